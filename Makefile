@@ -1,0 +1,43 @@
+# Two commands to begin with: `make demo` and `make test`. Both set up the same .venv, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export DVC_NO_ANALYTICS := 1
+export DAGSTER_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lint dev bench slow setup
+
+demo: $(READY)  ## run the main job on the demo products; then open report/index.html
+	$(BIN)/defectory demo
+
+test: $(READY)  ## the quick suite
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## the proofs that need minutes and memory
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/defectory sync --check
+
+dev: $(READY)  ## the Dagster UI on 127.0.0.1:3000
+	$(BIN)/python -m pipelines.dev
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+setup: $(READY)
+
+# uv installs the locked set in seconds; it goes into the environment itself, so a system Python that
+# refuses pip is no obstacle. An existing uv is used to make the environment where `venv` has no pip.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.12, say" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { command -v uv >/dev/null && uv venv --seed --clear $(VENV); } || \
+	  { echo "make: $(PYTHON) has no venv module; install it (Debian: python3-venv) or uv" >&2; exit 2; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
