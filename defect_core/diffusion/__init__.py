@@ -1,0 +1,1 @@
+"""The diffusion mathematics that the methods share."""

@@ -1,0 +1,1 @@
+"""Methods that make synthetic image-mask pairs: one folder each, all behind one contract (`base`)."""

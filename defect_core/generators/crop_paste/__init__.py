@@ -1,0 +1,1 @@
+"""Crop and paste: the cheap baseline that every generator must beat."""

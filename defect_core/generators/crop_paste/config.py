@@ -1,0 +1,19 @@
+"""Settings and promises of crop-paste."""
+
+from pydantic import Field
+
+from defect_core.generators.registry import GeneratorConfig, Promises
+
+PROMISES = Promises(scope="product", keeps_background=True, predicts_mask=False, needs_mask=True, uses_backbone=False)
+
+
+class Config(GeneratorConfig):
+    """Settings of crop-paste.
+
+    Attributes:
+        feather: width in pixels of the soft edge inside the mask.
+        match_colour: share of the local colour difference between source and target that is removed, 0 to 1.
+    """
+
+    feather: float = Field(1.0, ge=0)
+    match_colour: float = Field(1.0, ge=0, le=1)

@@ -1,0 +1,331 @@
+"""Disentangled DDIM inversion as a generator: few-shot training of the U-Net, then inversion and drawing.
+
+Formulas stand in `inversion.py`; this file turns real examples into training views and requests into pairs.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from defect_core.backbones import Backbone
+from defect_core.data.augment import augment
+from defect_core.data.masks import downsample_mask
+from defect_core.diffusion.attention import control_regions, regions
+from defect_core.diffusion.ddim import add_noise, make_trajectory
+from defect_core.errors import InputError
+from defect_core.generators.base import (
+    Example,
+    Generator,
+    Image,
+    Mask,
+    SampleRequest,
+    SyntheticPair,
+    check_request,
+    read_description,
+    write_description,
+)
+from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
+from defect_core.generators.composite import composite
+from defect_core.generators.disentangled_inversion.config import PROMISES, Config
+from defect_core.generators.disentangled_inversion.inversion import draw, invert, masked_loss, sample_noise
+from defect_core.generators.disentangled_inversion.refinement import refine_by_attention, refine_by_difference
+from defect_core.generators.registry import GeneratorConfig
+from defect_core.training import train
+
+CONTEXT_JITTER = (0.8, 1.4)
+
+
+class DisentangledInversion(Generator):
+    """One U-Net per product, tuned on all its defects; VAE and text encoder stay frozen."""
+
+    name = "disentangled-inversion"
+    promises = PROMISES
+
+    def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str]) -> None:
+        self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
+        self.losses: list[float] = []
+        self._control = control_regions(backbone.denoiser)
+
+    @classmethod
+    def create(cls, config: GeneratorConfig, backbone: Backbone) -> "DisentangledInversion":
+        assert isinstance(config, Config)
+        return cls(backbone, config, "", ())
+
+    def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
+        defective = [example for example in examples if example.mask is not None]
+        if not defective:
+            raise InputError("disentangled-inversion: no defect examples to learn from; expected at least one")
+        self.product = defective[0].product
+        self.defects = tuple(sorted({example.defect for example in defective}))
+        bank = self._encode_views(defective, np.random.default_rng(seed))
+        backbone, denoiser, prompts = self.backbone, self.backbone.denoiser, self._prompts()
+        denoiser.requires_grad_(True)
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            chosen = torch.randint(len(bank.latents), (self.config.batch_size,), generator=generator)
+            noise = torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator)
+            times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
+            latents, mask = self._move(bank.latents[chosen]), self._move(bank.masks[chosen])
+            noise, levels = self._move(noise), backbone.schedule[times]
+            noised = add_noise(latents, noise, levels)
+            inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
+            outside = prompts.background.expand(2 * len(chosen), -1, -1)
+            with regions(self._control, outside, torch.cat([mask, mask])):
+                # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
+                both = denoiser(
+                    torch.cat([noised, (1 - mask) * noised]), self._move(torch.cat([times, times])), inside
+                ).sample
+            defect_noise, background_noise = both.chunk(2)
+            return masked_loss(noise, defect_noise, background_noise, mask, self.config.balance)
+
+        self.losses = train(
+            denoiser,
+            loss,
+            steps=self.config.steps,
+            learning_rate=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            seed=seed,
+            work_dir=work_dir,
+            label=f"fine-tuning {self.name} on {self.product}",
+        )
+        denoiser.requires_grad_(False)
+        _round_to_half(denoiser)
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        views = [self._view(request) for request in requests]
+        if not views:
+            return
+        canvases = _to_tensor([view.image for view in views])
+        mask = self._latent_masks([view.mask for view in views])
+        with torch.no_grad():
+            drawn, rebuilt, maps = self._generate(
+                self._move(canvases), self._move(mask), [r.defect for r in requests], [r.seed for r in requests]
+            )
+        for index, (request, view) in enumerate(zip(requests, views, strict=True)):
+            yield self._finish(request, view, drawn[index], rebuilt[index], mask[index, 0].numpy() > 0, maps[index])
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.half().contiguous() for name, tensor in self.backbone.denoiser.state_dict().items()}
+        save_file(state, folder / "unet.safetensors")
+        write_description(
+            folder,
+            self.name,
+            self.config,
+            product=self.product,
+            defects=list(self.defects),
+            backbone={"name": self.backbone.name, "digest": self.backbone.digest},
+        )
+        (folder / "training.json").write_text(json.dumps({"loss": self.losses}) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone) -> "DisentangledInversion":
+        described = read_description(folder, cls.name)
+        if described["backbone"]["digest"] != backbone.digest:
+            raise InputError(
+                f"{folder}: was fitted on backbone {described['backbone']['name']!r} with other weights; "
+                f"expected those of {backbone.name!r}: run the finetune stage again"
+            )
+        config = Config.model_validate(described["config"])
+        made = cls(backbone, config, described["product"], described["defects"])
+        backbone.denoiser.load_state_dict({k: v.float() for k, v in load_file(folder / "unet.safetensors").items()})
+        backbone.denoiser.requires_grad_(False).eval()
+        return made
+
+    # training views
+
+    def _encode_views(self, examples: Sequence[Example], rng: np.random.Generator) -> "_Bank":
+        """Every example from several windows and turns, encoded once: the VAE is frozen."""
+        images, masks, defects = [], [], []
+        for example in examples:
+            for _ in range(self.config.variants):
+                context = max(1.0, self.config.context * rng.uniform(*CONTEXT_JITTER))
+                window = choose_window(example.mask, self.config.canvas, context, self.config.min_side, rng)
+                image = show_image(example.image, window, self.backbone.resolution)
+                mask = show_mask(example.mask, window, self.backbone.resolution)
+                image, mask = augment(image, mask, rng)
+                images.append(image)
+                masks.append(mask)
+                defects.append(self.defects.index(example.defect))
+        with torch.no_grad():
+            latents = [self.backbone.encode(self._move(_to_tensor(images[i : i + 16]))).cpu()
+                       for i in range(0, len(images), 16)]
+        return _Bank(torch.cat(latents), self._latent_masks(masks), torch.tensor(defects))
+
+    # sampling
+
+    def _generate(
+        self, canvases: Tensor, mask: Tensor, defects: Sequence[str], seeds: list[int]
+    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray | None]]:
+        config, backbone, prompts = self.config, self.backbone, self._prompts()
+        trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
+        count = len(canvases)
+        outside = prompts.background.expand(count, -1, -1)
+        hole = prompts.hole.expand(count, -1, -1)
+        inside = prompts.defect[[self.defects.index(defect) for defect in defects]]
+        tokens = prompts.tokens[[self.defects.index(defect) for defect in defects]]
+        kept: list[Tensor] = []
+
+        def predict(latents: Tensor, time: Tensor, text: Tensor, watch: Tensor | None = None) -> Tensor:
+            with regions(self._control, outside, mask, watch) as control:
+                noise = backbone.denoiser(latents, time.to(latents.device), text).sample
+            kept.extend(_same_size(control.maps, mask.shape[-1]))
+            return noise
+
+        def background(latents: Tensor, time: Tensor) -> Tensor:
+            return predict(latents, time, hole)
+
+        def defect(latents: Tensor, time: Tensor) -> Tensor:
+            noise = predict(latents, time, inside, tokens if config.refinement == "attention" else None)
+            if config.guidance_scale == 1:
+                return noise
+            plain = predict(latents, time, hole)
+            return plain + config.guidance_scale * (noise - plain)
+
+        clean = backbone.encode(canvases)
+        start = self._move(sample_noise(seeds, tuple(clean.shape[1:])))
+        inverted = invert(clean, mask, background, trajectory)
+        again = background if config.mode == "paper" else None
+        drawn = backbone.decode(draw(inverted, mask, start, defect, again, trajectory))
+        rebuilt = backbone.decode(clean)
+        averaged = torch.stack(kept).mean(0).cpu().numpy() if kept else [None] * count
+        return _to_pixels(drawn), _to_pixels(rebuilt), list(averaged)
+
+    def _finish(
+        self,
+        request: SampleRequest,
+        view: "_View",
+        drawn: np.ndarray,
+        rebuilt: np.ndarray,
+        cells: Mask,
+        attention: np.ndarray | None,
+    ) -> SyntheticPair:
+        back = bring_back(drawn, view.window)
+        allowed = view.mask_at(cells)
+        soft = None
+        if self.config.refinement == "difference":
+            mask, soft = refine_by_difference(back, bring_back(rebuilt, view.window), allowed)
+        elif self.config.refinement == "attention":
+            mask, soft = refine_by_attention(attention, allowed & request.mask[view.window.slices])
+        else:
+            mask = request.mask[view.window.slices].copy()
+        if not mask.any():
+            mask = request.mask[view.window.slices].copy()
+        full_mask = np.zeros_like(request.mask)
+        full_mask[view.window.slices] = mask
+        full = request.normal_image.astype(np.float32)
+        full[view.window.slices] = back
+        image = composite(request.normal_image, full, full_mask, self.config.feather)
+        full_soft = None
+        if soft is not None:
+            full_soft = np.zeros(request.mask.shape, np.float32)
+            full_soft[view.window.slices] = soft
+        return SyntheticPair(request.sample_id, image, full_mask, full_soft, {"prompt": self._prompt(request.defect)})
+
+    def _view(self, request: SampleRequest) -> "_View":
+        check_request(request, self.defects)
+        window = choose_window(request.mask, self.config.canvas, self.config.context, self.config.min_side)
+        resolution = self.backbone.resolution
+        return _View(
+            window,
+            show_image(request.normal_image, window, resolution),
+            show_mask(request.mask, window, resolution),
+        )
+
+    # texts and tensors
+
+    def _prompt(self, defect: str) -> str:
+        return self.config.defect_prompt.format(defect=_words(defect), product=_words(self.product))
+
+    def _prompts(self) -> "_Prompts":
+        encode = self.backbone.encode_text
+        with torch.no_grad():
+            defect = encode([self._prompt(name) for name in self.defects])
+            background = encode([self.config.background_prompt.format(product=_words(self.product))])
+            hole = encode([self.config.hole_prompt])
+        marked = [_token_mask(self.backbone.tokenizer, self._prompt(n), _words(n), defect.shape[1]) for n in self.defects]
+        return _Prompts(defect, background, hole, torch.stack(marked).to(defect.device))
+
+    def _latent_masks(self, masks: Sequence[Mask]) -> Tensor:
+        small = [downsample_mask(mask, self.backbone.latent_size, "max") for mask in masks]
+        return torch.from_numpy(np.stack(small)).float()[:, None]
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        parameter = next(self.backbone.denoiser.parameters())
+        if tensor.is_floating_point():
+            return tensor.to(parameter.device, parameter.dtype)
+        return tensor.to(parameter.device)
+
+
+METHOD = DisentangledInversion
+
+
+@dataclass(frozen=True)
+class _Bank:
+    latents: Tensor
+    masks: Tensor
+    defects: Tensor
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    defect: Tensor
+    background: Tensor
+    hole: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class _View:
+    window: Window
+    image: Image
+    mask: Mask
+
+    def mask_at(self, cells: Mask) -> Mask:
+        """The latent cells that were drawn, at the window's own size."""
+        return bring_back(np.kron(cells, np.ones((8, 8), np.float32)), self.window) > 0.5
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("-", " ")
+
+
+def _token_mask(tokenizer: Any, prompt: str, word: str, length: int) -> Tensor:
+    """Which token positions of a prompt spell the defect's name (bool [length]; position 0 is the start token)."""
+    before = tokenizer(prompt[: prompt.index(word)].strip(), add_special_tokens=False)["input_ids"]
+    spelled = tokenizer(word, add_special_tokens=False)["input_ids"]
+    marked = torch.zeros(length, dtype=torch.bool)
+    marked[1 + len(before) : 1 + len(before) + len(spelled)] = True
+    return marked
+
+
+def _to_tensor(images: Sequence[Image]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _to_pixels(images: Tensor) -> np.ndarray:
+    return ((images.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _same_size(maps: list[Tensor], side: int) -> list[Tensor]:
+    """Attention maps of the two finest layers' sizes, brought to the latent side (brief §6.3 step 5)."""
+    finest = sorted({part.shape[-1] for part in maps})[-2:]
+    return [
+        torch.nn.functional.interpolate(part[:, None].float(), size=(side, side), mode="bilinear")[:, 0]
+        for part in maps
+        if part.shape[-1] in finest
+    ]
+
+
+def _round_to_half(module: torch.nn.Module) -> None:
+    """Weights are saved in half precision; rounding them now makes save -> load change nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.half().to(parameter.dtype))

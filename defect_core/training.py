@@ -1,0 +1,117 @@
+"""The training loop: accelerate for the device, progress, checkpoints without pickle, exact resume.
+
+Step i draws all its randomness from a generator seeded by (seed, i), so a run killed anywhere and started again
+ends with the same weights as an undisturbed one; nothing but weights, optimiser moments and a step number is kept.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from defect_core.progress import track
+
+Loss = Callable[[int, torch.Generator], Tensor]
+
+
+def train(
+    module: nn.Module,
+    loss: Loss,
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    work_dir: Path,
+    label: str,
+    checkpoint_every: int = 100,
+    warmup: int = 20,
+    max_grad_norm: float = 1.0,
+) -> list[float]:
+    """Minimise `loss` over the module's parameters that require a gradient, with AdamW and a cosine schedule.
+
+    Args:
+        module: trained in place, on the device accelerate chooses.
+        loss: (step, generator on the CPU) -> scalar tensor.
+        steps, learning_rate, weight_decay, warmup, max_grad_norm: as in AdamW with linear warm-up, cosine to 0.
+        seed: decides every draw.
+        work_dir: holds the checkpoint; a later call with the same folder goes on from there.
+        label: shown with the progress.
+        checkpoint_every: steps between checkpoints.
+
+    Returns:
+        The loss of every step.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", dict(zip(names, trained, strict=True)), optimiser)
+    done, losses = checkpoint.restore()
+    module, optimiser = accelerator.prepare(module, optimiser)
+    module.train()
+    for step in track(range(done, steps), label):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * _rate(step, steps, warmup)
+        value = loss(step, step_generator(seed, step))
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(trained, max_grad_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(round(float(value.detach()), 6))
+        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            checkpoint.save(step + 1, losses)
+    module.eval()
+    return losses
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of one training step; a large odd factor keeps neighbouring seeds apart."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (2**63 - 1))
+
+
+def _rate(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class _Checkpoint:
+    """Weights and AdamW moments in one safetensors file, step and losses in its header; replaced in one move."""
+
+    def __init__(self, file: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW) -> None:
+        self.file, self.parameters, self.optimiser = file, parameters, optimiser
+
+    def save(self, step: int, losses: list[float]) -> None:
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"weight.{name}"] = parameter.detach().contiguous()
+            for key, value in self.optimiser.state[parameter].items():
+                tensors[f"{key}.{name}"] = torch.as_tensor(value).contiguous()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.file.with_suffix(".new")
+        save_file(tensors, fresh, metadata={"step": str(step), "losses": json.dumps(losses)})
+        os.replace(fresh, self.file)
+
+    def restore(self) -> tuple[int, list[float]]:
+        if not self.file.is_file():
+            return 0, []
+        with safe_open(self.file, "pt") as stored:
+            facts = stored.metadata()
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(stored.get_tensor(f"weight.{name}"))
+                    self.optimiser.state[parameter] = {
+                        "step": stored.get_tensor(f"step.{name}"),
+                        "exp_avg": stored.get_tensor(f"exp_avg.{name}").to(parameter.device),
+                        "exp_avg_sq": stored.get_tensor(f"exp_avg_sq.{name}").to(parameter.device),
+                    }
+        return int(facts["step"]), json.loads(facts["losses"])

@@ -1,0 +1,52 @@
+"""The canvas: where it lies, and what goes through it and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defect_core.generators.canvas import bring_back, choose_window, show_image, show_mask
+
+
+def _box_mask(height, width, top, left, tall, wide):
+    mask = np.zeros((height, width), bool)
+    mask[top : top + tall, left : left + wide] = True
+    return mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_local_window_lies_in_the_image_and_holds_the_whole_mask(data):
+    height, width = data.draw(st.integers(20, 300)), data.draw(st.integers(20, 300))
+    tall, wide = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - tall)), data.draw(st.integers(0, width - wide))
+    mask = _box_mask(height, width, top, left, tall, wide)
+    rng = data.draw(st.sampled_from([None, np.random.default_rng(0)]))
+    window = choose_window(mask, "local", 2.0, 32, rng)
+    assert 0 <= window.top and window.top + window.height <= height
+    assert 0 <= window.left and window.left + window.width <= width
+    assert mask[window.slices].sum() == mask.sum()
+    assert window.height >= min(32, height) and window.width >= min(32, width)
+
+
+def test_a_whole_canvas_is_the_image():
+    mask = _box_mask(50, 80, 3, 4, 5, 6)
+    window = choose_window(mask, "whole", 2.0, 32)
+    assert (window.height, window.width) == (50, 80)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (700, 500), (60, 90)])
+def test_a_one_pixel_defect_stays_on_the_canvas(size):
+    mask = _box_mask(*size, 17, 23, 1, 1)
+    for kind in ("local", "whole"):
+        shown = show_mask(mask, choose_window(mask, kind, 2.5, 48), 128)
+        assert shown.shape == (128, 128) and shown.any()
+
+
+def test_a_smooth_image_survives_the_way_there_and_back():
+    rows, columns = np.mgrid[0:90, 0:70]
+    image = np.stack([rows * 2, columns * 3, rows + columns], -1).astype(np.uint8)
+    window = choose_window(_box_mask(90, 70, 30, 30, 10, 10), "local", 3.0, 48)
+    back = bring_back(show_image(image, window, 128).astype(np.float32), window)
+    assert back.shape == (window.height, window.width, 3)
+    assert np.abs(back - image[window.slices]).mean() < 1.5

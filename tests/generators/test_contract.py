@@ -1,0 +1,193 @@
+"""The promises every generator declares, held against every registered generator."""
+
+import dataclasses
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+from defect_core.backbones import load_backbone
+from defect_core.errors import InputError
+from defect_core.generators import registry
+from defect_core.generators.base import Example, SampleRequest, derive_seed
+from defect_core.generators.registry import generator_class, generator_config, generator_names, generator_promises
+
+QUICK = {"disentangled-inversion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3}}
+DEFECTS = ("dent", "scratch")
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(4):
+        made.append(Example("plate", "good", _plate(rng), None, f"good/{number}.png"))
+    for defect, value in zip(DEFECTS, (30, 230), strict=True):
+        for number in range(3):
+            image, mask = _plate(rng), np.zeros((96, 112), bool)
+            top, left = rng.integers(10, 60, 2)
+            mask[top : top + 14, left : left + (6 if defect == "scratch" else 14)] = True
+            image[mask] = value
+            made.append(Example("plate", defect, image, mask, f"{defect}/{number}.png"))
+    return made
+
+
+def _plate(rng):
+    shade = np.linspace(90, 150, 112)[None, :, None] + rng.normal(0, 4, (96, 112, 3))
+    return np.clip(shade, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", params=generator_names())
+def fitted(request, examples, tmp_path_factory):
+    """A generator after a short fit, its saved folder, and its name."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    generator = _fit(name, examples, folder / "work")
+    generator.save(folder / "saved")
+    return name, generator, folder
+
+
+def _fit(name, examples, work):
+    config = generator_config(name, QUICK.get(name, {}))
+    generator = generator_class(name).create(config, _backbone(name))
+    generator.fit(examples, work, seed=1)
+    return generator
+
+
+def _backbone(name):
+    return load_backbone("embedded") if generator_promises(name).uses_backbone else None
+
+
+def _requests(examples, count, name="x"):
+    normals = [e for e in examples if e.mask is None]
+    defective = [e for e in examples if e.mask is not None]
+    requests = []
+    for index in range(count):
+        source = defective[index % len(defective)]
+        requests.append(
+            SampleRequest(
+                sample_id=f"{source.defect}-{index}",
+                product="plate",
+                defect=source.defect,
+                seed=derive_seed(0, "plate", name, source.defect, index),
+                normal_image=normals[index % len(normals)].image,
+                mask=source.mask,
+                source=source,
+                warped=source.image,
+            )
+        )
+    return requests
+
+
+def test_masks_are_nonempty_and_of_the_image_size(fitted, examples):
+    _, generator, _ = fitted
+    requests = _requests(examples, 3)
+    pairs = list(generator.sample(requests))
+    assert [pair.sample_id for pair in pairs] == [request.sample_id for request in requests]
+    for request, pair in zip(requests, pairs, strict=True):
+        assert pair.image.shape == request.normal_image.shape and pair.image.dtype == np.uint8
+        assert pair.mask.shape == request.normal_image.shape[:2] and pair.mask.dtype == bool
+        assert pair.mask.any()
+
+
+def test_background_is_untouched_where_promised(fitted, examples):
+    _, generator, _ = fitted
+    if not generator.promises.keeps_background:
+        pytest.skip("promises no untouched background")
+    for request, pair in zip(_requests(examples, 3), generator.sample(_requests(examples, 3)), strict=True):
+        assert (pair.image[~pair.mask] == request.normal_image[~pair.mask]).all()
+
+
+def test_the_given_mask_is_the_mask_unless_it_predicts_its_own(fitted, examples):
+    _, generator, _ = fitted
+    if generator.promises.predicts_mask:
+        pytest.skip("predicts its own mask")
+    for request, pair in zip(_requests(examples, 3), generator.sample(_requests(examples, 3)), strict=True):
+        assert (pair.mask == request.mask).all()
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(fitted, examples):
+    name, generator, _ = fitted
+    requests = _requests(examples, 4)
+    together = list(generator.sample(requests))
+    alone = [next(iter(generator.sample([request]))) for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        # another batch size may round the last bit otherwise: one grey level at most
+        assert np.abs(one.image.astype(int) - other.image.astype(int)).max() <= 1
+        assert (one.mask != other.mask).sum() <= 2
+    again = list(generator.sample(requests))
+    assert all((a.image == b.image).all() and (a.mask == b.mask).all() for a, b in zip(together, again, strict=True))
+    if name != "crop-paste":  # crop-paste draws nothing at random
+        other = next(iter(generator.sample([dataclasses.replace(requests[0], seed=99)])))
+        assert (other.image != together[0].image).any()
+
+
+def test_save_and_load_give_the_same_samples(fitted, examples):
+    name, generator, folder = fitted
+    before = list(generator.sample(_requests(examples, 2)))
+    loaded = generator_class(name).load(folder / "saved", _backbone(name))
+    for one, other in zip(before, loaded.sample(_requests(examples, 2)), strict=True):
+        assert (one.image == other.image).all() and (one.mask == other.mask).all()
+
+
+def test_fitting_again_writes_the_same_bytes(fitted, examples):
+    name, _, folder = fitted
+    _fit(name, examples, folder / "work2").save(folder / "again")
+    for path in (folder / "saved").iterdir():
+        assert path.read_bytes() == (folder / "again" / path.name).read_bytes(), path.name
+    text = (folder / "saved" / "generator.json").read_text()
+    assert str(folder) not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"defect": "rust"}, "defect 'rust' was not fitted; expected one of dent, scratch"),
+        ({"mask": None}, "expected a normal image and a mask"),
+        ({"mask": np.zeros((96, 112), bool)}, "the mask is empty"),
+        ({"mask": np.ones((5, 5), bool)}, "expected the same size"),
+    ],
+)
+def test_a_request_it_cannot_answer_is_refused_with_one_line(fitted, examples, change, message):
+    _, generator, _ = fitted
+    if not generator.promises.needs_mask and "mask" in change:
+        pytest.skip("needs no mask")
+    request = dataclasses.replace(_requests(examples, 1)[0], **change)
+    with pytest.raises(InputError, match=message):
+        list(generator.sample([request]))
+
+
+def test_another_methods_folder_is_refused(fitted, tmp_path):
+    name, _, _ = fitted
+    with pytest.raises(InputError, match="expected a folder written by the finetune stage"):
+        generator_class(name).load(tmp_path, _backbone(name))
+    (tmp_path / "generator.json").write_text('{"generator": "other"}')
+    with pytest.raises(InputError, match="was written by 'other'"):
+        generator_class(name).load(tmp_path, _backbone(name))
+
+
+def test_other_weights_are_refused(fitted, examples):
+    name, _, folder = fitted
+    if not generator_promises(name).uses_backbone:
+        pytest.skip("uses no backbone")
+    backbone = _backbone(name)
+    backbone.digest = "0" * 64
+    with pytest.raises(InputError, match="other weights"):
+        generator_class(name).load(folder / "saved", backbone)
+
+
+def test_seeds_differ_in_every_part_of_their_address():
+    base = (0, "p", "g", "d", 1)
+    addresses = [base, (1, "p", "g", "d", 1), (0, "q", "g", "d", 1), (0, "p", "h", "d", 1), (0, "p", "g", "e", 1),
+                 (0, "p", "g", "d", 2)]
+    seeds = {derive_seed(*address) for address in addresses}
+    assert len(seeds) == len(addresses) and all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(0, "ab", "c", "d", 1) != derive_seed(0, "a", "bc", "d", 1)
+
+
+def test_a_third_party_package_registers_by_entry_point(monkeypatch):
+    entry = EntryPoint("ours-too", "defect_core.generators.crop_paste", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    assert "ours-too" in generator_names()
+    assert generator_class("ours-too").name == "crop-paste"
+    assert generator_promises("ours-too").keeps_background
