@@ -1,0 +1,158 @@
+"""The `defectory` command. Everything heavy is imported inside the commands, so that help answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from defect_core.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A factory for defects: synthetic image-mask pairs, scored, versioned and proven on a segmenter.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Axis = Annotated[Optional[str], typer.Option()]  # noqa: UP045 - typer reads it at run time
+
+
+def main() -> None:
+    """Run the command; a mistake of the user is one line on standard error and exit status 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"defectory: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("defectory: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="An empty or new folder.")]) -> None:
+    """Lay down a project: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""
+    from defect_core.scaffold import init_project
+
+    init_project(folder)
+    print(f"{folder}: a project. Next: cd {folder} && defectory add-product NAME PATH && defectory run")
+
+
+@app.command("add-product")
+def add_product(
+    name: str,
+    path: Annotated[str, typer.Argument(help="Folder with the images, or `demo` for a built-in product.")],
+    layout: Annotated[str, typer.Option(help="auto, mvtec, folder or demo.")] = "auto",
+    option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--option", "-o", help="An option of the layout, KEY=VALUE (VALUE may be a JSON list)."),
+    ] = None,
+    empty_masks: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="error or leave_out: what to do with a defect image whose mask is empty."),
+    ] = None,
+) -> None:
+    """Check a product's real images, take them in and add it to params.yaml. Nothing changes if a check fails."""
+    from defect_core.project import Project
+    from defect_core.scaffold import add_product as add
+
+    summary = add(Project.find(), name, path, layout, option or [], empty_masks)
+    print(f"{name}: {summary['good']} good images, " + ", ".join(f"{n} {d}" for d, n in summary["defects"].items()))
+    for line in summary["notes"]:
+        print(f"  {line}")
+
+
+@app.command()
+def sync(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail when something is out of date.")] = False,
+) -> None:
+    """Render dvc.yaml again after params.yaml gained or lost a product, generator or arm."""
+    from defect_core import dvcfile
+    from defect_core.project import Project
+
+    project = Project.find()
+    if check:
+        if project.path("dvc.yaml").read_text(encoding="utf-8") != dvcfile.render(project):
+            raise InputError("dvc.yaml: out of date with params.yaml and the stage table; run `defectory sync`")
+        return
+    changed = dvcfile.sync(project)
+    print(", ".join(changed) + " written" if changed else "up to date")
+
+
+@app.command()
+def run(
+    product: Annotated[Optional[list[str]], typer.Option(help="Only these products.")] = None,  # noqa: UP045
+    generator: Annotated[Optional[list[str]], typer.Option(help="Only these generators.")] = None,  # noqa: UP045
+) -> None:
+    """Bring everything up to date with `dvc repro`, then print the leaderboard and what each stage took."""
+    from defect_core.factory import run_all
+    from defect_core.project import Project
+
+    sys.exit(run_all(Project.find(), product or [], generator or []))
+
+
+@app.command()
+def demo() -> None:
+    """Run the project's whole graph and show the leaderboard and where the report is."""
+    from defect_core.factory import run_all
+    from defect_core.project import Project
+
+    sys.exit(run_all(Project.find(), [], []))
+
+
+@app.command()
+def stage(name: str, product: Axis = None, generator: Axis = None, arm: Axis = None) -> None:
+    """Do one stage instance's work here and now; what dvc.yaml calls."""
+    from defect_core.factory import run_one
+    from defect_core.project import Project
+
+    run_one(Project.find(), name, product=product, generator=generator, arm=arm)
+
+
+@app.command()
+def leaderboard(as_json: Json = False) -> None:
+    """Print the last leaderboard."""
+    from defect_core.project import Project
+    from defect_core.report.table import print_leaderboard, read_leaderboard
+
+    board = read_leaderboard(Project.find())
+    print(json.dumps(board, indent=2)) if as_json else print_leaderboard(board)
+
+
+@app.command()
+def score(
+    real: Annotated[Path, typer.Option(help="Folder with real images.")],
+    generated: Annotated[Path, typer.Option(help="Folder with generated images.")],
+    image_size: Annotated[int, typer.Option(help="Side in pixels both are brought to.")] = 128,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Score any folder of generated images against any folder of real ones; no project needed."""
+    from defect_core.steps.score import score_folders
+
+    result = score_folders(real, generated, image_size, seed)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    from defect_core.report.table import print_scores
+
+    print_scores(result)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, which weights are at hand, and whether the project is sound."""
+    from defect_core.scaffold import examine
+
+    facts = examine()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, fact in facts.items():
+        print(f"{name:28} {fact}")
+
+
+if __name__ == "__main__":
+    main()

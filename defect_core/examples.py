@@ -1,0 +1,37 @@
+"""What the stages load from a project: real images in memory, and the backbone."""
+
+from typing import Any
+
+from defect_core.data.records import Record, load_image, load_mask, read_records
+from defect_core.generators.base import Example
+from defect_core.generators.registry import generator_promises
+from defect_core.project import Project
+
+
+def split_records_of(project: Project, product: str, split: str) -> list[Record]:
+    """The records of a product that belong to one side of its split (`train` or `test`)."""
+    return [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.split == split]
+
+
+def load_examples(project: Project, product: str, split: str) -> list[Example]:
+    """All images of one side of the split with their masks, in the order of the records."""
+    return [load_example(project, record) for record in split_records_of(project, product, split)]
+
+
+def load_example(project: Project, record: Record) -> Example:
+    """One record's image and mask."""
+    raw = project.path(f"data/raw/{record.product}")
+    mask = None if record.mask is None else load_mask(raw / record.mask)
+    return Example(record.product, record.defect, load_image(raw / record.image), mask, record.image)
+
+
+def open_backbone(project: Project, generator: str) -> Any:
+    """The project's backbone on this machine's accelerator, else its CPU; None for a generator that uses none."""
+    if not generator_promises(generator).uses_backbone:
+        return None
+    import torch
+
+    from defect_core.backbones import load_backbone
+
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return load_backbone(project.params.backbone, device=device)

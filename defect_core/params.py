@@ -1,0 +1,165 @@
+"""The typed, validated view of a project's params.yaml.
+
+Every mistake in the file is an `InputError` of one line that names the field and what is expected.
+Nothing here imports torch: Dagster and the command line read the parameters at start-up.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from defect_core.data.records import check_name
+from defect_core.errors import InputError
+from defect_core.generators.registry import generator_config, generator_names
+
+BASELINE_ARM = "real_only"
+MIX_ARM = "mix"
+
+
+class Strict(BaseModel):
+    """A section of params.yaml: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Strict):
+    """Where a product's real images come from.
+
+    `layout: demo` needs no path; `options` are those of the layout (see `defect_core.data.layouts`); `empty_masks`
+    says what to do with a defect image whose mask is empty.
+    """
+
+    path: str | None = None
+    layout: str = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+    empty_masks: Literal["error", "leave_out"] = "error"
+
+
+class Ingest(Strict):
+    """How real images are taken in: the least number of usable examples of a defect type."""
+
+    min_per_defect: int = Field(3, ge=2)
+
+
+class Split(Strict):
+    """Which real images train and which test; `fold` matters for `two_fold` only."""
+
+    policy: Literal["first_third", "half", "two_fold"] = "first_third"
+    fold: int = Field(0, ge=0, le=1)
+    min_train: int = Field(1, ge=1)
+
+
+class Synthesize(Strict):
+    """How many pairs are made per defect, and which of them are good enough.
+
+    `max_draws` bounds the requests per accepted pair; `min_change` is the least mean absolute change inside
+    the mask, in grey levels of 255, that still counts as a defect.
+    """
+
+    per_defect: int = Field(48, ge=1)
+    batch_size: int = Field(16, ge=1)
+    max_draws: float = Field(2.0, ge=1)
+    min_change: float = Field(2.0, ge=0)
+    min_area: int = Field(4, ge=1)
+
+
+class Score(Strict):
+    """How synthetic images are scored: the side in pixels that they are brought to."""
+
+    image_size: int = Field(128, ge=32)
+
+
+class Segment(Strict):
+    """The downstream judge: a segmentation network trained once per arm and seed."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    image_size: int = Field(128, ge=32)
+    steps: int = Field(120, ge=1)
+    batch_size: int = Field(8, ge=2)
+    learning_rate: float = Field(2e-3, gt=0)
+    frozen_stages: int = Field(3, ge=0)
+    synthetic_fraction: float = Field(0.5, ge=0, le=1)
+
+
+class Params(Strict):
+    """All of params.yaml."""
+
+    seed: int = Field(0, ge=0)
+    products: tuple[str, ...] = ()
+    sources: dict[str, Source] = Field(default_factory=dict)
+    generators: tuple[str, ...] = ("crop-paste", "disentangled-inversion")
+    arms: tuple[str, ...] = (BASELINE_ARM, "crop-paste", "disentangled-inversion")
+    backbone: str = "embedded"
+    ingest: Ingest = Field(default_factory=Ingest)
+    split: Split = Field(default_factory=Split)
+    finetune: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    synthesize: Synthesize = Field(default_factory=Synthesize)
+    score: Score = Field(default_factory=Score)
+    segment: Segment = Field(default_factory=Segment)
+
+    def generator_settings(self, name: str) -> Any:
+        """The validated config object of one generator (its own defaults where the file says nothing)."""
+        return generator_config(name, self.finetune.get(name) or {}, where="params.yaml: finetune")
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing, is no YAML mapping, or a field has a wrong type, value or name.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.name}: not found in {path.parent or '.'}; `defectory init DIR` lays down a project") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise InputError(f"{path.name}: expected a mapping of settings, found {type(raw).__name__}")
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path.name}: {_first_error(error)}") from None
+    _check(params, path.name)
+    return params
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown key; see docs/params.md for the known ones"
+    found = first.get("input")
+    return f"{field}: {first['msg'][0].lower() + first['msg'][1:]}, found {found!r}"
+
+
+def _check(params: Params, file: str) -> None:
+    for product in params.products:
+        check_name(product, f"{file}: products")
+        if product not in params.sources:
+            raise InputError(f"{file}: sources.{product}: missing; every product needs a source with path and layout")
+    for product in params.sources:
+        if product not in params.products:
+            raise InputError(f"{file}: products: {product!r} has a source but is not listed; add it or drop the source")
+    for field in ("products", "generators", "arms"):
+        values = getattr(params, field)
+        if len(set(values)) != len(values):
+            raise InputError(f"{file}: {field}: a name stands twice; expected each once")
+    if not params.segment.seeds:
+        raise InputError(f"{file}: segment.seeds: empty; expected at least one seed")
+    for field, names in (("generators", params.generators), ("finetune", params.finetune)):
+        for name in names:
+            if name not in generator_names():
+                raise InputError(
+                    f"{file}: {field}: generator {name!r} is unknown; expected one of {', '.join(generator_names())}"
+                )
+            params.generator_settings(name)
+    for arm in params.arms:
+        if arm not in (BASELINE_ARM, MIX_ARM, *params.generators):
+            raise InputError(
+                f"{file}: arms: unknown arm {arm!r}; expected {BASELINE_ARM}, {MIX_ARM} or one of generators"
+            )

@@ -1,0 +1,1 @@
+"""What people look at: the leaderboard, contact sheets, and the HTML report."""

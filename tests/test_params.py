@@ -1,0 +1,61 @@
+"""params.yaml: every mistake is one line that names the field and what is expected."""
+
+import pytest
+import yaml
+
+from defect_core.errors import InputError
+from defect_core.params import load_params
+
+GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sed": 1}, "sed: unknown key"),
+        ({"seed": "many"}, "seed: input should be a valid integer"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
+        ({"split": {"policy": "thirds"}}, "split.policy: input should be 'first_third', 'half' or 'two_fold'"),
+        ({"synthesize": {"per_defects": 3}}, "synthesize.per_defects: unknown key"),
+        ({"segment": {"seeds": []}}, "segment.seeds: empty"),
+        ({"segment": {"seeds": ["x"]}}, "segment.seeds.0"),
+        ({"generators": ["paint"]}, "generators: generator 'paint' is unknown; expected one of crop-paste"),
+        ({"generators": ["crop-paste", "crop-paste"]}, "generators: a name stands twice"),
+        ({"arms": ["real"]}, "arms: unknown arm 'real'; expected real_only"),
+        ({"finetune": {"crop-paste": {"steps": 3}}}, "finetune.crop-paste.steps: unknown key; expected one of feather"),
+        ({"finetune": {"disentangled-inversion": {"steps": 0}}}, "finetune.disentangled-inversion.steps"),
+        ({"products": ["a", "b"]}, "sources.b: missing"),
+        ({"products": []}, "products: 'a' has a source but is not listed"),
+        ({"products": ["a/b"], "sources": {"a/b": {}}}, "products"),
+        ({"products": [".."], "sources": {"..": {}}}, "products"),
+        ({"products": ["a|b"], "sources": {"a|b": {}}}, "products"),
+        ({"products": ["  "], "sources": {"  ": {}}}, "products"),
+        ({"sources": {"a": {"path": 3}}}, "sources.a.path"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, change, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **change}))
+    with pytest.raises(InputError) as caught:
+        load_params(path)
+    text = str(caught.value)
+    assert text.startswith("params.yaml: ") and message in text and "\n" not in text
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a", "expected a mapping")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_params(path)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(InputError, match="defectory init"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("")
+    assert load_params(path).generators == ("crop-paste", "disentangled-inversion")

@@ -1,0 +1,152 @@
+"""The Stage table: its graph, its code lists, and the dvc.yaml rendered from it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from defect_core import dvcfile
+from defect_core.errors import InputError
+from defect_core.params import Params
+from defect_core.project import Project
+from defect_core.stages import STAGES, code_root, find_instance, instances
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Modules that carry values and messages but decide no result; parameters are tracked by DVC itself.
+CARRIERS = {
+    "defect_core", "defect_core.errors", "defect_core.params", "defect_core.progress", "defect_core.project",
+    "defect_core.stages", "defect_core.steps", "defect_core.generators", "defect_core.generators.registry",
+    "defect_core.data", "defect_core.backbones",
+}
+
+
+@pytest.fixture
+def params():
+    return Params(products=("a", "b"), sources={"a": {"path": "x"}, "b": {"layout": "demo"}},
+                  arms=("real_only", "crop-paste", "mix"))
+
+
+def _cells(params):
+    return [cell for stage in STAGES for cell in instances(stage, params)]
+
+
+def test_every_input_is_written_by_a_stage_named_in_after_or_is_raw_material(params):
+    writers = {}
+    for cell in _cells(params):
+        for path in (*cell.outputs, *cell.metrics):
+            assert path not in writers, "two instances write one file"
+            writers[path] = cell.stage.name
+    for cell in _cells(params):
+        for path in cell.inputs:
+            near = {name for out, name in writers.items() if _overlap(out, path)}
+            if cell.stage.name == "ingest":
+                assert not near
+            else:
+                assert near and near <= set(cell.stage.after), (cell.address, path, near)
+
+
+def _overlap(one, other):
+    return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
+
+
+def test_stages_stand_in_an_order_in_which_they_can_run():
+    seen = set()
+    for stage in STAGES:
+        assert set(stage.after) <= seen
+        seen.add(stage.name)
+
+
+@pytest.mark.parametrize("cell", _cells(Params(products=("a",), sources={"a": {"layout": "demo"}})),
+                         ids=lambda cell: cell.address)
+def test_the_code_list_covers_what_the_stage_imports(cell):
+    listed = [code_root() / path for path in cell.code]
+    for path in listed:
+        assert path.exists(), f"{cell.address} lists {path.name}, which does not exist"
+    start = [f"defect_core.steps.{cell.stage.name}"]
+    if "{code}" in cell.stage.code:
+        package = cell.fields["code"].replace("/", ".")
+        start += [f"{package}.config", f"{package}.generator"]
+    for module in sorted(_reached(start)):
+        file = _file(module)
+        assert any(file == path or file.is_relative_to(path) for path in listed), f"{cell.address} imports {module}"
+
+
+def _reached(start):
+    todo, seen = list(start), set()
+    while todo:
+        module = todo.pop()
+        if module in seen or module in CARRIERS:
+            continue
+        seen.add(module)
+        for node in ast.walk(ast.parse(_file(module).read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            todo += [name for name in names if name.startswith("defect_core") and _file(name)]
+    return seen
+
+
+def _file(module):
+    path = code_root() / module.replace(".", "/")
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def test_the_library_imports_neither_dagster_nor_dvc():
+    for path in (code_root() / "defect_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] in ("dagster", "dvc", "pipelines") for name in names), path
+
+
+def test_this_repository_is_a_project_whose_dvc_yaml_agrees_with_the_table():
+    project = Project(REPOSITORY)
+    assert project.path("dvc.yaml").read_text(encoding="utf-8") == dvcfile.render(project)
+
+
+def test_dvc_yaml_names_every_instance_with_its_paths(params, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    stages = yaml.safe_load(dvcfile.render(Project(tmp_path)))["stages"]
+    for cell in _cells(params):
+        block = stages[cell.stage.name]
+        body = block["do"] if cell.stage.grid else block
+        fields = block["foreach"][cell.key] if cell.stage.grid else {}
+        filled = [_fill(path, fields) for path in body["deps"]]
+        assert filled == cell.inputs, cell.address
+        assert [_fill(path, fields) for path in body.get("outs", [])] == cell.outputs
+        assert f"defectory stage {cell.stage.name}" in body["cmd"]
+
+
+def _fill(text, fields):
+    for name, value in fields.items():
+        text = text.replace(f"${{item.{name}}}", value)
+    return text
+
+
+def test_names_that_would_collide_are_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({"products": ["a", "a-crop"], "sources": {"a": {"path": "x"}, "a-crop": {"path": "y"}}})
+    )
+    dvcfile.render(Project(tmp_path))  # different keys: fine
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "message"),
+    [
+        ("bake", {}, "stage 'bake' is unknown; expected one of ingest"),
+        ("ingest", {}, "expected --product"),
+        ("ingest", {"product": "c"}, "product 'c' is not in params.yaml"),
+        ("ingest", {"product": "a", "arm": "mix"}, "has no arm"),
+        ("segment", {"product": "a", "arm": "seas"}, "arm 'seas' is not in params.yaml"),
+    ],
+)
+def test_a_wrong_instance_is_one_clear_line(params, name, axes, message):
+    with pytest.raises(InputError) as caught:
+        find_instance(name, params, **{"product": None, "generator": None, "arm": None, **axes})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
