@@ -82,7 +82,7 @@ def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list
         for cell in cells:
             if cell.key in seen:
                 raise InputError(
-                    f"params.yaml: {cell.fields} and {seen[cell.key].fields} make the same name {cell.key!r}; rename one"
+                    f"params.yaml: {cell.fields} and {seen[cell.key].fields} are both named {cell.key!r}; rename one"
                 )
             seen[cell.key] = cell
             fields = ", ".join(f"{name}: {_quote(cell.fields[name])}" for name in used)
@@ -97,7 +97,7 @@ def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list
     else:
         code = []
         address = f"{stage.name}@${{key}}" if stage.grid else stage.name
-        params.append(f"{CODE_FILE}: [\"{address}\"]")
+        params.append(f'{CODE_FILE}: ["{address}"]')
     lines += _block(indent, "deps", [_item(path) for path in (*stage.inputs, *code)])
     lines += _block(indent, "params", params, quote=False)
     lines += _block(indent, "outs", [_item(path) for path in stage.outputs])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from defect_core import dvcfile
 from defect_core.errors import InputError
+from defect_core.params import BASELINE_ARM
 from defect_core.project import Project
 from defect_core.stages import STAGES, find_instance, instances, run_stage
 
@@ -79,7 +80,9 @@ def _check_sources(project: Project) -> None:
         source = project.source_path(product)
         if source is not None and not source.exists():
             given = project.params.sources[product].path
-            raise InputError(f"params.yaml: sources.{product}.path: {given} does not exist; expected a folder of images")
+            raise InputError(
+                f"params.yaml: sources.{product}.path: {given} does not exist; expected a folder of images"
+            )
 
 
 def _targets(project: Project, products: list[str], generators: list[str]) -> list[str]:
@@ -94,9 +97,9 @@ def _targets(project: Project, products: list[str], generators: list[str]) -> li
     for stage in STAGES:
         for cell in instances(stage, params):
             drawn_by = cell.fields.get("generator") or cell.fields.get("arm")
-            if stage.grid and (not products or cell.fields["product"] in products):
-                if not generators or drawn_by in (*generators, "real_only"):
-                    wanted.append(cell.address)
+            asked = not products or cell.fields.get("product") in products
+            if stage.grid and asked and (not generators or drawn_by in (*generators, BASELINE_ARM)):
+                wanted.append(cell.address)
     return wanted
 
 

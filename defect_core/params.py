@@ -113,7 +113,9 @@ def load_params(path: Path) -> Params:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path.name}: not found in {path.parent or '.'}; `defectory init DIR` lays down a project") from None
+        raise InputError(
+            f"{path.name}: not found in {path.parent or '.'}; `defectory init DIR` lays down a project"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:

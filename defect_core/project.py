@@ -56,7 +56,7 @@ class Project:
     def source_path(self, product: str) -> Path | None:
         """Where a product's real images lie; None for the built-in demo products."""
         source = self.params.sources[product]
-        return None if source.path is None else (self.root / source.path)
+        return None if source.path is None else Path(os.path.normpath(self.root / source.path))
 
     @contextmanager
     def building(self, relative: str, key: dict[str, Any]) -> Iterator[Path]:

@@ -78,7 +78,7 @@ def add_product(
     project.state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=project.state) as scratch:
         found = ingest(
-            None if "path" not in source else project.root / source["path"],
+            Path(os.path.normpath(project.root / source["path"])) if "path" in source else None,
             name,
             Path(scratch) / name,
             layout=source["layout"],
@@ -130,14 +130,20 @@ def _init_dvc(project: Project) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "init", "--quiet", *flags],
-        cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=False,
+        cwd=project.root,
+        env=child_environment(project),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"dvc init failed: {done.stderr.strip()}")
     config = project.path(".dvc/config")
-    config.write_text(config.read_text() + "[core]\n    analytics = false\n    check_update = false\n"
-                      if "[core]" not in config.read_text()
-                      else config.read_text().replace("[core]\n", "[core]\n    analytics = false\n    check_update = false\n", 1))
+    config.write_text(
+        config.read_text() + "[core]\n    analytics = false\n    check_update = false\n"
+        if "[core]" not in config.read_text()
+        else config.read_text().replace("[core]\n", "[core]\n    analytics = false\n    check_update = false\n", 1)
+    )
     shutil.copyfile(files("defect_core") / "templates" / "dvcignore", project.path(".dvcignore"))
 
 
@@ -175,4 +181,6 @@ def _write_source(project: Project, name: str, source: dict[str, Any]) -> None:
 
 def _notes(found: dict[str, Any]) -> list[str]:
     left_out = [f"left out: {entry['image']} ({entry['reason']})" for entry in found["left_out"]]
-    return left_out + [f"seen twice, kept once: {entry['image']} (as {entry['same_as']})" for entry in found["duplicates"]]
+    return left_out + [
+        f"seen twice, kept once: {entry['image']} (as {entry['same_as']})" for entry in found["duplicates"]
+    ]

@@ -107,7 +107,12 @@ STAGES: tuple[Stage, ...] = (
         inputs=("{source}",),
         outputs=("data/raw/{product}",),
         params=("ingest", "sources.{product}", "seed"),
-        code=("defect_core/steps/ingest.py", "defect_core/data/layouts", "defect_core/data/demo", "defect_core/data/records.py"),
+        code=(
+            "defect_core/steps/ingest.py",
+            "defect_core/data/layouts",
+            "defect_core/data/demo",
+            "defect_core/data/records.py",
+        ),
     ),
     Stage(
         name="split",
@@ -159,7 +164,13 @@ STAGES: tuple[Stage, ...] = (
         inputs=("data/raw/{product}", "data/split/{product}.parquet", "data/synthetic/{product}/{generator}"),
         metrics=("metrics/score/{product}/{generator}.json",),
         params=("seed", "score"),
-        code=("defect_core/steps/score.py", "defect_core/metrics", "defect_core/data/manifest.py", "defect_core/data/masks.py", *_READING),
+        code=(
+            "defect_core/steps/score.py",
+            "defect_core/metrics",
+            "defect_core/data/manifest.py",
+            "defect_core/data/masks.py",
+            *_READING,
+        ),
         after=("ingest", "split", "synthesize"),
         pool="gpu",
     ),
@@ -188,7 +199,12 @@ STAGES: tuple[Stage, ...] = (
         grid=(),
         about="One table over all products, generators and arms, and the report.",
         inputs=(
-            "metrics/score", "metrics/segment", "data/synthetic", "data/segment", "data/generator", "data/raw",
+            "metrics/score",
+            "metrics/segment",
+            "data/synthetic",
+            "data/segment",
+            "data/generator",
+            "data/raw",
             "data/split",
         ),
         outputs=("report",),
@@ -276,6 +292,14 @@ def _options(stage: Stage) -> str:
 
 
 __all__ = [
-    "AXES", "STAGES", "Instance", "Stage", "code_root", "find_instance", "generator_promises", "instances",
-    "run_stage", "stage_named",
+    "AXES",
+    "STAGES",
+    "Instance",
+    "Stage",
+    "code_root",
+    "find_instance",
+    "generator_promises",
+    "instances",
+    "run_stage",
+    "stage_named",
 ]

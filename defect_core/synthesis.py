@@ -213,6 +213,10 @@ def _write_summary(rows: Sequence[ManifestRow], path: Path) -> None:
             kind = row.reject_reason.split(",")[0].rstrip("0123456789. ")
             reasons[kind] = reasons.get(kind, 0) + 1
     accepted = sum(row.accepted for row in rows)
-    summary = {"draws": len(rows), "accepted": accepted, "acceptance_rate": round(accepted / max(1, len(rows)), 4),
-               "rejected": reasons}
+    summary = {
+        "draws": len(rows),
+        "accepted": accepted,
+        "acceptance_rate": round(accepted / max(1, len(rows)), 4),
+        "rejected": reasons,
+    }
     path.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")

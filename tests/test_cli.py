@@ -159,9 +159,7 @@ def test_empty_masks_can_be_left_out_and_are_listed(project, tmp_path, monkeypat
     ],
 )
 def test_a_wrong_option_of_add_product_is_named(project, tmp_path, monkeypatch, capsys, arguments, message):
-    code, _, error = _call(
-        monkeypatch, capsys, "add-product", "plate", _images(tmp_path / "plates"), *arguments
-    )
+    code, _, error = _call(monkeypatch, capsys, "add-product", "plate", _images(tmp_path / "plates"), *arguments)
     _one_line(code, error)
     assert message in error
 
@@ -220,8 +218,10 @@ def test_missing_weights_are_one_line(project, tmp_path, monkeypatch, capsys):
 
 
 def test_help_answers_without_the_heavy_packages():
-    heavy = "import sys; from defect_core import cli, params, stages, dvcfile, factory; " \
+    heavy = (
+        "import sys; from defect_core import cli, params, stages, dvcfile, factory; "
         "print([m for m in ('torch', 'diffusers', 'dagster', 'dvc', 'pandas') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -15,16 +15,27 @@ from defect_core.stages import STAGES, code_root, find_instance, instances
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Modules that carry values and messages but decide no result; parameters are tracked by DVC itself.
 CARRIERS = {
-    "defect_core", "defect_core.errors", "defect_core.params", "defect_core.progress", "defect_core.project",
-    "defect_core.stages", "defect_core.steps", "defect_core.generators", "defect_core.generators.registry",
-    "defect_core.data", "defect_core.backbones",
+    "defect_core",
+    "defect_core.errors",
+    "defect_core.params",
+    "defect_core.progress",
+    "defect_core.project",
+    "defect_core.stages",
+    "defect_core.steps",
+    "defect_core.generators",
+    "defect_core.generators.registry",
+    "defect_core.data",
+    "defect_core.backbones",
 }
 
 
 @pytest.fixture
 def params():
-    return Params(products=("a", "b"), sources={"a": {"path": "x"}, "b": {"layout": "demo"}},
-                  arms=("real_only", "crop-paste", "mix"))
+    return Params(
+        products=("a", "b"),
+        sources={"a": {"path": "x"}, "b": {"layout": "demo"}},
+        arms=("real_only", "crop-paste", "mix"),
+    )
 
 
 def _cells(params):
@@ -57,8 +68,9 @@ def test_stages_stand_in_an_order_in_which_they_can_run():
         seen.add(stage.name)
 
 
-@pytest.mark.parametrize("cell", _cells(Params(products=("a",), sources={"a": {"layout": "demo"}})),
-                         ids=lambda cell: cell.address)
+@pytest.mark.parametrize(
+    "cell", _cells(Params(products=("a",), sources={"a": {"layout": "demo"}})), ids=lambda cell: cell.address
+)
 def test_the_code_list_covers_what_the_stage_imports(cell):
     listed = [code_root() / path for path in cell.code]
     for path in listed:

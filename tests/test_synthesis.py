@@ -13,15 +13,17 @@ from defect_core.generators.registry import generator_class, generator_config
 from defect_core.project import folder_digest
 from defect_core.synthesis import Recipe, inspect_pair, synthesize
 
-RECIPE = Recipe("plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4,
-                model_digest="m")
+RECIPE = Recipe(
+    "plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4, model_digest="m"
+)
 
 
 @pytest.fixture
 def examples():
     rng = np.random.default_rng(0)
-    made = [Example("plate", "good", rng.integers(90, 110, (64, 64, 3), np.uint8), None, f"good/{i}.png")
-            for i in range(3)]
+    made = [
+        Example("plate", "good", rng.integers(90, 110, (64, 64, 3), np.uint8), None, f"good/{i}.png") for i in range(3)
+    ]
     for defect, value in (("dent", 20), ("stain", 220)):
         for number in range(3):
             image = rng.integers(90, 110, (64, 64, 3), np.uint8)

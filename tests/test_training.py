@@ -20,7 +20,14 @@ def _run(network, folder, stop_at=None, seed=3):
         return ((network(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
     return training.train(
-        network, loss, steps=20, learning_rate=1e-2, weight_decay=1e-2, seed=seed, work_dir=folder, label="test",
+        network,
+        loss,
+        steps=20,
+        learning_rate=1e-2,
+        weight_decay=1e-2,
+        seed=seed,
+        work_dir=folder,
+        label="test",
         checkpoint_every=5,
     )
 

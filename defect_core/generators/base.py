@@ -134,7 +134,7 @@ def check_request(request: SampleRequest, fitted: Sequence[str]) -> None:
     """
     if request.defect not in fitted:
         raise InputError(
-            f"request {request.sample_id}: defect {request.defect!r} was not fitted; expected one of {', '.join(fitted)}"
+            f"request {request.sample_id}: defect {request.defect!r} was not fitted; expected {' or '.join(fitted)}"
         )
     if request.normal_image is None or request.mask is None:
         raise InputError(f"request {request.sample_id}: expected a normal image and a mask")

@@ -75,7 +75,9 @@ def bring_back(canvas: NDArray[np.floating], window: Window) -> NDArray[np.float
     planes = canvas[..., None] if canvas.ndim == 2 else canvas
     size = (window.width, window.height)
     resized = [
-        np.asarray(PILImage.fromarray(np.ascontiguousarray(plane, np.float32)).resize(size, PILImage.Resampling.BICUBIC))
+        np.asarray(
+            PILImage.fromarray(np.ascontiguousarray(plane, np.float32)).resize(size, PILImage.Resampling.BICUBIC)
+        )
         for plane in np.moveaxis(planes, -1, 0)
     ]
     out = np.stack(resized, -1)

@@ -27,7 +27,9 @@ def write_report(project: Project, board: dict[str, Any], folder: Path) -> None:
 
     products = [_product_section(project, board, product, folder) for product in project.params.products]
     environment = Environment(
-        loader=PackageLoader("defect_core", "report"), autoescape=select_autoescape(), trim_blocks=True,
+        loader=PackageLoader("defect_core", "report"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html").render(products=products, columns=SEGMENT_COLUMNS)

@@ -39,9 +39,7 @@ def line_chart(series: dict[str, list[tuple[float, float]]], title: str, width: 
     parts.append(f'<text x="{width - right}" y="{height - 8}" text-anchor="end">{x_high:g}</text>')
     for index, (name, line) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
-        path = " ".join(
-            f"{left + x * x_scale:.1f},{height - bottom - (y - y_low) * y_scale:.1f}" for x, y in line
-        )
+        path = " ".join(f"{left + x * x_scale:.1f},{height - bottom - (y - y_low) * y_scale:.1f}" for x, y in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         parts.append(f'<text x="{width - right + 8}" y="{top + 14 + 18 * index}" fill="{colour}">{escape(name)}</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'

@@ -69,9 +69,7 @@ def _shrink(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]
     height, width = mask.shape
     small = np.zeros((size[1], size[0]), bool)
     ys, xs = np.nonzero(mask)
-    small[np.minimum(ys * size[1] // height, size[1] - 1), np.minimum(xs * size[0] // width, size[0] - 1)] = (
-        True
-    )
+    small[np.minimum(ys * size[1] // height, size[1] - 1), np.minimum(xs * size[0] // width, size[0] - 1)] = True
     if size[0] > width or size[1] > height:
         enlarged = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
         small = np.asarray(enlarged, dtype=bool)

@@ -80,7 +80,9 @@ def print_leaderboard(board: dict[str, Any]) -> None:
                 "" if not row["scores"] else number(row["scores"].get("frechet_lite0")),
             )
         console.print(table)
-    console.print("* Fréchet distance on ImageNet EfficientNet-Lite0 features, real test defects; not comparable to FID.")
+    console.print(
+        "* Fréchet distance on ImageNet EfficientNet-Lite0 features, real test defects; not comparable to FID."
+    )
 
 
 def print_scores(result: dict[str, Any]) -> None:

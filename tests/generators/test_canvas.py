@@ -23,8 +23,8 @@ def test_a_local_window_lies_in_the_image_and_holds_the_whole_mask(data):
     mask = _box_mask(height, width, top, left, tall, wide)
     rng = data.draw(st.sampled_from([None, np.random.default_rng(0)]))
     window = choose_window(mask, "local", 2.0, 32, rng)
-    assert 0 <= window.top and window.top + window.height <= height
-    assert 0 <= window.left and window.left + window.width <= width
+    assert window.top >= 0 and window.top + window.height <= height
+    assert window.left >= 0 and window.left + window.width <= width
     assert mask[window.slices].sum() == mask.sum()
     assert window.height >= min(32, height) and window.width >= min(32, width)
 

@@ -10,8 +10,10 @@ from defect_core.generators.composite import composite, feather_mask
 
 @settings(max_examples=40, deadline=None)
 @given(
-    arrays(np.uint8, (12, 14, 3)), arrays(np.float32, (12, 14, 3), elements=st.floats(-50, 300, width=32)),
-    arrays(bool, (12, 14)), st.floats(0, 5),
+    arrays(np.uint8, (12, 14, 3)),
+    arrays(np.float32, (12, 14, 3), elements=st.floats(-50, 300, width=32)),
+    arrays(bool, (12, 14)),
+    st.floats(0, 5),
 )
 def test_nothing_changes_outside_the_mask(normal, generated, mask, feather):
     out = composite(normal, generated, mask, feather)

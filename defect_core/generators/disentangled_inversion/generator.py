@@ -155,8 +155,10 @@ class DisentangledInversion(Generator):
                 masks.append(mask)
                 defects.append(self.defects.index(example.defect))
         with torch.no_grad():
-            latents = [self.backbone.encode(self._move(_to_tensor(images[i : i + 16]))).cpu()
-                       for i in range(0, len(images), 16)]
+            latents = [
+                self.backbone.encode(self._move(_to_tensor(images[i : i + 16]))).cpu()
+                for i in range(0, len(images), 16)
+            ]
         return _Bank(torch.cat(latents), self._latent_masks(masks), torch.tensor(defects))
 
     # sampling
@@ -250,7 +252,9 @@ class DisentangledInversion(Generator):
             defect = encode([self._prompt(name) for name in self.defects])
             background = encode([self.config.background_prompt.format(product=_words(self.product))])
             hole = encode([self.config.hole_prompt])
-        marked = [_token_mask(self.backbone.tokenizer, self._prompt(n), _words(n), defect.shape[1]) for n in self.defects]
+        marked = [
+            _token_mask(self.backbone.tokenizer, self._prompt(n), _words(n), defect.shape[1]) for n in self.defects
+        ]
         return _Prompts(defect, background, hole, torch.stack(marked).to(defect.device))
 
     def _latent_masks(self, masks: Sequence[Mask]) -> Tensor:

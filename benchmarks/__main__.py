@@ -1,0 +1,105 @@
+"""`make bench`: what the project promises about time, measured here and now, beside the bound it states."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH = 16
+
+
+def main() -> None:
+    print(f"{'what':58} {'measured':>12} {'bound':>10}")
+    for what, measure, bound in MEASUREMENTS:
+        value = measure()
+        shown = "run make demo" if value is None else f"{value:.2f} s"
+        print(f"{what:58} {shown:>12} {bound:>10}", flush=True)
+
+
+def help_time() -> float:
+    return _command(["-c", "from defect_core.cli import app; app(['--help'], standalone_mode=False)"])
+
+
+def definitions_time() -> float:
+    return _command(["-c", "import pipelines.definitions, sys; assert 'torch' not in sys.modules"])
+
+
+def second_repro_time() -> float | None:
+    """A `dvc repro` of this repository when everything is up to date."""
+    if not (ROOT / "report/index.html").is_file():
+        return None
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True
+    )
+    return time.monotonic() - start if "Running stage" not in done.stdout else None
+
+
+def sampling_time() -> float:
+    """Seconds per image of disentangled inversion, 25 + 25 steps on the embedded backbone, in batches."""
+    import numpy as np
+
+    from defect_core.backbones import load_backbone
+    from defect_core.generators.base import Example, SampleRequest
+    from defect_core.generators.registry import generator_class, generator_config
+
+    name = "disentangled-inversion"
+    rng = np.random.default_rng(0)
+    image = rng.integers(80, 160, (128, 128, 3), np.uint8)
+    mask = np.zeros((128, 128), bool)
+    mask[40:70, 50:90] = True
+    config = generator_config(name, {"sampling_steps": 25})
+    generator = generator_class(name)(load_backbone("embedded"), config, "plate", ("dent",))
+    source = Example("plate", "dent", image, mask, "dent/0.png")
+    requests = [SampleRequest(str(i), "plate", "dent", i, image, mask, None, source, image) for i in range(BATCH)]
+    list(generator.sample(requests[:2]))
+    start = time.monotonic()
+    list(generator.sample(requests))
+    return (time.monotonic() - start) / BATCH
+
+
+def segmenter_step_time() -> float:
+    """Seconds per optimiser step of the segmenter, 8 images of 128 px."""
+    import numpy as np
+
+    from defect_core.segmentation import Sample, SegmenterConfig
+    from defect_core.segmentation.train import train_segmenter
+
+    rng = np.random.default_rng(0)
+    samples = [Sample(rng.integers(0, 255, (128, 128, 3), np.uint8), rng.random((128, 128)) > 0.9) for _ in range(8)]
+    good = [Sample(sample.image, np.zeros((128, 128), bool)) for sample in samples]
+    train_segmenter(samples, good, [], SegmenterConfig(steps=2, val_fraction=0), seed=0)
+    start = time.monotonic()
+    train_segmenter(samples, good, [], SegmenterConfig(steps=20, val_fraction=0), seed=0)
+    return (time.monotonic() - start) / 20
+
+
+def _command(arguments: list[str], runs: int = 3) -> float:
+    """Median wall time of a whole Python process."""
+    times = []
+    for _ in range(runs):
+        start = time.monotonic()
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, env=_environment(), capture_output=True, check=True)
+        times.append(time.monotonic() - start)
+    return statistics.median(times)
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "DAGSTER_DISABLE_TELEMETRY": "1"}
+
+
+MEASUREMENTS: list[tuple[str, Callable[[], float | None], str]] = [
+    ("defectory --help", help_time, "1 s"),
+    ("import pipelines.definitions, without torch", definitions_time, "4 s"),
+    ("second dvc repro of the demo, nothing run", second_repro_time, "10 s"),
+    ("one pair of disentangled-inversion, 25 + 25 steps, 128 px", sampling_time, "0.35 s"),
+    ("one step of the segmenter, 8 images of 128 px", segmenter_step_time, "-"),
+]
+
+if __name__ == "__main__":
+    main()

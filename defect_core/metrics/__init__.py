@@ -1,0 +1,1 @@
+"""Scores of synthetic images and of the segmenter trained on them."""

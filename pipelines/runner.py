@@ -1,0 +1,110 @@
+"""Who brings a stage instance up to date: here a child process on this machine, elsewhere whatever fits the protocol.
+
+DVC decides whether anything has to run at all; the child gives its accelerator memory back when it ends.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from defect_core import dvcfile
+from defect_core.errors import InputError
+from defect_core.factory import child_environment
+from defect_core.project import Project
+from defect_core.stages import Instance
+
+Log = Callable[[str], object]
+
+KEPT_LINES = 20
+GRACE_S = 10.0
+_BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
+_MISTAKE = "defectory: "
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class RunnerError(Exception):
+    """The work failed; the message is the child's last lines."""
+
+
+class Runner(Protocol):
+    """Brings one stage instance up to date, and runs nothing where it is."""
+
+    def bring_up_to_date(self, instance: Instance, log: Log) -> None:
+        """Do what is stale, calling `log` for each line the work prints.
+
+        Raises:
+            InputError: something the user gave is wrong.
+            RunnerError: the work failed.
+        """
+
+
+class LocalRunner:
+    """Runs `dvc repro --single-item` in a child process on this machine.
+
+    Args:
+        project: where.
+        tries: how often to try while another DVC process holds what this one needs.
+        wait_s: seconds before the second try; each further wait is twice as long, at most a minute.
+    """
+
+    def __init__(self, project: Project, tries: int = 5, wait_s: float = 4.0) -> None:
+        self.project = project
+        self.tries = tries
+        self.wait_s = wait_s
+
+    def bring_up_to_date(self, instance: Instance, log: Log) -> None:
+        dvcfile.sync(self.project)
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", instance.address]
+        for attempt in range(1, self.tries + 1):
+            status, lines = self._run(command, log)
+            if not status:
+                return
+            if attempt == self.tries or not any(sign in line for line in lines for sign in _BUSY):
+                break
+            wait = min(60.0, self.wait_s * 2 ** (attempt - 1))
+            log(f"{instance.address}: another DVC process is at work on this; again in {wait:.0f} s")
+            time.sleep(wait)
+        for line in lines:
+            if line.startswith(_MISTAKE):
+                raise InputError(line.removeprefix(_MISTAKE))
+        raise RunnerError("\n".join(lines) or f"dvc ended with status {status} and said nothing")
+
+    def _run(self, command: list[str], log: Log) -> tuple[int, list[str]]:
+        """Status and last lines of a child; both of its streams go to `log` as they come."""
+        environment = {**child_environment(self.project), "PYTHONUNBUFFERED": "1"}
+        lines: deque[str] = deque(maxlen=KEPT_LINES)
+        child = subprocess.Popen(
+            command, cwd=self.project.root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True,
+        )  # fmt: skip
+        try:
+            for raw in child.stdout:
+                line = _COLOUR.sub("", raw).rstrip()
+                if line:
+                    lines.append(line)
+                    log(line)
+            return child.wait(), list(lines)
+        except BaseException:
+            # a cancelled run must not leave training behind, so the whole group goes, DVC and its children
+            _stop_group(child)
+            raise
+        finally:
+            child.stdout.close()
+
+
+def _stop_group(child: subprocess.Popen) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, sign)
+            child.wait(GRACE_S)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    child.wait()

@@ -1,0 +1,46 @@
+"""The nightly schedule: at 02:00 UTC, whatever is stale."""
+
+import dagster as dg
+
+from defect_core.project import Project
+from pipelines.jobs import NIGHTLY
+from pipelines.state import stale_instances
+
+CRON = "0 2 * * *"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def build_schedule(project: Project, job: dg.JobDefinition) -> dg.ScheduleDefinition:
+    """Asks DVC what is stale and starts the nightly job for it.
+
+    It runs from the start, without being switched on in the UI: a tick with nothing to do costs two seconds. It
+    starts nothing while an earlier nightly run is unfinished, and one night starts one run at most.
+    """
+    root = project.root
+
+    @dg.schedule(
+        job=job,
+        cron_schedule=CRON,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Every night at 02:00 UTC: whatever DVC calls stale.",
+    )
+    def nightly_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        unfinished = context.instance.get_run_ids(dg.RunsFilter(job_name=NIGHTLY, statuses=UNFINISHED), limit=1)
+        if unfinished:
+            return dg.SkipReason(f"nightly run {unfinished[0]} is not finished yet")
+        stale = stale_instances(Project(root))
+        if not stale:
+            return dg.SkipReason("nothing is stale")
+        return dg.RunRequest(
+            run_key=f"{NIGHTLY}-{context.scheduled_execution_time.date().isoformat()}",
+            tags={"defectory/stale": str(len(stale))},
+        )
+
+    return nightly_schedule

@@ -1,0 +1,82 @@
+"""What DVC knows of a project: digests of outputs in dvc.lock, and which instances are stale."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from defect_core import dvcfile
+from defect_core.factory import child_environment
+from defect_core.project import Project
+from defect_core.stages import STAGES, Instance, instances
+
+LOCK_FILE = "dvc.lock"
+
+
+def all_instances(project: Project) -> list[Instance]:
+    """Every instance of every stage, each after the ones it depends on."""
+    return [instance for stage in STAGES for instance in instances(stage, project.params)]
+
+
+def read_lock(project: Project) -> dict[str, Any]:
+    """The entries of dvc.lock by address; empty before the first run."""
+    path = project.path(LOCK_FILE)
+    if not path.is_file():
+        return {}
+    # the C loader: a lock of some hundred instances takes the pure one seconds
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - a safe loader
+    return (content or {}).get("stages") or {}
+
+
+def data_version(instance: Instance, lock: dict[str, Any]) -> str:
+    """The md5 of an instance's output in dvc.lock, of its metrics where it has no other output.
+
+    Raises:
+        KeyError: DVC never ran the instance.
+    """
+    wanted = (instance.outputs or instance.metrics)[0]
+    for output in lock[instance.address].get("outs", []):
+        if output["path"] == wanted:
+            return output["md5"]
+    raise KeyError(f"{LOCK_FILE}: {instance.address} has no output {wanted}")
+
+
+def stale_instances(project: Project) -> list[Instance]:
+    """What `dvc repro` would run or look at: the stale instances and all that depends on them, in order.
+
+    Raises:
+        RuntimeError: DVC could not tell; its last line.
+    """
+    dvcfile.sync(project)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"],
+        cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"dvc status: {(done.stderr.strip().splitlines() or ['failed without a word'])[-1]}")
+    return with_dependants(set(json.loads(done.stdout or "{}")), all_instances(project))
+
+
+def with_dependants(addresses: Iterable[str], ordered: list[Instance]) -> list[Instance]:
+    """The instances of those addresses and all that reads their files, directly or not, in the given order."""
+    found = []
+    written: list[str] = []
+    known = set(addresses)
+    for instance in ordered:
+        if instance.address in known or any(_overlap(path, file) for path in instance.inputs for file in written):
+            found.append(instance)
+            written += instance.outputs + instance.metrics
+    return found
+
+
+def reads_from(instance: Instance, other: Instance) -> bool:
+    """Whether an instance reads a file that the other writes."""
+    return any(_overlap(path, file) for path in instance.inputs for file in other.outputs + other.metrics)
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(other + "/") or other.startswith(one + "/")

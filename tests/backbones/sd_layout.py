@@ -1,0 +1,76 @@
+"""A model in Stable Diffusion's layout with random weights, too small to draw anything."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defect_core.backbones.tokenizer import END, START, save_tokenizer, train_vocabulary
+
+
+def write_family(
+    folder: Path,
+    vae: dict[str, Any],
+    unet: dict[str, Any],
+    text: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write `vae/ unet/ text_encoder/ tokenizer/ scheduler/` as diffusers and transformers write them."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    vocabulary, merges = train_vocabulary(["a photo of a scratch on a screw"], 50)
+    save_tokenizer(folder / "tokenizer", vocabulary, merges, 77)
+    ends = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
+    text = {"vocab_size": len(vocabulary), **ends, **text}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part, build in (
+            ("vae", lambda: AutoencoderKL(**vae)),
+            ("unet", lambda: UNet2DConditionModel(**unet)),
+            ("text_encoder", lambda: CLIPTextModel(CLIPTextConfig(**text))),
+        ):
+            torch.nn.Module.to(network := build(), dtype).save_pretrained(folder / part)
+            del network  # one at a time: a full-size family fills much of the memory
+    schedule = {
+        "_class_name": "PNDMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
+    return folder
+
+
+def write_tiny(folder: Path, **changes: Any) -> Path:
+    """A 64 px family of a few thousand weights; `changes` go to the denoiser's configuration."""
+    levels = 4
+    vae = {
+        "block_out_channels": (8,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
+    unet = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        **changes,
+    }
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return write_family(folder, vae, unet, text)

@@ -1,0 +1,150 @@
+"""Where a placed defect lies, and that its pixels come from where the matrix says."""
+
+import numpy as np
+import pytest
+
+from defect_core.data.demo import draw_image
+from defect_core.data.placement import foreground, place, vary_mask
+
+
+def _disc(height, width, centre, radius):
+    row, column = np.mgrid[:height, :width]
+    return (row - centre[0]) ** 2 + (column - centre[1]) ** 2 <= radius**2
+
+
+def _part(size, centre, radius, seed=0):
+    """A bright disc on a dark ground with noise: image and truth."""
+    on = _disc(*size, centre, radius)
+    noise = np.random.default_rng(seed).normal(0, 4, (*size, 3))
+    return np.clip(np.where(on[..., None], 190, 50) + noise, 0, 255).astype(np.uint8), on
+
+
+def test_foreground_of_objects_and_textures():
+    image, truth = _part((120, 160), (50, 90), 35)
+    found = foreground(image)
+    assert (found & truth).sum() / (found | truth).sum() > 0.93
+    assert foreground(255 - image)[50, 90] and not foreground(255 - image)[5, 5]
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    slope = np.repeat(np.linspace(40, 200, 100).astype(np.uint8)[None, :, None], 100, 0).repeat(3, 2)
+    bump = 60 + 90 * np.exp(-(np.hypot(*np.mgrid[-50:50, -50:50]) ** 2) / 1200)  # a lamp's pool of light
+    lit = (bump[..., None] + rng.normal(0, 3, (100, 100, 3))).astype(np.uint8)
+    for image in (noise, lit, slope, np.full((64, 64, 3), 9, np.uint8), draw_image("weave", "train/good", 0, 1).image):
+        assert foreground(image).all()
+    ring = foreground(draw_image("flange", "train/good", 0, 1).image)
+    assert 0.3 < ring.mean() < 0.55 and not ring[64, 64] and not ring[:4].any()
+
+
+@pytest.mark.parametrize(
+    "sizes", [((96, 96), (96, 96)), ((96, 96), (192, 192)), ((90, 120), (110, 100)), ((300, 300), (60, 60))]
+)
+def test_placed_masks_lie_on_the_product(sizes):
+    (sh, sw), (th, tw) = sizes
+    source, _ = _part((sh, sw), (sh / 2, sw / 2), 0.36 * sh)
+    mask = np.zeros((sh, sw), dtype=bool)
+    mask[sh // 2 : sh // 2 + sh // 8, sw // 2 - 2 : sw // 2 + 2] = True
+    places = set()
+    for seed in range(12):
+        target, on = _part((th, tw), (0.45 * th, 0.55 * tw), 0.34 * min(th, tw), seed)
+        placed = place(source, mask, target, np.random.default_rng(seed))
+        assert placed.mask.shape == placed.valid.shape == (th, tw) and placed.warped.shape == (th, tw, 3)
+        assert placed.mask.any() and (placed.mask & on).sum() >= 0.8 * placed.mask.sum()
+        assert placed.valid[placed.mask].all()
+        assert np.array_equal(placed.warped[~placed.valid], target[~placed.valid])
+        expected = mask.sum() * abs(np.linalg.det(placed.matrix[:, :2]))
+        assert 0.6 * expected - 3 <= placed.mask.sum() <= 1.5 * expected + 3
+        rows, columns = np.nonzero(placed.mask)
+        places.add((round(rows.mean()), round(columns.mean())))
+    assert len(places) > 4
+
+
+def test_the_matrix_is_what_moved_image_and_mask():
+    row, column = np.mgrid[:100, :100]
+    source = np.dstack([row * 2, column * 2, row * 0]).astype(np.uint8)  # a texture that carries its coordinates
+    mask = _disc(100, 100, (40, 30), 9)
+    target = np.full((120, 100, 3), 90, np.uint8)
+    for seed in range(15):
+        placed = place(source, mask, target, np.random.default_rng(seed))
+        y, x = np.nonzero(placed.mask)
+        came_from = placed.warped[y, x].astype(float)
+        back = np.linalg.inv(placed.matrix[:, :2]) @ (np.stack([x, y]) + 0.5 - placed.matrix[:, 2:])
+        assert np.abs(came_from[:, 1] / 2 + 0.5 - back[0]).max() < 1.2
+        assert np.abs(came_from[:, 0] / 2 + 0.5 - back[1]).max() < 1.2
+        distance = np.hypot(came_from[:, 0] / 2 - 40, came_from[:, 1] / 2 - 30)
+        assert distance.max() < 10.5
+
+
+def test_the_border_does_not_cut_what_was_whole():
+    rng = np.random.default_rng(0)
+    image = rng.integers(90, 110, (80, 80, 3), dtype=np.uint8)
+    for mask in (_disc(80, 80, (40, 40), 30), _disc(80, 80, (12, 70), 8)):
+        for seed in range(15):
+            placed = place(image, mask, image, np.random.default_rng(seed))
+            scale = abs(np.linalg.det(placed.matrix[:, :2]))
+            assert placed.mask.sum() > 0.93 * scale * mask.sum() - 4
+    disc = _disc(80, 80, (40, 40), 9)
+    for seed in range(15):  # a target so unlike the source that outside would be the better context
+        bright = np.full_like(image, 230)
+        placed = place(image, disc, bright, np.random.default_rng(seed), scale=(1.0, 1.0))
+        assert placed.mask.sum() > 0.95 * disc.sum()
+    wide = np.zeros((80, 80), dtype=bool)
+    wide[40, 2:78] = True
+    small = place(image, wide, image[:30, :30].copy(), np.random.default_rng(0))
+    assert small.mask.any() and small.mask.any(axis=0).sum() < 30
+
+
+def test_no_context_draws_a_defect_off_the_product():
+    source, _ = _part((96, 96), (48, 48), 30)
+    mask = _disc(96, 96, (48, 48), 5)
+    target, on = _part((96, 96), (40, 50), 28)
+    target = 240 - target  # the ground now looks like the source's product
+    assert not foreground(target)[2, 2]
+    for seed in range(10):
+        placed = place(source, mask, target, np.random.default_rng(seed))
+        assert (placed.mask & on).sum() >= 0.8 * placed.mask.sum()
+
+
+def test_few_pixels_survive_shrinking():
+    image = np.full((400, 400, 3), 90, np.uint8)
+    mask = np.zeros((400, 400), dtype=bool)
+    mask[200, [201, 205]] = True
+    for seed in range(10):
+        assert place(image, mask, image[:40, :40].copy(), np.random.default_rng(seed)).mask.any()
+
+
+def test_context_draws_the_place():
+    """On a texture of two halves, a defect from the bright half lands on the bright half."""
+    image = np.full((96, 96, 3), 70, np.uint8)
+    image[:, 48:] = 180
+    image = image + np.random.default_rng(0).integers(0, 9, image.shape, dtype=np.uint8)
+    mask = _disc(96, 96, (30, 75), 6)
+    target = image[:, ::-1].copy()  # bright on the left
+    middle = [np.nonzero(place(image, mask, target, np.random.default_rng(s)).mask)[1].mean() for s in range(20)]
+    assert np.mean(np.array(middle) < 48) >= 0.9
+
+
+def test_same_seed_same_placement_and_wrong_masks():
+    source, _ = _part((96, 96), (48, 48), 36)
+    mask = _disc(96, 96, (50, 50), 5)
+    one, other = (place(source, mask, source, np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(one.mask, other.mask) and np.array_equal(one.warped, other.warped)
+    with pytest.raises(ValueError, match="empty"):
+        place(source, mask & False, source, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="same size"):
+        place(source, mask[:50], source, np.random.default_rng(0))
+
+
+def test_varied_masks():
+    mask = _disc(100, 100, (50, 60), 14) | _disc(100, 100, (30, 20), 3)
+    seen = set()
+    for seed in range(20):
+        varied = vary_mask(mask, np.random.default_rng(seed))
+        assert varied.shape == mask.shape and 0.5 <= varied.sum() / mask.sum() <= 2
+        assert (varied & mask).sum() > 0.4 * mask.sum()
+        seen.add(varied.tobytes())
+    assert len(seen) >= 19
+    for single in [(0, 0), (99, 99), (50, 0)]:
+        point = np.zeros((100, 100), dtype=bool)
+        point[single] = True
+        assert all(vary_mask(point, np.random.default_rng(seed)).any() for seed in range(10))
+    assert not vary_mask(mask & False, np.random.default_rng(0)).any()

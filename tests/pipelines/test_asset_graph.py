@@ -1,0 +1,202 @@
+"""The Stage table, dvc.yaml and Dagster's assets are one graph; loading it is cheap."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from defect_core import dvcfile
+from defect_core.dvcfile import render
+from defect_core.factory import child_environment
+from defect_core.params import Params
+from defect_core.project import Project
+from defect_core.scaffold import init_project
+from defect_core.stages import STAGES, instances, stage_named
+from pipelines.assets import GROUPS, code_version
+from pipelines.definitions import build_definitions
+from pipelines.partitions import instance_of, partition_key, partitions_of
+from pipelines.state import reads_from, with_dependants
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ARMS = ("real_only", "crop-paste", "disentangled-inversion", "mix")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """A project with two products, two generators and all arms; nothing has run."""
+    root = tmp_path_factory.mktemp("graph")
+    root.joinpath("params.yaml").write_text(
+        "products: [bolt, nut]\nsources: {bolt: {layout: demo}, nut: {path: images/nut}}\n"
+        f"generators: [crop-paste, disentangled-inversion]\narms: [{', '.join(ARMS)}]\n"
+    )
+    return Project(root)
+
+
+@pytest.fixture(scope="module")
+def graph(sample):
+    return build_definitions(sample).resolve_asset_graph()
+
+
+@pytest.fixture(scope="module")
+def dvc_deps(sample):
+    """Dependencies by address, as the rendered dvc.yaml says them."""
+    found = {}
+    for name, block in yaml.safe_load(render(sample))["stages"].items():
+        if "foreach" not in block:
+            found[name] = block["deps"]
+            continue
+        for key, item in block["foreach"].items():
+            filled = (re.sub(r"\$\{item\.(\w+)\}", lambda m, item=item: item[m[1]], d) for d in block["do"]["deps"])
+            found[f"{name}@{key}"] = list(filled)
+    return found
+
+
+def _upstream(graph, stage, name, key):
+    """The addresses' partitions of an upstream asset that Dagster says a partition needs."""
+    down, up = graph.get(dg.AssetKey(stage.name)), graph.get(dg.AssetKey(name))
+    subset = None if key is None else down.partitions_def.subset_with_partition_keys([key])
+    mapping = graph.get_partition_mapping(down.key, up.key)
+    result = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        subset, down.partitions_def, up.partitions_def
+    )
+    return set(result.partitions_subset.get_partition_keys())
+
+
+def test_every_stage_is_one_asset_with_its_text_pool_and_group(graph):
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {stage.name for stage in STAGES}
+    for stage in STAGES:
+        node = graph.get(dg.AssetKey(stage.name))
+        assert (node.description, node.pools, node.kinds) == (stage.about, {stage.pool}, {"dvc"})
+        assert node.group_name == GROUPS[stage.name]
+        assert {key.to_user_string() for key in node.parent_keys} == set(stage.after)
+
+
+def test_a_selection_given_as_text_is_understood(graph):
+    """It breaks where antlr is older than Dagster's parser needs, which DVC's dependencies ask for."""
+    found = dg.AssetSelection.from_string("+split").resolve(graph)
+    assert {key.to_user_string() for key in found} == {"ingest", "split"}
+
+
+def test_partitions_are_the_instances_of_dvc_yaml(sample, graph, dvc_deps):
+    addresses = []
+    for stage in STAGES:
+        partitions = graph.get(dg.AssetKey(stage.name)).partitions_def
+        keys = partitions.get_partition_keys() if stage.grid else [None]
+        addresses += [instance_of(stage, key, sample.params).address for key in keys]
+    assert len(addresses) == len(set(addresses))
+    assert set(addresses) == set(dvc_deps)
+
+
+def test_a_partition_needs_exactly_what_dvc_yaml_says_it_reads(sample, graph, dvc_deps):
+    cells = [cell for stage in STAGES for cell in instances(stage, sample.params)]
+    for cell in cells:
+        for name in cell.stage.after:
+            read = {
+                partition_key(other)
+                for other in instances(stage_named(name), sample.params)
+                for written in other.outputs + other.metrics
+                for path in dvc_deps[cell.address]
+                if Path(path).is_relative_to(written) or Path(written).is_relative_to(path)
+            }
+            assert _upstream(graph, cell.stage, name, partition_key(cell)) == read, (cell.address, name)
+
+
+@pytest.mark.parametrize(
+    ("arm", "generators"),
+    [
+        ("real_only", []),
+        ("crop-paste", ["crop-paste"]),
+        ("disentangled-inversion", ["disentangled-inversion"]),
+        ("mix", ["crop-paste", "disentangled-inversion"]),
+    ],
+)
+def test_an_arm_needs_the_generators_it_trains_on(graph, arm, generators):
+    found = _upstream(graph, stage_named("segment"), "synthesize", dg.MultiPartitionKey({"arm": arm, "product": "nut"}))
+    assert found == {f"{generator}|nut" for generator in generators}
+
+
+def test_keys_name_their_dimensions_alphabetically(sample):
+    keys = partitions_of(stage_named("finetune"), sample.params).get_partition_keys()
+    assert "crop-paste|bolt" in keys
+    with pytest.raises(KeyError, match="reload the definitions"):
+        instance_of(stage_named("finetune"), "gone|bolt", sample.params)
+
+
+def test_dependants_follow_the_files_and_not_only_the_names(sample):
+    cells = [cell for stage in STAGES for cell in instances(stage, sample.params)]
+    found = {cell.address for cell in with_dependants(["synthesize@nut-crop-paste"], cells)}
+    assert found == {
+        "synthesize@nut-crop-paste",
+        "score@nut-crop-paste",
+        "segment@nut-crop-paste",
+        "segment@nut-mix",
+        "leaderboard",
+    }
+    assert with_dependants([], cells) == []
+    by_name = {cell.address: cell for cell in cells}
+    assert not reads_from(by_name["segment@bolt-real_only"], by_name["synthesize@bolt-crop-paste"])
+
+
+def test_code_version_follows_the_code(sample, monkeypatch, tmp_path):
+    shutil.copytree(REPOSITORY / "defect_core", tmp_path / "defect_core")
+    monkeypatch.setattr(dvcfile, "code_root", lambda: tmp_path)
+    before = {stage.name: code_version(stage, sample) for stage in STAGES}
+    with (tmp_path / "defect_core/steps/split.py").open("a") as stream:
+        stream.write("# changed\n")
+    after = {stage.name: code_version(stage, sample) for stage in STAGES}
+    assert [name for name in before if before[name] != after[name]] == ["split"]
+
+
+def test_checks_and_their_weight(graph):
+    found = {(key.asset_key.to_user_string(), key.name): graph.get(key).blocking for key in graph.asset_check_keys}
+    assert found == {
+        ("split", "disjoint_split"): True,
+        ("synthesize", "pairs_aligned"): True,
+        ("synthesize", "enough_accepted"): False,
+        ("segment", "not_worse_than_real_only"): False,
+    }
+
+
+def test_definitions_load_fast_and_without_networks(sample):
+    program = (
+        "import sys, time, pipelines.definitions as d\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'segmentation_models_pytorch', 'timm'} & set(sys.modules)\n"
+        "print(len(d.defs.resolve_all_asset_keys()), sorted(heavy), time.process_time())"
+    )
+    environment = child_environment(sample)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, heavy, seconds = done.stdout.split()
+    assert (int(count), heavy) == (len(STAGES), "[]")
+    assert float(seconds) < 4, "seconds of processor time"
+
+
+def test_a_project_without_products_loads_and_says_what_to_do(tmp_path):
+    definitions = build_definitions(init_project(tmp_path / "empty"))
+    (spec,) = definitions.resolve_all_asset_specs()
+    assert "defectory add-product" in spec.description
+    assert not definitions.jobs and not definitions.schedules
+
+
+def test_a_project_without_generators_loads(tmp_path):
+    tmp_path.joinpath("params.yaml").write_text(
+        "products: [nut]\nsources: {nut: {layout: demo}}\ngenerators: []\narms: [real_only]\n"
+    )
+    graph = build_definitions(Project(tmp_path)).resolve_asset_graph()
+    assert list(graph.get(dg.AssetKey("finetune")).partitions_def.get_partition_keys()) == []
+
+
+def test_the_repository_and_new_projects_share_one_workspace_file():
+    template = REPOSITORY / "defect_core/templates/workspace.yaml"
+    assert (REPOSITORY / "workspace.yaml").read_text() == template.read_text()
+    assert Params().arms  # the defaults themselves load

@@ -1,0 +1,112 @@
+"""The nightly job does what is stale and shows it; the schedule starts it only when there is something to do."""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import dagster as dg
+import pytest
+import yaml
+
+from defect_core.stages import find_instance
+from pipelines import jobs, schedules
+from pipelines.assets import RUNNER
+from pipelines.definitions import build_definitions
+from pipelines.runner import RunnerError
+
+WHEN = datetime(2026, 1, 2, 2, tzinfo=UTC)
+
+
+class Pretending:
+    """Writes another digest into dvc.lock for what it is asked for; fails for one address."""
+
+    def __init__(self, project, failing=None, unchanged=()):
+        self.path = project.path("dvc.lock")
+        self.failing = failing
+        self.unchanged = unchanged
+        self.asked = []
+
+    def bring_up_to_date(self, instance, log):
+        self.asked.append(instance.address)
+        if instance.address == self.failing:
+            raise RunnerError("out of memory")
+        if instance.address not in self.unchanged:
+            lock = yaml.safe_load(self.path.read_text())
+            lock["stages"][instance.address]["outs"][0]["md5"] = "fresh"
+            self.path.write_text(yaml.safe_dump(lock))
+
+
+@pytest.fixture
+def instance():
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+def _stale(project, monkeypatch, *names):
+    found = [find_instance(name, project.params, product="bolt") for name in names]
+    for module in (jobs, schedules):
+        monkeypatch.setattr(module, "stale_instances", lambda _: found)
+
+
+def _run(project, runner, instance):
+    job = jobs.build_nightly(project)
+    resource = dg.ResourceDefinition.hardcoded_resource(runner)
+    bound = dg.Definitions(jobs=[job], resources={RUNNER: resource}).resolve_job_def(jobs.NIGHTLY)
+    return bound.execute_in_process(instance=instance, raise_on_error=False)
+
+
+def _latest(instance, name):
+    event = instance.get_latest_materialization_event(dg.AssetKey(name))
+    return event and event.asset_materialization
+
+
+def test_what_changed_shows_up_as_a_materialised_partition(project, monkeypatch, instance):
+    _stale(project, monkeypatch, "ingest", "split")
+    runner = Pretending(project, unchanged=("ingest@bolt",))
+    assert _run(project, runner, instance).success
+    assert runner.asked == ["ingest@bolt", "split@bolt"]
+    assert _latest(instance, "ingest") is None
+    found = _latest(instance, "split")
+    assert (found.partition, found.tags["dagster/data_version"]) == ("bolt", "fresh")
+    assert found.metadata["train"].value > 0
+    key = dg.AssetCheckKey(dg.AssetKey("split"), "disjoint_split")
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+    assert record.event.dagster_event.event_specific_data.passed
+
+
+def test_a_failure_stops_only_what_depends_on_it(project, monkeypatch, instance):
+    _stale(project, monkeypatch, "ingest", "split")
+    runner = Pretending(project, failing="ingest@bolt")
+    result = _run(project, runner, instance)
+    assert not result.success and runner.asked == ["ingest@bolt"]
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data.description == "ingest@bolt: out of memory"
+    _stale(project, monkeypatch, "split", "ingest")  # nothing here reads what split writes
+    runner = Pretending(project, failing="split@bolt")
+    assert not _run(project, runner, instance).success
+    assert runner.asked == ["split@bolt", "ingest@bolt"] and _latest(instance, "ingest") is not None
+
+
+def _tick(project, instance):
+    schedule = build_definitions(project).resolve_schedule_def("nightly_schedule")
+    return schedule.evaluate_tick(dg.build_schedule_context(instance=instance, scheduled_execution_time=WHEN))
+
+
+def test_the_schedule_skips_when_nothing_is_stale(project, monkeypatch, instance):
+    _stale(project, monkeypatch)
+    tick = _tick(project, instance)
+    assert not tick.run_requests and tick.skip_message == "nothing is stale"
+
+
+def test_the_schedule_starts_one_run_a_night(project, monkeypatch, instance):
+    _stale(project, monkeypatch, "ingest", "split")
+    (request,) = _tick(project, instance).run_requests
+    assert request.run_key == "nightly-2026-01-02" and request.tags["defectory/stale"] == "2"
+    instance.add_run(dg.DagsterRun(job_name=jobs.NIGHTLY, run_id=str(uuid4()), status=dg.DagsterRunStatus.STARTED))
+    tick = _tick(project, instance)
+    assert not tick.run_requests and "not finished" in tick.skip_message
+
+
+def test_the_schedule_is_on_from_the_start(project):
+    schedule = build_definitions(project).resolve_schedule_def("nightly_schedule")
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 2 * * *", "UTC")

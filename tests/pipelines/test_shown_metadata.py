@@ -1,0 +1,99 @@
+"""What the UI is given to show: bounded pictures, tables and numbers."""
+
+import base64
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+from defect_core.project import Project
+from defect_core.stages import find_instance
+from pipelines.metadata import describe, draw_curve, markdown_table, numeric_leaves, picture
+
+PARAMS = "products: [nut]\nsources: {nut: {layout: demo}}\ngenerators: [crop-paste]\narms: [real_only, crop-paste]\n"
+
+
+def _described(folder, name, **axes):
+    folder.joinpath("params.yaml").write_text(PARAMS)
+    project = Project(folder)
+    return describe(project, find_instance(name, project.params, **axes))
+
+
+def _write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_the_worst_picture_stays_below_a_hundred_kilobytes():
+    noise = np.random.default_rng(0).integers(0, 256, (294, 782, 3), dtype=np.uint8)
+    text = picture(noise, "noise").value
+    assert len(text) < 100_000
+    decoded = Image.open(io.BytesIO(base64.b64decode(text.partition("base64,")[2].rstrip(")"))))
+    assert decoded.size == (782, 294)
+
+
+def test_numbers_are_found_at_any_depth_and_nothing_else():
+    content = {"a": {"b": 1, "c": {"d": 0.5}}, "list": [1, 2], "text": "x", "yes": True, "none": None}
+    assert numeric_leaves(content) == {"a.b": 1, "a.c.d": 0.5}
+
+
+def test_tables_cannot_be_broken_by_their_cells():
+    table = markdown_table(("defect", "n"), [("a|b\nc", 1.23456)])
+    assert table.splitlines() == ["| defect | n |", "| --- | --- |", "| a\\|b c | 1.235 |"]
+
+
+def test_a_curve_falls_where_its_values_fall():
+    red = (draw_curve([3.0, 2.0, 1.0])[:, :, 1] < 100).nonzero()
+    rows, columns = red
+    assert rows[columns == columns.min()].mean() < rows[columns == columns.max()].mean()
+    assert draw_curve([1.0]).shape == draw_curve([1.0, 1.0]).shape == (200, 480, 3)
+
+
+def test_training_shows_its_loss_where_there_is_one(tmp_path):
+    path = tmp_path / "data/generator/nut/crop-paste/training.json"
+    axes = {"product": "nut", "generator": "crop-paste"}
+    _write(path, {"loss": [0.9, 0.4]})
+    shown = _described(tmp_path, "finetune", **axes)
+    assert (shown["steps"].value, shown["final_loss"].value) == (2, 0.4)
+    assert "data:image/jpeg" in shown["loss"].value
+    _write(path, {"loss": []})
+    assert set(_described(tmp_path, "finetune", **axes)) == {"training"}
+
+
+def test_scores_become_plots_and_a_table_of_all(tmp_path):
+    _write(
+        tmp_path / "metrics/score/nut/crop-paste.json",
+        {
+            "scores": {"pooled": {"frechet_lite0": 12.5, "fid": None}, "crack": {"frechet_lite0": 20.0}},
+            "product": "nut",
+        },
+    )
+    shown = _described(tmp_path, "score", product="nut", generator="crop-paste")
+    assert {name: value.value for name, value in shown.items() if name != "table"} == {"frechet_lite0": 12.5}
+    assert "| scores.crack.frechet_lite0 | 20 |" in shown["table"].value
+    _write(
+        tmp_path / "metrics/segment/nut/real_only.json",
+        {"mean": {"pixel_ap": 0.25}, "per_seed": [{"pixel_ap": 1}]},
+    )
+    shown = _described(tmp_path, "segment", product="nut", arm="real_only")
+    assert shown["pixel_ap"].value == 0.25 and "per_seed" not in shown["table"].value
+
+
+def test_the_leaderboard_names_the_best_arm(tmp_path):
+    def row(arm, value, gain):
+        return {
+            "product": "nut",
+            "arm": arm,
+            "mean": {"pixel_ap": value},
+            "std": {"pixel_ap": 0.01},
+            "gain": gain,
+        }
+
+    _write(
+        tmp_path / "metrics/leaderboard.json",
+        {"rows": [row("crop-paste", 0.5, 0.1), row("real_only", 0.4, None)]},
+    )
+    shown = _described(tmp_path, "leaderboard")
+    assert shown["best_arm_nut"].value == "crop-paste"
+    assert "| nut | crop-paste | +10.0 | 50.0 ± 1.0 |" in shown["leaderboard"].value

@@ -1,0 +1,116 @@
+"""Batches, hold-out, resizing and augmentation: what keeps the arms comparable."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from defect_core.data.records import Record
+from defect_core.errors import InputError
+from defect_core.segmentation import Sample, SegmenterConfig, load_samples
+from defect_core.segmentation.augment import augment_batch
+from defect_core.segmentation.data import batch_plans, hold_out, resize_sample
+
+
+def _record(name, mask):
+    defect = "good" if mask is None else "dent"
+    return Record(
+        product="disc", defect=defect, image=name, mask=mask, split="train", sha256="0" * 64, width=96, height=64
+    )
+
+
+def test_every_arm_has_the_same_good_images_in_the_same_batches():
+    config = SegmenterConfig(steps=40, batch_size=8)
+    real_only = list(batch_plans(config, 11, 7, 0, seed=3))
+    synthetic = list(batch_plans(config, 11, 7, 50, seed=3))
+    assert [p.good for p in real_only] == [p.good for p in synthetic]
+    assert {len(p.good) for p in real_only} == {4}
+    assert {(len(p.real), len(p.synthetic)) for p in real_only} == {(4, 0)}
+    assert {(len(p.real), len(p.synthetic)) for p in synthetic} == {(2, 2)}
+    assert len(real_only) == len(synthetic) == 40
+    assert real_only != list(batch_plans(config, 11, 7, 0, seed=4))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_the_synthetic_fraction_is_kept_on_average_and_every_batch_is_full(fraction):
+    config = SegmenterConfig(steps=100, batch_size=8, synthetic_fraction=fraction)
+    plans = list(batch_plans(config, 5, 5, 5, seed=0))
+    assert {sum(map(len, p)) for p in plans} == {8}
+    assert sum(len(p.synthetic) for p in plans) == pytest.approx(400 * fraction, abs=1)
+
+
+def test_each_list_is_walked_through_before_an_image_comes_again():
+    plans = list(batch_plans(SegmenterConfig(steps=6, batch_size=8), 12, 8, 0, seed=0))
+    real = [i for p in plans for i in p.real]
+    assert sorted(real[:8]) == list(range(8)) and sorted(real[8:16]) == list(range(8))
+
+
+def test_without_real_or_good_images_their_places_are_filled():
+    config = SegmenterConfig(steps=3, batch_size=8)
+    assert {(len(p.real), len(p.synthetic)) for p in batch_plans(config, 5, 0, 9, seed=0)} == {(0, 4)}
+    assert {len(p.real) for p in batch_plans(config, 0, 9, 0, seed=0)} == {8}
+
+
+@pytest.mark.parametrize("count", range(0, 12))
+def test_hold_out_parts_are_disjoint_and_leave_something_to_learn_from(count):
+    samples = [Sample(np.full((1, 1, 3), i), np.zeros((1, 1), bool)) for i in range(count)]
+    train, held = hold_out(samples, 0.2)
+    ids = [int(s.image[0, 0, 0]) for s in (*train, *held)]
+    assert sorted(ids) == list(range(count))
+    assert len(held) == count // 5
+    assert len(hold_out(samples, 1.0)[0]) >= min(count, 1)
+
+
+def test_resizing_drops_no_defect():
+    image, mask = np.zeros((512, 384, 3), np.uint8), np.zeros((512, 384), bool)
+    mask[100, 200] = mask[400:420, 50:70] = True
+    image[100, 200] = 255
+    sample = resize_sample(image, mask, 64)
+    assert sample.image.shape == (64, 64, 3) and sample.mask.shape == (64, 64)
+    assert sample.mask[12, 33] and sample.mask[51, 10]
+    assert resize_sample(image, None, 64).mask.sum() == 0
+
+
+def test_load_samples_reads_records_and_spreads_its_limit(tmp_path):
+    for i in range(9):
+        Image.fromarray(np.full((64, 96, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:32] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    loaded = load_samples([_record(f"{i}.png", None) for i in range(9)], tmp_path, 32, limit=3)
+    assert [int(s.image[0, 0, 0]) for s in loaded] == [0, 30, 60]
+    (defect,) = load_samples([_record("0.png", "mask.png")], tmp_path, 32)
+    assert defect.mask[:16].all() and not defect.mask[16:].any()
+    with pytest.raises(InputError):
+        load_samples([_record("missing.png", None)], tmp_path, 32)
+
+
+def test_augmentation_moves_image_and_mask_together():
+    y, x = np.mgrid[:64, :64]
+    blob = torch.from_numpy(((y - 20) ** 2 + (x - 40) ** 2 < 60).astype(np.float32))
+    masks = blob.expand(16, 1, 64, 64)
+    images = (masks * 160 + 50).expand(16, 3, 64, 64)
+    moved, moved_masks = augment_batch(images, masks, torch.Generator().manual_seed(0))
+    for image, mask, before in zip(moved, moved_masks, masks, strict=True):
+        correlation = np.corrcoef(image.mean(0).flatten().numpy(), mask.flatten().numpy())[0, 1]
+        assert correlation > 0.999
+        assert mask.sum() == pytest.approx(float(before.sum()), rel=0.35)
+        assert not torch.equal(mask, before)
+
+
+def test_augmentation_keeps_a_defect_of_one_pixel_and_follows_its_seed():
+    masks = torch.zeros(32, 1, 32, 32)
+    masks[:, :, 16, 15] = 1
+    images = torch.full((32, 3, 32, 32), 128.0)
+    moved, soft = augment_batch(images, masks, torch.Generator().manual_seed(1))
+    assert soft.sum((1, 2, 3)).min() > 0.5
+    assert torch.equal(moved, augment_batch(images, masks, torch.Generator().manual_seed(1))[0])
+    assert not torch.equal(moved, augment_batch(images, masks, torch.Generator().manual_seed(2))[0])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 100}, {"synthetic_fraction": 1.5}, {"steps": 0}, {"batch_size": 1}, {"val_fraction": -1}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        SegmenterConfig(**wrong)
