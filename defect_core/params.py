@@ -72,7 +72,11 @@ class Score(Strict):
 
 
 class Segment(Strict):
-    """The downstream judge: a segmentation network trained once per arm and seed."""
+    """The downstream judge: a segmentation network trained once per arm and seed.
+
+    `validation_fraction` of the real training defects is held out for a curve. None by default: the generators have
+    seen those images, so holding them out would handicap `real_only` alone.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     image_size: int = Field(128, ge=32)
@@ -81,6 +85,7 @@ class Segment(Strict):
     learning_rate: float = Field(2e-3, gt=0)
     frozen_stages: int = Field(3, ge=0)
     synthetic_fraction: float = Field(0.5, ge=0, le=1)
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
 
 
 class Params(Strict):

@@ -100,6 +100,7 @@ def save_network(network: nn.Module, folder: Path, state: dict[str, Tensor] | No
         for key, value in sorted(state.items())
     }
     save_file(halves, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    (folder / f"{stem}.safetensors").chmod(0o644)  # safetensors writes for the owner only
     config = network.config.to_dict() if hasattr(network.config, "to_dict") else dict(network.config)
     unwanted = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_use_default_values")
     write_json(folder / "config.json", {key: value for key, value in config.items() if key not in unwanted})

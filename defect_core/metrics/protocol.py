@@ -52,6 +52,7 @@ def score_sets(
     device: str = "cpu",
     lpips_net: str = "vgg",
     real_networks: bool = True,
+    unseen: Sets | None = None,
 ) -> dict[str, Any]:
     """Score generated defect images against the real training images.
 
@@ -63,6 +64,8 @@ def score_sets(
         seed: decides subsets and caps.
         device: torch device of the networks.
         lpips_net: trunk of `lpips` and `ic_lpips`: "vgg" (as AnomalyDiffusion's script) or "alex".
+        unseen: defect -> real images that the generator has not seen: what the distances between distributions
+            (Fréchet, kernel, FID, KID) compare with; None compares with `real`.
         real_networks: False leaves Inception and LPIPS out even where they are at hand.
 
     Returns:
@@ -74,8 +77,11 @@ def score_sets(
         InputError: no generated image, a defect without real images, or masks that do not match the images.
     """
     defects = _check(real, generated, real_masks, generated_masks)
+    if unseen is not None:
+        _check(unseen, generated, None, None)
     real_images = {d: _resize(real[d], image_size) for d in defects}
     made_images = {d: _resize(generated[d], image_size) for d in defects}
+    target_images = real_images if unseen is None else {d: _resize(unseen[d], image_size) for d in defects}
     masked: tuple[dict, dict] | None = None
     if real_masks is not None and generated_masks is not None:
         masked = tuple(  # type: ignore[assignment]
@@ -86,7 +92,10 @@ def score_sets(
     protocol: dict[str, Any] = {
         "image_size": image_size,
         "seed": seed,
-        "defects": {d: {"real": len(real_images[d]), "generated": len(made_images[d])} for d in defects},
+        "defects": {
+            d: {"real": len(real_images[d]), "compared_with": len(target_images[d]), "generated": len(made_images[d])}
+            for d in defects
+        },
         "ic_lpips": {"cap": IC_LPIPS_CAP, "zero_policy": "drop"},
         "kernel": {"degree": 3, "subsets": KERNEL_SUBSETS, "subset_size": f"{KERNEL_SUBSET_SIZE} or the smaller set"},
         "inception_score": {"splits": f"10 from {SPLITS_FROM} images, else 1"},
@@ -94,7 +103,7 @@ def score_sets(
     }
     lite0 = Lite0Features(device)
     protocol["networks"]["lite0"] = {"name": lite0.name, "digest": lite0.digest}
-    _score_lite0(board, lite0, real_images, made_images, masked, seed)
+    _score_lite0(board, lite0, real_images, target_images, made_images, masked, seed)
     published: tuple[tuple[str, tuple[str, ...], Callable[[], Any]], ...] = (
         ("inception", ("fid", "kid", "is"), lambda: InceptionFeatures(device)),
         ("lpips", _LPIPS_NAMES, lambda: LpipsDistance(lpips_net, device)),
@@ -111,7 +120,7 @@ def score_sets(
         protocol["networks"][key] = {"name": network.name, "digest": network.digest}
         if key == "inception":
             protocol["fid"] = "torchmetrics, pooled; per defect the same formula in factored form"
-            _score_inception(board, network, real_images, made_images, seed)
+            _score_inception(board, network, target_images, made_images, seed)
         else:
             _score_lpips(board, network, real_images, made_images, masked, seed)
     scores = {"pooled": board.pooled, "defects": board.defects}
@@ -141,7 +150,13 @@ class _Board:
 
 
 def _score_lite0(
-    board: _Board, network: Lite0Features, real: dict, made: dict, masked: tuple[dict, dict] | None, seed: int
+    board: _Board,
+    network: Lite0Features,
+    real: dict,
+    target: dict,
+    made: dict,
+    masked: tuple[dict, dict] | None,
+    seed: int,
 ) -> None:
     seen_real = {d: network.extract(images) for d, images in real.items()}
     seen_made = {d: network.extract(images) for d, images in made.items()}
@@ -167,7 +182,8 @@ def _score_lite0(
         names.append("ic_lpips_masked_lite0")
     for name in names:
         board.average(name)
-    pooled = {d: (seen_made[d].pooled, seen_real[d].pooled) for d in made}
+    seen_target = seen_real if target is real else {d: network.extract(images) for d, images in target.items()}
+    pooled = {d: (seen_made[d].pooled, seen_target[d].pooled) for d in made}
     _put_distances(board, ("frechet_lite0", "kernel_lite0"), pooled, seed)
     a, b = (np.concatenate(side) for side in zip(*pooled.values(), strict=True))
     if min(len(a), len(b)) > 1:

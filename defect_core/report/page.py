@@ -48,7 +48,7 @@ def _product_section(project: Project, board: dict[str, Any], product: str, fold
         "real": _real_sheets(project, product, folder),
         "generators": [_generator_section(project, product, name, rows, folder) for name in project.params.generators],
         "maps": _map_sheet(project, product, folder),
-        "learning": line_chart(_curves(project, product), "validation pixel AP of the segmenter over its steps"),
+        "learning": line_chart(_curves(project, product), "training loss of the segmenter, first seed"),
     }
     return section
 
@@ -153,9 +153,7 @@ def _curves(project: Project, product: str) -> dict[str, list[tuple[float, float
     curves = {}
     for arm in project.params.arms:
         first = json.loads(project.path(f"data/segment/{product}/{arm}/curves.json").read_text())[0]["points"]
-        points = [(p["step"], p["val_pixel_ap"]) for p in first if "val_pixel_ap" in p]
-        if points:
-            curves[arm] = points
+        curves[arm] = [(p["step"], p["loss"]) for p in first]
     return curves
 
 

@@ -16,7 +16,7 @@ from defect_core.segmentation.config import SegmenterConfig
 from defect_core.segmentation.data import Sample, batch_plans, hold_out
 from defect_core.segmentation.model import Segmenter
 
-CURVE_POINTS = 4
+CURVE_POINTS = 10
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ SHOWN_MAPS = 24
 
 
 def run(project: Project, product: str, arm: str) -> None:
-    from safetensors.torch import save_file
-
     from defect_core.segmentation.evaluate import evaluate_segmenter
+    from defect_core.segmentation.model import save_segmenter
     from defect_core.segmentation.train import train_segmenter
 
     settings = project.params.segment
@@ -32,6 +31,7 @@ def run(project: Project, product: str, arm: str) -> None:
         learning_rate=settings.learning_rate,
         frozen_stages=settings.frozen_stages,
         synthetic_fraction=settings.synthetic_fraction,
+        val_fraction=settings.validation_fraction,
     )
     size, raw = settings.image_size, project.path(f"data/raw/{product}")
     train, test = (split_records_of(project, product, side) for side in ("train", "test"))
@@ -52,8 +52,7 @@ def run(project: Project, product: str, arm: str) -> None:
             per_seed.append({"seed": seed, **result.scores})
             curves.append({"seed": seed, "points": trained.curve})
             if number == 0:
-                state = {k: v.half() if v.is_floating_point() else v for k, v in trained.model.state_dict().items()}
-                save_file({k: v.contiguous() for k, v in state.items()}, work / "segmenter.safetensors")
+                save_segmenter(trained.model, config, work / "segmenter.safetensors")
                 _save_maps(work, [r.image for r in ordered], result.maps, sum(r.mask is not None for r in ordered))
         (work / "curves.json").write_text(json.dumps(curves, indent=2, sort_keys=True) + "\n")
     counts = {"train_defects": len(real), "train_good": len(good), "synthetic": len(synthetic)}

@@ -47,7 +47,7 @@ def test_the_sheet_has_every_embedded_score_for_each_defect_and_pooled(result):
     assert set(result["scores"]["pooled"]) == names
     for scores in result["scores"]["defects"].values():
         assert set(scores) | {n.split("/")[1] for n in result["missing"] if "/" in n} >= names
-    assert result["protocol"]["defects"]["dent"] == {"real": 4, "generated": 5}
+    assert result["protocol"]["defects"]["dent"] == {"real": 4, "compared_with": 4, "generated": 5}
     assert {"fid", "kid", "is", "lpips", "ic_lpips"} <= set(result["missing"])
 
 
@@ -72,6 +72,17 @@ def test_copies_of_the_training_images_are_seen_as_such(sets):
     assert copied["memorisation_copies"] == 1 and copied["memorisation_pixels"] == 0
     assert fresh["memorisation_copies"] == 0
     assert copied["frechet_lite0"] < 1e-3 < fresh["frechet_lite0"]
+
+
+def test_unseen_images_change_the_distances_and_nothing_about_variety_or_copies(sets, result):
+    real, generated = sets[0], sets[1]
+    other = {defect: _images(90 + i, 6) for i, defect in enumerate(real)}
+    plain = score_sets(real, generated, image_size=64, real_networks=False)
+    against = score_sets(real, generated, image_size=64, real_networks=False, unseen=other)
+    for name, value in plain["scores"]["pooled"].items():
+        moved = against["scores"]["pooled"][name] != value
+        assert moved == name.startswith(("frechet", "kernel")), name
+    assert all(counts["compared_with"] == 6 for counts in against["protocol"]["defects"].values())
 
 
 def test_a_single_image_leaves_set_scores_out_with_a_reason():
