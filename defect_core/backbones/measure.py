@@ -20,9 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Round-trip PSNR of a backbone's autoencoder on folders of pictures.")
     parser.add_argument("folders", type=Path, nargs="+", help="folders, searched through, of .png and .jpg files")
     parser.add_argument("--backbone", default="embedded", help="name or folder, as for load_backbone")
+    parser.add_argument("--ending", default=".png .jpg .jpeg", help="file endings to take; a mask is no picture")
     options = parser.parse_args(arguments)
-    backbone = load_backbone(options.backbone)
-    print(json.dumps({str(folder): _measure(backbone, folder) for folder in options.folders}, indent=2))
+    backbone, endings = load_backbone(options.backbone), set(options.ending.split())
+    print(json.dumps({str(folder): _measure(backbone, folder, endings) for folder in options.folders}, indent=2))
 
 
 def round_trip_psnr(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
@@ -32,10 +33,12 @@ def round_trip_psnr(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(4 / errors.clamp(min=1e-10))
 
 
-def _measure(backbone: Backbone, folder: Path) -> dict[str, float]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
+def _measure(backbone: Backbone, folder: Path, endings: set[str]) -> dict[str, float]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not paths:
-        raise InputError(f"{folder}: no pictures; expected a folder with .png or .jpg files")
+        raise InputError(
+            f"{folder}: no pictures; expected a folder with files ending in {' or '.join(sorted(endings))}"
+        )
     size = (backbone.resolution, backbone.resolution)
     values = []
     for start in track(range(0, len(paths), _BATCH), "round trip"):

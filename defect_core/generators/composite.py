@@ -6,6 +6,8 @@ from scipy import ndimage
 
 from defect_core.generators.base import Image, Mask
 
+RING_WIDTH = 4
+
 
 def feather_mask(mask: Mask, width: float) -> NDArray[np.float32]:
     """Blend weights in [0, 1], float32 [H, W]: 0 outside the mask, rising to 1 over `width` pixels inside it.
@@ -30,3 +32,21 @@ def composite(normal: Image, generated: Image | NDArray[np.floating], mask: Mask
     weight = feather_mask(mask, feather)[..., None]
     blended = normal.astype(np.float32) * (1 - weight) + np.asarray(generated, np.float32) * weight
     return np.where(mask[..., None], np.clip(np.rint(blended), 0, 255).astype(np.uint8), normal)
+
+
+def paste(normal: Image, source: Image, mask: Mask, feather: float, match_colour: float) -> Image:
+    """Put a real defect's own pixels onto a normal image, in the colour of the place they come to.
+
+    Args:
+        normal: uint8 [H, W, 3].
+        source: uint8 [H, W, 3], the real defect image already moved to where the mask lies.
+        mask: bool [H, W].
+        feather: as in `composite`.
+        match_colour: share, 0 to 1, of the difference in mean colour between the rings around the mask that is
+            taken off the source.
+    """
+    ring = ndimage.binary_dilation(mask, iterations=RING_WIDTH) & ~mask
+    moved = source.astype(np.float32)
+    if ring.any():
+        moved += match_colour * (normal[ring].mean(0) - moved[ring].mean(0))
+    return composite(normal, np.clip(moved, 0, 255), mask, feather)

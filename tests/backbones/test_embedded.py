@@ -120,11 +120,11 @@ def test_other_words_give_another_embedding(embedded: Backbone) -> None:
     assert (states[0] - states[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("time", "bound"), [(300, 0.5), (600, 0.25), (900, 0.08)])
+@pytest.mark.parametrize(("time", "bound"), [(100, 0.5), (300, 0.28), (600, 0.11)])
 def test_denoiser_predicts_noise(
     embedded: Backbone, scenes: list[Scene], images: Tensor, time: int, bound: float
 ) -> None:
-    """An untrained network scores about 1 at every time; predicting the noisy latents themselves, worse than these."""
+    """The noisy latents themselves, scaled to unit variance, would score 7.4, 1.3 and 0.17; an estimate of zero, 1."""
     level = float(embedded.schedule[time])
     noise = torch.randn(len(images), embedded.latent_channels, 16, 16, generator=torch.Generator().manual_seed(time))
     noisy = math.sqrt(level) * embedded.encode(images) + math.sqrt(1 - level) * noise

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from defect_core.generators.composite import composite, feather_mask
+from defect_core.generators.composite import composite, feather_mask, paste
 
 
 @settings(max_examples=40, deadline=None)
@@ -36,3 +36,15 @@ def test_the_feather_rises_inward_and_keeps_every_mask_pixel():
     weight = feather_mask(mask, 2)
     assert (weight[mask] > 0).all() and (weight[~mask] == 0).all()
     assert weight[4, 10] < weight[5, 10] < weight[7, 10] == 1
+
+
+def test_a_pasted_defect_takes_on_the_colour_of_its_new_place():
+    normal = np.full((30, 30, 3), 150, np.uint8)
+    source = np.full((30, 30, 3), 90, np.uint8)
+    mask = np.zeros((30, 30), bool)
+    mask[10:20, 10:20] = True
+    source[mask] = 40
+    assert (paste(normal, source, mask, 0, 1.0)[mask] == 100).all()
+    assert (paste(normal, source, mask, 0, 0.0)[mask] == 40).all()
+    everywhere = np.ones_like(mask)
+    assert (paste(normal, source, everywhere, 0, 1.0) == source).all()

@@ -71,7 +71,8 @@ def test_an_empty_or_full_mask_gives_a_finite_loss():
 def test_inversion_keeps_the_hole_at_zero(scene):
     latents, mask, trajectory = scene
     inverted = invert(latents, mask, ToyNoise(1), trajectory)
-    assert (mask * inverted.latents == 0).all()
+    assert all((mask * latent == 0).all() for latent in inverted.path)
+    assert len(inverted.path) == len(inverted.noises) + 1
     assert all((mask * noise == 0).all() for noise in inverted.noises)
 
 
@@ -103,6 +104,20 @@ def test_paper_mode_comes_closer_with_more_steps(scene):
         drawn = draw(inverted, mask, _noise(1), ToyNoise(2), ToyNoise(1), trajectory)
         errors.append(float(((1 - mask) * (drawn - latents)).abs().mean()))
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_starting_from_an_example_keeps_the_background_and_comes_near_it_at_low_levels(scene):
+    latents, mask, trajectory = scene
+    example = _noise(7)
+    inverted = invert(latents, mask, ToyNoise(1), trajectory)
+
+    def walk(start):
+        return draw(inverted, mask, _noise(1), lambda z, t: _noise(1), None, trajectory, example, start)
+
+    for start in (1, 10, 25):
+        assert ((1 - mask) * (walk(start) - latents)).abs().max() < 1e-10
+        # the noise model returns the noise that was added, so the walk must come back to the example
+        assert (mask * (walk(start) - example)).abs().max() < 1e-10
 
 
 def test_an_empty_mask_reconstructs_and_a_full_mask_generates(scene):
@@ -137,7 +152,7 @@ def test_the_start_differs_from_the_inverted_background_by_noise_inside_the_mask
         return torch.zeros_like(z)
 
     draw(inverted, mask, _noise(6), watch, None, trajectory)
-    assert torch.allclose(seen[0] - inverted.latents, mask * _noise(6))
+    assert torch.allclose(seen[0] - inverted.path[-1], mask * _noise(6))
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():

@@ -8,9 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import ndimage
-
 from defect_core.errors import InputError
 from defect_core.generators.base import (
     Example,
@@ -21,11 +18,9 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.composite import composite
+from defect_core.generators.composite import paste
 from defect_core.generators.crop_paste.config import PROMISES, Config
 from defect_core.generators.registry import GeneratorConfig
-
-RING_WIDTH = 4
 
 
 class CropPaste(Generator):
@@ -51,8 +46,9 @@ class CropPaste(Generator):
             check_request(request, self.defects)
             if request.warped is None or request.source is None:
                 raise InputError(f"request {request.sample_id}: crop-paste needs a source example to copy from")
-            pasted = self._match_colour(request)
-            image = composite(request.normal_image, pasted, request.mask, self.config.feather)
+            image = paste(
+                request.normal_image, request.warped, request.mask, self.config.feather, self.config.match_colour
+            )
             yield SyntheticPair(request.sample_id, image, request.mask)
 
     def save(self, folder: Path) -> None:
@@ -64,16 +60,6 @@ class CropPaste(Generator):
     def load(cls, folder: Path, backbone: Any) -> "CropPaste":
         description = read_description(folder, cls.name)
         return cls(Config.model_validate(description["config"]), description["defects"])
-
-    def _match_colour(self, request: SampleRequest) -> np.ndarray:
-        """Shift the source so that its ring around the defect has the target's mean colour."""
-        mask = request.mask
-        ring = ndimage.binary_dilation(mask, iterations=RING_WIDTH) & ~mask
-        warped = request.warped.astype(np.float32)
-        if not ring.any():
-            return warped
-        shift = request.normal_image[ring].mean(0) - warped[ring].mean(0)
-        return np.clip(warped + self.config.match_colour * shift, 0, 255)
 
 
 METHOD = CropPaste

@@ -24,6 +24,8 @@ class Config(GeneratorConfig):
         sampling_steps: T, of the inversion and of the sampling alike (paper: 50).
         mode: `paper` runs the background branch twice; `cached` reuses the inversion's predictions, which makes the
             background latent exact and saves a third of the calls*.
+        start: `noise` grows the defect from pure noise (paper); `example` from the real example, moved to the place
+            and noised to `start_level` of the T levels: nearer to the few real ones, and as much less varied*.
         guidance_scale: classifier-free guidance of the defect branch; 1 is off*.
         refinement: how the returned mask is found: `attention` (paper §3.4), `difference` between the drawn and the
             reconstructed canvas*, or `none` (the requested mask).
@@ -42,6 +44,8 @@ class Config(GeneratorConfig):
     variants: int = Field(24, ge=1)
     sampling_steps: int = Field(25, ge=1)
     mode: Literal["cached", "paper"] = "cached"
+    start: Literal["noise", "example"] = "noise"
+    start_level: float = Field(0.7, gt=0, le=1)
     guidance_scale: float = Field(1.0, ge=1)
     refinement: Literal["attention", "difference", "none"] = "difference"
     feather: float = Field(1.0, ge=0)

@@ -32,7 +32,7 @@ from defect_core.generators.base import (
     write_description,
 )
 from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
-from defect_core.generators.composite import composite
+from defect_core.generators.composite import composite, paste
 from defect_core.generators.disentangled_inversion.config import PROMISES, Config
 from defect_core.generators.disentangled_inversion.inversion import draw, invert, masked_loss, sample_noise
 from defect_core.generators.disentangled_inversion.refinement import refine_by_attention, refine_by_difference
@@ -103,10 +103,15 @@ class DisentangledInversion(Generator):
         if not views:
             return
         canvases = _to_tensor([view.image for view in views])
+        examples = self._move(_to_tensor([view.example for view in views])) if self.config.start == "example" else None
         mask = self._latent_masks([view.mask for view in views])
         with torch.no_grad():
             drawn, rebuilt, maps = self._generate(
-                self._move(canvases), self._move(mask), [r.defect for r in requests], [r.seed for r in requests]
+                self._move(canvases),
+                examples,
+                self._move(mask),
+                [r.defect for r in requests],
+                [r.seed for r in requests],
             )
         for index, (request, view) in enumerate(zip(requests, views, strict=True)):
             yield self._finish(request, view, drawn[index], rebuilt[index], mask[index, 0].numpy() > 0, maps[index])
@@ -164,7 +169,7 @@ class DisentangledInversion(Generator):
     # sampling
 
     def _generate(
-        self, canvases: Tensor, mask: Tensor, defects: Sequence[str], seeds: list[int]
+        self, canvases: Tensor, examples: Tensor | None, mask: Tensor, defects: Sequence[str], seeds: list[int]
     ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray | None]]:
         config, backbone, prompts = self.config, self.backbone, self._prompts()
         trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
@@ -192,10 +197,12 @@ class DisentangledInversion(Generator):
             return plain + config.guidance_scale * (noise - plain)
 
         clean = backbone.encode(canvases)
-        start = self._move(sample_noise(seeds, tuple(clean.shape[1:])))
+        noise = self._move(sample_noise(seeds, tuple(clean.shape[1:])))
+        example = None if examples is None else backbone.encode(examples)
+        level = max(1, round(config.start_level * config.sampling_steps))
         inverted = invert(clean, mask, background, trajectory)
         again = background if config.mode == "paper" else None
-        drawn = backbone.decode(draw(inverted, mask, start, defect, again, trajectory))
+        drawn = backbone.decode(draw(inverted, mask, noise, defect, again, trajectory, example, level))
         rebuilt = backbone.decode(clean)
         averaged = torch.stack(kept).mean(0).cpu().numpy() if kept else [None] * count
         return _to_pixels(drawn), _to_pixels(rebuilt), list(averaged)
@@ -235,10 +242,16 @@ class DisentangledInversion(Generator):
         check_request(request, self.defects)
         window = choose_window(request.mask, self.config.canvas, self.config.context, self.config.min_side)
         resolution = self.backbone.resolution
+        example = None
+        if self.config.start == "example":
+            if request.warped is None:
+                raise InputError(f"request {request.sample_id}: start: example needs a real example; found none")
+            example = paste(request.normal_image, request.warped, request.mask, self.config.feather, 1.0)
         return _View(
             window,
             show_image(request.normal_image, window, resolution),
             show_mask(request.mask, window, resolution),
+            None if example is None else show_image(example, window, resolution),
         )
 
     # texts and tensors
@@ -291,6 +304,7 @@ class _View:
     window: Window
     image: Image
     mask: Mask
+    example: Image | None
 
     def mask_at(self, cells: Mask) -> Mask:
         """The latent cells that were drawn, at the window's own size."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defect_core.diffusion.ddim import Trajectory, ddim_move
+from defect_core.diffusion.ddim import Trajectory, add_noise, ddim_move
 
 NoiseModel = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,11 +21,11 @@ class Inverted:
     """What inversion leaves behind.
 
     Attributes:
-        latents: z̃_T^m, zero inside the mask.
+        path: z̃_t^m for t = 0 … T, zero inside the mask.
         noises: the T background predictions, noises[t] made at level t; `cached` mode reuses them.
     """
 
-    latents: Tensor
+    path: tuple[Tensor, ...]
     noises: tuple[Tensor, ...]
 
 
@@ -53,12 +53,12 @@ def masked_loss(
 def invert(latents: Tensor, mask: Tensor, background: NoiseModel, trajectory: Trajectory) -> Inverted:
     """DDIM inversion of the background alone, from z̃_0^m = (1 − m)⊙z_0 upward; the hole stays exactly zero."""
     outside = 1 - mask
-    current, noises = outside * latents, []
+    path, noises = [outside * latents], []
     for t in range(1, trajectory.steps + 1):
-        noise = outside * background(current, trajectory.timesteps[t - 1])
+        noise = outside * background(path[-1], trajectory.timesteps[t - 1])
         noises.append(noise)
-        current = ddim_move(current, noise, trajectory.alpha_bars[t - 1], trajectory.alpha_bars[t])
-    return Inverted(current, tuple(noises))
+        path.append(ddim_move(path[-1], noise, trajectory.alpha_bars[t - 1], trajectory.alpha_bars[t]))
+    return Inverted(tuple(path), tuple(noises))
 
 
 def draw(
@@ -68,6 +68,8 @@ def draw(
     defect: NoiseModel,
     background: NoiseModel | None,
     trajectory: Trajectory,
+    example: Tensor | None = None,
+    start: int | None = None,
 ) -> Tensor:
     """Sample z*_0: the inverted background outside the mask, a defect grown from `noise` inside.
 
@@ -81,10 +83,18 @@ def draw(
         background: noise model under C_2 (paper mode), or None to reuse the inversion's predictions, which leads
             the background latent back to z_0 up to rounding (cached mode).
         trajectory: the one of the inversion.
+        example: latents of a real defect in this place, noised to level `start` inside the mask, from where the walk
+            begins (SDEdit, Meng et al. 2022). Not the paper's; None begins from noise at T, as the paper does.
+        start: level in 1 … T, with `example` only.
     """
     outside = 1 - mask
-    current, hole = inverted.latents + mask * noise, inverted.latents
-    for t in range(trajectory.steps, 0, -1):
+    first, inside = trajectory.steps, noise
+    if example is not None:
+        first = trajectory.steps if start is None else start
+        inside = add_noise(example, noise, trajectory.alpha_bars[first].expand(len(example)))
+    hole = inverted.path[first]
+    current = hole + mask * inside
+    for t in range(first, 0, -1):
         step = trajectory.timesteps[t]
         kept = inverted.noises[t - 1] if background is None else outside * background(hole, step)
         mixed = kept + mask * defect(current, step)
