@@ -44,11 +44,12 @@ class Ingest(Strict):
 
 
 class Split(Strict):
-    """Which real images train and which test; `fold` matters for `two_fold` only."""
+    """Which real images train and which test; `fold` matters for `two_fold` only, `max_train` makes it k-shot."""
 
     policy: Literal["first_third", "half", "two_fold"] = "first_third"
     fold: int = Field(0, ge=0, le=1)
     min_train: int = Field(1, ge=1)
+    max_train: int | None = Field(None, ge=1)
 
 
 class Synthesize(Strict):

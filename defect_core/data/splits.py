@@ -12,13 +12,16 @@ POLICIES = ("first_third", "half", "two_fold")
 GOOD_TRAIN_FRACTION = 0.8
 
 
-def split_records(records: Sequence[Record], policy: str, fold: int = 0, min_train: int = 1) -> list[Record]:
+def split_records(
+    records: Sequence[Record], policy: str, fold: int = 0, min_train: int = 1, max_train: int | None = None
+) -> list[Record]:
     """Fill `split` of every record; the order of the records stays.
 
     Defect images, per product and defect in the natural order of their ids ('10' after '9'), n of them:
     `first_third` trains on the first max(floor(n / 3), min_train) (the few-shot protocol of AnomalyDiffusion, Hu et
     al., AAAI 2024), `half` on the first max(floor(n / 2), min_train), `two_fold` on the first floor(n / 2) (fold 0)
-    or on all others (fold 1); the rest test. Good images keep the split they came with; those without one are
+    or on all others (fold 1); the rest test. `max_train` caps the training side of each defect (few-shot: the first
+    so many of it), and what it gives up tests. Good images keep the split they came with; those without one are
     split 80 to 20 in natural order.
 
     Raises:
@@ -31,6 +34,8 @@ def split_records(records: Sequence[Record], policy: str, fold: int = 0, min_tra
         raise InputError(f"split.fold: {fold!r}; expected 0 or 1")
     if min_train < 1:
         raise InputError(f"split.min_train: {min_train!r}; expected at least 1")
+    if max_train is not None and max_train < min_train:
+        raise InputError(f"split.max_train: {max_train!r}; expected at least split.min_train, {min_train}")
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         groups[record.product, record.defect].append(record)
@@ -38,8 +43,11 @@ def split_records(records: Sequence[Record], policy: str, fold: int = 0, min_tra
     for (product, defect), group in groups.items():
         ordered = sorted(group, key=lambda record: natural_key(record.image))
         part = _split_good if defect == GOOD else _split_defect
+        seen = 0
         for record, value in zip(ordered, part(ordered, product, policy, fold, min_train), strict=True):
-            split[id(record)] = value
+            surplus = defect != GOOD and value == "train" and max_train is not None and seen >= max_train
+            split[id(record)] = "test" if surplus else value
+            seen += value == "train"
     done = [replace(record, split=split[id(record)]) for record in records]
     assert_disjoint(done)
     return done

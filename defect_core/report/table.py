@@ -7,6 +7,7 @@ from defect_core.errors import InputError
 from defect_core.params import BASELINE_ARM
 from defect_core.project import Project
 
+WIDE = 124  # columns that the whole table needs
 SEGMENT_COLUMNS = {
     "pixel_ap": "pixel AP",
     "pixel_f1_max": "F1-max",
@@ -64,19 +65,21 @@ def print_leaderboard(board: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = _console()
+    names = ["pixel_ap", "pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc"]
+    if console.width < WIDE:
+        names = ["pixel_ap", "pixel_f1_max", "image_auroc"]
     for product in dict.fromkeys(row["product"] for row in board["rows"]):
         rows = [row for row in board["rows"] if row["product"] == product]
         seeds = rows[0]["protocol"]["seeds"]
         table = Table(title=f"{product}: segmenter on real test images, %, {seeds} seeds", title_justify="left")
         table.add_column("arm", no_wrap=True)
-        for label in ("pixel AP", "gain", "F1-max", "PRO", "IoU", "pixel AUROC", "image AUROC", "Fréchet*"):
+        for label in ("gain", *(SEGMENT_COLUMNS[name] for name in names), "Fréchet*"):
             table.add_column(label, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(
                 row["arm"],
-                percent(row, "pixel_ap"),
                 "" if row["gain"] is None else f"{100 * row['gain']:+.1f}",
-                *(percent(row, name) for name in ("pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc")),
+                *(percent(row, name) for name in names),
                 "" if not row["scores"] else number(row["scores"].get("frechet_lite0")),
             )
         console.print(table)
@@ -117,7 +120,7 @@ def _console() -> Any:
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=118)
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _read(project: Project, relative: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from defect_core.project import Project
 def run(project: Project, product: str) -> None:
     settings = project.params.split
     records = read_records(project.path(f"data/raw/{product}/records.parquet"))
-    divided = split_records(records, settings.policy, fold=settings.fold, min_train=settings.min_train)
+    divided = split_records(records, settings.policy, settings.fold, settings.min_train, settings.max_train)
     assert_disjoint(divided)
     target = project.path(f"data/split/{product}.parquet")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,18 @@ def test_min_train():
         split_records(_records(9), "two_fold", min_train=5)
 
 
+@pytest.mark.parametrize("policy", ["first_third", "half", "two_fold"])
+def test_max_train_caps_each_defect_and_the_rest_tests(policy):
+    records = [*_records(12, "cut"), *_records(5, "dent"), *_records(20, "good")]
+    capped = split_records(records, policy, max_train=2)
+    plain = split_records(records, policy)
+    for defect in ("cut", "dent"):
+        first = sorted(_train_ids(plain, defect))[:2]
+        assert sorted(_train_ids(capped, defect)) == first
+    assert all(r.split in ("train", "test") for r in capped)
+    assert _train_ids(capped, "good") == _train_ids(plain, "good")
+
+
 def test_good_images_keep_their_split_or_go_80_to_20():
     hinted = _records(6, "good", "train") + _records(4, "good", "test", start=6)
     done = split_records(hinted + _records(6), "half")
