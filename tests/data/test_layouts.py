@@ -213,7 +213,7 @@ def _broken(root, what):
         "option outside": ({"options": {"masks": "../x"}}, "options.masks: '../x'; expected a folder inside"),
         "option of other layout": ({"options": {"subfolder": "x"}}, "options.subfolder: not an option of layout mvtec"),
         "unknown defect": ({"options": {"defects": ["hole"]}}, "no folder of defect 'hole'.*found cut, dent"),
-        "empty_masks": ({"empty_masks": "skip"}, "ingest.empty_masks: 'skip'; expected error or leave_out"),
+        "empty_masks": ({"empty_masks": "skip"}, "empty_masks: 'skip'; expected error or leave_out"),
         "product": ({"product": "a|b"}, "'a|b' is not a usable name".replace("|", r"\|")),
         "demo with path": ({"layout": "demo"}, "layout demo draws its own images"),
         "no source": ({"source": None}, "needs a source folder"),
