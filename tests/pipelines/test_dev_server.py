@@ -1,5 +1,6 @@
 """The development server's settings, without starting it."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,8 @@ def test_dagster_accepts_the_settings(bare):
 
 
 def test_stopping_takes_the_run_workers_along():
+    # a shell that starts the tests in the background ignores SIGINT, and children would inherit that; `serve` does this
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     grandchild = "import time; time.sleep(60)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, stderr=subprocess.DEVNULL)
