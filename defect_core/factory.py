@@ -65,7 +65,7 @@ def run_all(project: Project, products: list[str], generators: list[str]) -> int
     return 0
 
 
-def dvc(project: Project, *arguments: str, capture: bool = False) -> int:
+def dvc(project: Project, *arguments: str) -> int:
     """Call DVC in the project, so that its stages find the same Python; returns its exit status."""
     return subprocess.run(
         [sys.executable, "-m", "dvc", *arguments], cwd=project.root, env=child_environment(project), check=False

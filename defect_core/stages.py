@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_code, generator_promises
+from defect_core.generators.registry import generator_code
 from defect_core.params import BASELINE_ARM, MIX_ARM, Params
 from defect_core.project import Project
 
@@ -289,17 +289,3 @@ def _fields(cell: dict[str, str], params: Params) -> dict[str, str]:
 
 def _options(stage: Stage) -> str:
     return " ".join(f"--{axis}" for axis in stage.grid) or "no options"
-
-
-__all__ = [
-    "AXES",
-    "STAGES",
-    "Instance",
-    "Stage",
-    "code_root",
-    "find_instance",
-    "generator_promises",
-    "instances",
-    "run_stage",
-    "stage_named",
-]
