@@ -41,14 +41,14 @@ from defect_core.backbones.tokenizer import END, INDUSTRIAL_WORDS, START, save_t
 from defect_core.progress import track
 
 SEED = 20
-SCENES = 12000  # each gives two pictures: the whole scene and a local view
+SCENES = 24000  # each gives two pictures: the whole scene and a local view
 SCENE_SIZES = (128, 160, 208)
 VAE_IMAGES = 4000
-STEPS = 3100
+STEPS = 16000
 BATCH = 16
 LEARNING_RATE = 4e-4
 WARM_UP, DECAY_SHARE = 150, 0.35
-EMA_DECAY = 0.998
+EMA_DECAY = 0.999
 EMPTY_CAPTION = 0.1
 HOLE_SHARE, FOCUS_SHARE, GOOD_HOLE_SHARE = 0.3, 0.3, 0.15
 SAVE_EVERY_S = 180.0
