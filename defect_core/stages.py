@@ -90,6 +90,7 @@ _METHOD = (
     "{code}",
     "defect_core/generators/canvas.py",
     "defect_core/generators/composite.py",
+    "defect_core/generators/views.py",
     "defect_core/diffusion",
     "defect_core/training.py",
     "defect_core/data/augment.py",

@@ -15,8 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from defect_core.backbones import Backbone
-from defect_core.data.augment import augment
-from defect_core.data.masks import downsample_mask
 from defect_core.diffusion.attention import control_regions, regions
 from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.errors import InputError
@@ -37,9 +35,19 @@ from defect_core.generators.disentangled_inversion.config import PROMISES, Confi
 from defect_core.generators.disentangled_inversion.inversion import draw, invert, masked_loss, sample_noise
 from defect_core.generators.disentangled_inversion.refinement import refine_by_attention, refine_by_difference
 from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.views import (
+    augmented_views,
+    backbone_facts,
+    check_backbone,
+    encode_views,
+    latent_masks,
+    on_device,
+    round_to_half,
+    to_pixels,
+    to_tensor,
+    words,
+)
 from defect_core.training import train
-
-CONTEXT_JITTER = (0.8, 1.4)
 
 
 class DisentangledInversion(Generator):
@@ -64,7 +72,17 @@ class DisentangledInversion(Generator):
             raise InputError("disentangled-inversion: no defect examples to learn from; expected at least one")
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
-        bank = self._encode_views(defective, np.random.default_rng(seed))
+        config = self.config
+        views = augmented_views(
+            defective,
+            config.variants,
+            config.canvas,
+            config.context,
+            config.min_side,
+            self.backbone.resolution,
+            np.random.default_rng(seed),
+        )
+        bank = encode_views(self.backbone, views, self.defects)
         backbone, denoiser, prompts = self.backbone, self.backbone.denoiser, self._prompts()
         denoiser.requires_grad_(True)
 
@@ -72,15 +90,17 @@ class DisentangledInversion(Generator):
             chosen = torch.randint(len(bank.latents), (self.config.batch_size,), generator=generator)
             noise = torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator)
             times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
-            latents, mask = self._move(bank.latents[chosen]), self._move(bank.masks[chosen])
-            noise, levels = self._move(noise), backbone.schedule[times]
+            latents, mask = on_device(backbone, bank.latents[chosen]), on_device(backbone, bank.masks[chosen])
+            noise, levels = on_device(backbone, noise), backbone.schedule[times]
             noised = add_noise(latents, noise, levels)
             inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
             outside = prompts.background.expand(2 * len(chosen), -1, -1)
             with regions(self._control, outside, torch.cat([mask, mask])):
                 # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
                 both = denoiser(
-                    torch.cat([noised, (1 - mask) * noised]), self._move(torch.cat([times, times])), inside
+                    torch.cat([noised, (1 - mask) * noised]),
+                    on_device(self.backbone, torch.cat([times, times])),
+                    inside,
                 ).sample
             defect_noise, background_noise = both.chunk(2)
             return masked_loss(noise, defect_noise, background_noise, mask, self.config.balance)
@@ -96,20 +116,24 @@ class DisentangledInversion(Generator):
             label=f"fine-tuning {self.name} on {self.product}",
         )
         denoiser.requires_grad_(False)
-        _round_to_half(denoiser)
+        round_to_half(denoiser)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         views = [self._view(request) for request in requests]
         if not views:
             return
-        canvases = _to_tensor([view.image for view in views])
-        examples = self._move(_to_tensor([view.example for view in views])) if self.config.start == "example" else None
-        mask = self._latent_masks([view.mask for view in views])
+        canvases = to_tensor([view.image for view in views])
+        examples = (
+            on_device(self.backbone, to_tensor([view.example for view in views]))
+            if self.config.start == "example"
+            else None
+        )
+        mask = latent_masks(self.backbone, [view.mask for view in views])
         with torch.no_grad():
             drawn, rebuilt, maps = self._generate(
-                self._move(canvases),
+                on_device(self.backbone, canvases),
                 examples,
-                self._move(mask),
+                on_device(self.backbone, mask),
                 [r.defect for r in requests],
                 [r.seed for r in requests],
             )
@@ -126,45 +150,19 @@ class DisentangledInversion(Generator):
             self.config,
             product=self.product,
             defects=list(self.defects),
-            backbone={"name": self.backbone.name, "digest": self.backbone.digest},
+            backbone=backbone_facts(self.backbone),
         )
         (folder / "training.json").write_text(json.dumps({"loss": self.losses}) + "\n")
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone) -> "DisentangledInversion":
         described = read_description(folder, cls.name)
-        if described["backbone"]["digest"] != backbone.digest:
-            raise InputError(
-                f"{folder}: was fitted on backbone {described['backbone']['name']!r} with other weights; "
-                f"expected those of {backbone.name!r}: run the finetune stage again"
-            )
+        check_backbone(folder, described, backbone)
         config = Config.model_validate(described["config"])
         made = cls(backbone, config, described["product"], described["defects"])
         backbone.denoiser.load_state_dict({k: v.float() for k, v in load_file(folder / "unet.safetensors").items()})
         backbone.denoiser.requires_grad_(False).eval()
         return made
-
-    # training views
-
-    def _encode_views(self, examples: Sequence[Example], rng: np.random.Generator) -> "_Bank":
-        """Every example from several windows and turns, encoded once: the VAE is frozen."""
-        images, masks, defects = [], [], []
-        for example in examples:
-            for _ in range(self.config.variants):
-                context = max(1.0, self.config.context * rng.uniform(*CONTEXT_JITTER))
-                window = choose_window(example.mask, self.config.canvas, context, self.config.min_side, rng)
-                image = show_image(example.image, window, self.backbone.resolution)
-                mask = show_mask(example.mask, window, self.backbone.resolution)
-                image, mask = augment(image, mask, rng)
-                images.append(image)
-                masks.append(mask)
-                defects.append(self.defects.index(example.defect))
-        with torch.no_grad():
-            latents = [
-                self.backbone.encode(self._move(_to_tensor(images[i : i + 16]))).cpu()
-                for i in range(0, len(images), 16)
-            ]
-        return _Bank(torch.cat(latents), self._latent_masks(masks), torch.tensor(defects))
 
     # sampling
 
@@ -197,7 +195,7 @@ class DisentangledInversion(Generator):
             return plain + config.guidance_scale * (noise - plain)
 
         clean = backbone.encode(canvases)
-        noise = self._move(sample_noise(seeds, tuple(clean.shape[1:])))
+        noise = on_device(self.backbone, sample_noise(seeds, tuple(clean.shape[1:])))
         example = None if examples is None else backbone.encode(examples)
         level = max(1, round(config.start_level * config.sampling_steps))
         inverted = invert(clean, mask, background, trajectory)
@@ -205,7 +203,7 @@ class DisentangledInversion(Generator):
         drawn = backbone.decode(draw(inverted, mask, noise, defect, again, trajectory, example, level))
         rebuilt = backbone.decode(clean)
         averaged = torch.stack(kept).mean(0).cpu().numpy() if kept else [None] * count
-        return _to_pixels(drawn), _to_pixels(rebuilt), list(averaged)
+        return to_pixels(drawn), to_pixels(rebuilt), list(averaged)
 
     def _finish(
         self,
@@ -257,38 +255,21 @@ class DisentangledInversion(Generator):
     # texts and tensors
 
     def _prompt(self, defect: str) -> str:
-        return self.config.defect_prompt.format(defect=_words(defect), product=_words(self.product))
+        return self.config.defect_prompt.format(defect=words(defect), product=words(self.product))
 
     def _prompts(self) -> "_Prompts":
         encode = self.backbone.encode_text
         with torch.no_grad():
             defect = encode([self._prompt(name) for name in self.defects])
-            background = encode([self.config.background_prompt.format(product=_words(self.product))])
+            background = encode([self.config.background_prompt.format(product=words(self.product))])
             hole = encode([self.config.hole_prompt])
         marked = [
-            _token_mask(self.backbone.tokenizer, self._prompt(n), _words(n), defect.shape[1]) for n in self.defects
+            _token_mask(self.backbone.tokenizer, self._prompt(n), words(n), defect.shape[1]) for n in self.defects
         ]
         return _Prompts(defect, background, hole, torch.stack(marked).to(defect.device))
 
-    def _latent_masks(self, masks: Sequence[Mask]) -> Tensor:
-        small = [downsample_mask(mask, self.backbone.latent_size, "max") for mask in masks]
-        return torch.from_numpy(np.stack(small)).float()[:, None]
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        parameter = next(self.backbone.denoiser.parameters())
-        if tensor.is_floating_point():
-            return tensor.to(parameter.device, parameter.dtype)
-        return tensor.to(parameter.device)
-
 
 METHOD = DisentangledInversion
-
-
-@dataclass(frozen=True)
-class _Bank:
-    latents: Tensor
-    masks: Tensor
-    defects: Tensor
 
 
 @dataclass(frozen=True)
@@ -311,10 +292,6 @@ class _View:
         return bring_back(np.kron(cells, np.ones((8, 8), np.float32)), self.window) > 0.5
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ")
-
-
 def _token_mask(tokenizer: Any, prompt: str, word: str, length: int) -> Tensor:
     """Which token positions of a prompt spell the defect's name (bool [length]; position 0 is the start token)."""
     before = tokenizer(prompt[: prompt.index(word)].strip(), add_special_tokens=False)["input_ids"]
@@ -322,14 +299,6 @@ def _token_mask(tokenizer: Any, prompt: str, word: str, length: int) -> Tensor:
     marked = torch.zeros(length, dtype=torch.bool)
     marked[1 + len(before) : 1 + len(before) + len(spelled)] = True
     return marked
-
-
-def _to_tensor(images: Sequence[Image]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _to_pixels(images: Tensor) -> np.ndarray:
-    return ((images.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _same_size(maps: list[Tensor], side: int) -> list[Tensor]:
@@ -340,10 +309,3 @@ def _same_size(maps: list[Tensor], side: int) -> list[Tensor]:
         for part in maps
         if part.shape[-1] in finest
     ]
-
-
-def _round_to_half(module: torch.nn.Module) -> None:
-    """Weights are saved in half precision; rounding them now makes save -> load change nothing."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(parameter.half().to(parameter.dtype))
