@@ -1,5 +1,6 @@
 """What the stages load from a project: real images in memory, and the backbone."""
 
+from pathlib import Path
 from typing import Any
 
 from defect_core.data.records import Record, load_image, load_mask, read_records
@@ -25,13 +26,22 @@ def load_example(project: Project, record: Record) -> Example:
     return Example(record.product, record.defect, load_image(raw / record.image), mask, record.image)
 
 
-def open_backbone(project: Project, generator: str) -> Any:
-    """The project's backbone on this machine's accelerator, else its CPU; None for a generator that uses none."""
+def open_backbone(project: Project, product: str, generator: str) -> Any:
+    """The product's adapted backbone if there is one, else the project's; None for a generator that uses none."""
     if not generator_promises(generator).uses_backbone:
         return None
+    if project.params.adapt is None:
+        return open_original(project)
+    adapted = open_original(project, project.path(f"data/backbone/{product}"))
+    adapted.name = f"{project.params.backbone}, adapted to {product}"  # not the path: it is this machine's
+    return adapted
+
+
+def open_original(project: Project, folder: Path | None = None) -> Any:
+    """The project's backbone (or the one in `folder`) on this machine's accelerator, else its CPU."""
     import torch
 
     from defect_core.backbones import load_backbone
 
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_backbone(project.params.backbone, device=device)
+    return load_backbone(folder or project.params.backbone, device=device)

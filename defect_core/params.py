@@ -52,6 +52,24 @@ class Split(Strict):
     max_train: int | None = Field(None, ge=1)
 
 
+class Adapt(Strict):
+    """Tuning of the backbone to a product's good images; a project without this section does none.
+
+    Early stopping: every `check_every` steps the loss on a held-out part (`validation_fraction`) of the good images
+    is taken; after `patience` checks without a new best, training ends, and the best weights count. `local_share` of
+    the views are local windows, as the generators' local canvas sees the product; the rest are whole images.
+    """
+
+    steps: int = Field(600, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    views: int = Field(1200, ge=1)
+    local_share: float = Field(0.5, ge=0, le=1)
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    check_every: int = Field(100, ge=1)
+    patience: int = Field(3, ge=1)
+
+
 class Synthesize(Strict):
     """How many pairs are made per defect, and which of them are good enough.
 
@@ -100,6 +118,7 @@ class Params(Strict):
     backbone: str = "embedded"
     ingest: Ingest = Field(default_factory=Ingest)
     split: Split = Field(default_factory=Split)
+    adapt: Adapt | None = None
     finetune: dict[str, dict[str, Any]] = Field(default_factory=dict)
     synthesize: Synthesize = Field(default_factory=Synthesize)
     score: Score = Field(default_factory=Score)

@@ -16,8 +16,8 @@ from defect_core.errors import InputError
 from defect_core.params import load_params
 from defect_core.project import PARAMS_FILE, Project
 
+PRESETS = ("demo", "laptop", "full")
 TEMPLATES = {
-    "params.yaml": PARAMS_FILE,
     "workspace.yaml": "workspace.yaml",
     "data-README.md": "data/README.md",
     "dvcignore": ".dvcignore",
@@ -26,16 +26,18 @@ TEMPLATES = {
 }
 
 
-def init_project(folder: Path) -> Project:
-    """Lay down an empty project.
+def init_project(folder: Path, preset: str = "laptop") -> Project:
+    """Lay down an empty project with the settings of a preset.
 
     Raises:
-        InputError: the folder exists and is not empty.
+        InputError: the folder exists and is not empty, or an unknown preset.
     """
+    if preset not in PRESETS:
+        raise InputError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
     if folder.exists() and (not folder.is_dir() or any(p.name not in (".git",) for p in folder.iterdir())):
         raise InputError(f"{folder}: exists and is not an empty folder; expected a new or empty one")
     folder.mkdir(parents=True, exist_ok=True)
-    for template, target in TEMPLATES.items():
+    for template, target in {f"presets/{preset}.yaml": PARAMS_FILE, **TEMPLATES}.items():
         path = folder / target
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((files("defect_core") / "templates" / template).read_text(encoding="utf-8"), encoding="utf-8")

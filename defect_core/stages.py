@@ -34,6 +34,7 @@ class Stage:
         pool: limits how many run at once (`gpu`, `cpu`).
         about: one line for people.
         after: stages whose outputs `inputs` are.
+        section: section of params.yaml that switches the stage on; "" for a stage that always is.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     params: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     pool: str = "cpu"
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,21 @@ class Instance:
 
 
 _READING = ("defect_core/examples.py", "defect_core/data/records.py", "defect_core/generators/base.py")
-_METHOD = (
-    "{code}",
-    "defect_core/generators/canvas.py",
-    "defect_core/generators/composite.py",
-    "defect_core/generators/views.py",
-    "defect_core/diffusion",
+_TRAINING = (
     "defect_core/training.py",
     "defect_core/data/augment.py",
     "defect_core/data/masks.py",
     "defect_core/backbones/load.py",
     "defect_core/backbones/architecture.py",
     "defect_core/backbones/embedded",
+)
+_METHOD = (
+    "{code}",
+    "defect_core/generators/canvas.py",
+    "defect_core/generators/composite.py",
+    "defect_core/generators/views.py",
+    "defect_core/diffusion",
+    *_TRAINING,
 )
 
 STAGES: tuple[Stage, ...] = (
@@ -126,10 +131,30 @@ STAGES: tuple[Stage, ...] = (
         after=("ingest",),
     ),
     Stage(
+        name="adapt",
+        grid=("product",),
+        about="Tunes the backbone to a product's good images; optional.",
+        inputs=("data/raw/{product}", "data/split/{product}.parquet"),
+        outputs=("data/backbone/{product}",),
+        params=("seed", "backbone", "adapt"),
+        code=(
+            "defect_core/steps/adapt.py",
+            "defect_core/adaptation.py",
+            "defect_core/generators/canvas.py",
+            "defect_core/generators/views.py",
+            "defect_core/diffusion",
+            *_TRAINING,
+            *_READING,
+        ),
+        after=("ingest", "split"),
+        pool="gpu",
+        section="adapt",
+    ),
+    Stage(
         name="finetune",
         grid=("product", "generator"),
         about="Few-shot training of one generator on one product's defects.",
-        inputs=("data/raw/{product}", "data/split/{product}.parquet"),
+        inputs=("data/raw/{product}", "data/split/{product}.parquet", "{backbone}"),
         outputs=("data/generator/{product}/{generator}",),
         params=("seed", "backbone", "finetune.{generator}"),
         code=(
@@ -137,14 +162,19 @@ STAGES: tuple[Stage, ...] = (
             *_METHOD,
             *_READING,
         ),
-        after=("ingest", "split"),
+        after=("ingest", "split", "adapt"),
         pool="gpu",
     ),
     Stage(
         name="synthesize",
         grid=("product", "generator"),
         about="Image-mask pairs in bulk, filtered until enough are accepted.",
-        inputs=("data/raw/{product}", "data/split/{product}.parquet", "data/generator/{product}/{generator}"),
+        inputs=(
+            "data/raw/{product}",
+            "data/split/{product}.parquet",
+            "data/generator/{product}/{generator}",
+            "{backbone}",
+        ),
         outputs=("data/synthetic/{product}/{generator}",),
         params=("seed", "backbone", "synthesize"),
         code=(
@@ -155,7 +185,7 @@ STAGES: tuple[Stage, ...] = (
             *_METHOD,
             *_READING,
         ),
-        after=("ingest", "split", "finetune"),
+        after=("ingest", "split", "adapt", "finetune"),
         pool="gpu",
     ),
     Stage(
@@ -225,8 +255,15 @@ def stage_named(name: str) -> Stage:
     raise InputError(f"stage {name!r} is unknown; expected one of {', '.join(stage.name for stage in STAGES)}")
 
 
+def active_stages(params: Params) -> list[Stage]:
+    """The stages that params.yaml asks for, in an order in which they can run."""
+    return [stage for stage in STAGES if not stage.section or getattr(params, stage.section) is not None]
+
+
 def instances(stage: Stage, params: Params) -> Iterator[Instance]:
-    """All cells of a stage's grid, in the order of params.yaml."""
+    """All cells of a stage's grid, in the order of params.yaml; none of a stage that is switched off."""
+    if stage not in active_stages(params):
+        return
     values = {"product": params.products, "generator": params.generators, "arm": params.arms}
     cells: list[dict[str, str]] = [{}]
     for axis in stage.grid:
@@ -280,6 +317,9 @@ def _fields(cell: dict[str, str], params: Params) -> dict[str, str]:
         fields["source"] = params.sources[product].path or "data/README.md"
     if "generator" in cell:
         fields["code"] = generator_code(cell["generator"])
+        # where nothing is adapted, an input that is there anyway stands for the backbone
+        folder = "data/raw/{product}/records.parquet" if params.adapt is None else "data/backbone/{product}"
+        fields["backbone"] = folder.format(**cell)
     if "arm" in cell:
         fields["samples"] = {
             BASELINE_ARM: f"data/raw/{cell['product']}/records.parquet",

@@ -7,8 +7,9 @@ ends with the same weights as an undisturbed one; nothing but weights, optimiser
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from defect_core.progress import track
 
 Loss = Callable[[int, torch.Generator], Tensor]
+Watch = Callable[[int], bool]
 
 
 def train(
@@ -33,6 +35,8 @@ def train(
     checkpoint_every: int = 100,
     warmup: int = 20,
     max_grad_norm: float = 1.0,
+    watch: Watch | None = None,
+    overrides: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[float]:
     """Minimise `loss` over the module's parameters that require a gradient, with AdamW and a cosine schedule.
 
@@ -44,6 +48,10 @@ def train(
         work_dir: holds the checkpoint; a later call with the same folder goes on from there.
         label: shown with the progress.
         checkpoint_every: steps between checkpoints.
+        watch: called with the number of steps done after each of them; True ends the training there. After a kill
+            it is called again for the steps since the last checkpoint, with the same weights.
+        overrides: `learning_rate` or `weight_decay` of the parameters whose names begin with a key, such as
+            {"tokens": {"learning_rate": 1e-3, "weight_decay": 0}}; the longest key that fits counts.
 
     Returns:
         The loss of every step.
@@ -51,22 +59,25 @@ def train(
     from accelerate import Accelerator
 
     accelerator = Accelerator()
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", dict(zip(names, trained, strict=True)), optimiser)
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    trained = list(named.values())
+    plain = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    optimiser = torch.optim.AdamW(_groups(named, plain, overrides or {}))
+    checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", named, optimiser)
     done, losses = checkpoint.restore()
     module, optimiser = accelerator.prepare(module, optimiser)
     module.train()
     for step in track(range(done, steps), label):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * _rate(step, steps, warmup)
+            group["lr"] = group["peak"] * _rate(step, steps, warmup)
         value = loss(step, step_generator(seed, step))
         accelerator.backward(value)
         accelerator.clip_grad_norm_(trained, max_grad_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         losses.append(round(float(value.detach()), 6))
+        if watch is not None and watch(step + 1):
+            break
         if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             checkpoint.save(step + 1, losses)
     module.eval()
@@ -76,6 +87,22 @@ def train(
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The CPU generator of one training step; a large odd factor keeps neighbouring seeds apart."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (2**63 - 1))
+
+
+def _groups(
+    named: Mapping[str, nn.Parameter], plain: Mapping[str, float], overrides: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """AdamW's parameter groups, one for each setting; `peak` is the learning rate that the schedule scales."""
+    members: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        key = max((key for key in overrides if name.startswith(key)), key=len, default="")
+        members.setdefault(key, []).append(parameter)
+    groups = []
+    for key, parameters in members.items():
+        chosen = {**plain, **overrides.get(key, {})}
+        rate, decay = chosen["learning_rate"], chosen["weight_decay"]
+        groups.append({"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay})
+    return groups
 
 
 def _rate(step: int, steps: int, warmup: int) -> float:
@@ -105,10 +132,12 @@ class _Checkpoint:
         if not self.file.is_file():
             return 0, []
         with safe_open(self.file, "pt") as stored:
-            facts = stored.metadata()
+            facts, kept = stored.metadata(), set(stored.keys())
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(stored.get_tensor(f"weight.{name}"))
+                    if f"step.{name}" not in kept:  # it had no gradient yet
+                        continue
                     self.optimiser.state[parameter] = {
                         "step": stored.get_tensor(f"step.{name}"),
                         "exp_avg": stored.get_tensor(f"exp_avg.{name}").to(parameter.device),

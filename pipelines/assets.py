@@ -9,18 +9,20 @@ import dagster as dg
 
 from defect_core.dvcfile import code_digest
 from defect_core.errors import InputError
+from defect_core.lineage.lock import read_lock
 from defect_core.project import Project
-from defect_core.stages import STAGES, Instance, Stage, instances, stage_named
+from defect_core.stages import Instance, Stage, active_stages, instances
 from pipelines.checks import check_results, check_specs
 from pipelines.metadata import describe
 from pipelines.partitions import dependency, instance_of, partitions_of
 from pipelines.runner import Log, Runner, RunnerError
-from pipelines.state import data_version, read_lock
+from pipelines.state import data_version
 
 RUNNER = "runner"
 GROUPS = {
     "ingest": "real_data",
     "split": "real_data",
+    "adapt": "generators",
     "finetune": "generators",
     "synthesize": "synthetic",
     "score": "evaluation",
@@ -30,8 +32,8 @@ GROUPS = {
 
 
 def build_assets(project: Project) -> list[dg.AssetsDefinition]:
-    """The assets of all stages. They need a `Runner` under the resource key `runner`."""
-    return [build_asset(stage, project) for stage in STAGES]
+    """The assets of all stages in use. They need a `Runner` under the resource key `runner`."""
+    return [build_asset(stage, project) for stage in active_stages(project.params)]
 
 
 def build_asset(stage: Stage, project: Project) -> dg.AssetsDefinition:
@@ -47,7 +49,7 @@ def build_asset(stage: Stage, project: Project) -> dg.AssetsDefinition:
         pool=stage.pool,
         code_version=code_version(stage, project),
         partitions_def=partitions_of(stage, params),
-        deps=[dependency(stage, stage_named(name), params) for name in stage.after],
+        deps=[dependency(stage, other, params) for other in active_stages(params) if other.name in stage.after],
         check_specs=check_specs(stage),
         required_resource_keys={RUNNER},
     )

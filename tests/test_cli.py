@@ -1,16 +1,21 @@
 """The command as a person uses it: a project from nothing, and one clear line for every mistake."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from defect_core import cli
 from defect_core.data.records import save_png
+from defect_core.params import Params
 from defect_core.project import Project
+from defect_core.scaffold import PRESETS
 
 
 def _call(monkeypatch, capsys, *arguments):
@@ -62,6 +67,24 @@ def test_init_lays_down_a_project_with_everything_it_names(empty_project):
     assert Project(empty_project).params.products == ()
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_says_what_it_costs(preset):
+    text = (files("defect_core") / "templates/presets" / f"{preset}.yaml").read_text()
+    assert Params.model_validate(yaml.safe_load(text)).products == ()
+    assert re.match(rf"# Preset `{preset}`: .*(minutes|hour)", text.splitlines()[0])
+
+
+def test_the_demo_preset_has_the_settings_of_the_demo():
+    demo = yaml.safe_load((files("defect_core") / "templates/presets/demo.yaml").read_text())
+    repository = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    assert {**repository, "products": [], "sources": {}} == demo
+
+
+def test_an_unknown_preset_is_refused(tmp_path, monkeypatch, capsys):
+    code, _, error = _call(monkeypatch, capsys, "init", tmp_path / "new", "--preset", "huge")
+    assert code == 2 and "expected one of demo, laptop, full" in error and not (tmp_path / "new").exists()
+
+
 def test_init_refuses_a_folder_that_holds_something(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("x")
     code, _, error = _call(monkeypatch, capsys, "init", tmp_path)
@@ -74,7 +97,7 @@ def test_add_product_takes_images_in_and_keeps_the_comments(project, tmp_path, m
     code, out, _ = _call(monkeypatch, capsys, "add-product", "plate", source)
     assert code == 0 and "6 good images, 4 dent" in out
     text = (project / "params.yaml").read_text()
-    assert text.startswith("# Settings of this project") and str(tmp_path) not in text
+    assert text.startswith("# Preset `laptop`") and str(tmp_path) not in text
     assert Project(project).params.sources["plate"].path == "../plates"
     assert "ingest --product" in (project / "dvc.yaml").read_text()
     code, _, error = _call(monkeypatch, capsys, "add-product", "plate", source)
@@ -210,9 +233,7 @@ def test_missing_weights_are_one_line(project, tmp_path, monkeypatch, capsys):
     (project / "params.yaml").write_text(text)
     for stage in ("ingest", "split"):
         assert _call(monkeypatch, capsys, "stage", stage, "--product", "plate")[0] == 0
-    code, _, error = _call(
-        monkeypatch, capsys, "stage", "finetune", "--product", "plate", "--generator", "disentangled-inversion"
-    )
+    code, _, error = _call(monkeypatch, capsys, "stage", "adapt", "--product", "plate")
     assert code == 2 and "no/such/folder" in error.splitlines()[-1]
     assert not (project / "data/generator").exists()
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,6 +111,20 @@ class Backbone:
             list(prompts), padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
         )
         return self.text_encoder(input_ids=tokens.input_ids.to(self.device)).last_hidden_state
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load_backbone` reads: the denoiser as it is now, in half precision, all else as it was.
+
+        The digest of a Backbone in memory stays that of the folder it was loaded from.
+        """
+        from defect_core.backbones.architecture import save_network
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+            shutil.copytree(self.folder / part, folder / part, dirs_exist_ok=True)
+        if (self.folder / "defectory.json").is_file():
+            shutil.copy(self.folder / "defectory.json", folder)
+        save_network(self.denoiser, folder / "unet")
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Backbone":
         """Move the networks, in place; what is None stays as it is."""

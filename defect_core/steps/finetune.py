@@ -11,7 +11,7 @@ from defect_core.project import Project, folder_digest
 def run(project: Project, product: str, generator: str) -> None:
     params = project.params
     config = params.generator_settings(generator)
-    backbone = open_backbone(project, generator)
+    backbone = open_backbone(project, product, generator)
     examples = load_examples(project, product, "train")
     key = {
         "config": config.model_dump(mode="json"),

@@ -9,7 +9,7 @@ from defect_core.synthesis import Recipe, synthesize
 def run(project: Project, product: str, generator: str) -> None:
     params = project.params
     folder = project.path(f"data/generator/{product}/{generator}")
-    backbone = open_backbone(project, generator)
+    backbone = open_backbone(project, product, generator)
     fitted = generator_class(generator).load(folder, backbone)
     settings = params.synthesize
     digest = folder_digest(folder)

@@ -32,7 +32,7 @@ def sample(tmp_path_factory):
     root = tmp_path_factory.mktemp("graph")
     root.joinpath("params.yaml").write_text(
         "products: [bolt, nut]\nsources: {bolt: {layout: demo}, nut: {path: images/nut}}\n"
-        f"generators: [crop-paste, disentangled-inversion]\narms: [{', '.join(ARMS)}]\n"
+        f"generators: [crop-paste, disentangled-inversion]\narms: [{', '.join(ARMS)}]\nadapt: {{}}\n"
     )
     return Project(root)
 
@@ -74,6 +74,13 @@ def test_every_stage_is_one_asset_with_its_text_pool_and_group(graph):
         assert (node.description, node.pools, node.kinds) == (stage.about, {stage.pool}, {"dvc"})
         assert node.group_name == GROUPS[stage.name]
         assert {key.to_user_string() for key in node.parent_keys} == set(stage.after)
+
+
+def test_a_stage_that_is_switched_off_is_no_asset(sample, tmp_path):
+    tmp_path.joinpath("params.yaml").write_text(sample.path("params.yaml").read_text().replace("adapt: {}", ""))
+    graph = build_definitions(Project(tmp_path)).resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {s.name for s in STAGES if not s.section}
+    assert "adapt" not in {key.to_user_string() for key in graph.get(dg.AssetKey("finetune")).parent_keys}
 
 
 def test_a_selection_given_as_text_is_understood(graph):

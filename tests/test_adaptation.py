@@ -1,0 +1,90 @@
+"""Adaptation of the backbone to a product's good images."""
+
+import numpy as np
+import pytest
+import torch
+
+from defect_core.adaptation import adapt, draw_normals
+from defect_core.backbones import load_backbone
+from defect_core.generators.base import Example
+from defect_core.params import Adapt
+
+QUICK = Adapt(steps=4, batch_size=2, views=8, check_every=2, patience=3)
+
+
+@pytest.fixture(scope="module")
+def good():
+    rng = np.random.default_rng(0)
+    shade = 128 + 100 * np.sin(np.arange(96) / 5)[:, None, None] * np.array([1, -1, 0.5])
+    plates = np.clip(shade + rng.normal(0, 5, (6, 96, 96, 3)), 0, 255).astype(np.uint8)
+    return [Example("plate", "good", plate, None, f"{index}.png") for index, plate in enumerate(plates)]
+
+
+def _adapted(good, work, settings=QUICK):
+    backbone = load_backbone("embedded")
+    curve = adapt(backbone, good, settings, work, seed=3)
+    return backbone, curve
+
+
+def test_held_out_loss_falls_and_text_encoder_and_vae_stay(good, tmp_path):
+    original = load_backbone("embedded")
+    longer = QUICK.model_copy(update={"steps": 30, "check_every": 15, "batch_size": 4, "learning_rate": 1e-3})
+    backbone, curve = _adapted(good, tmp_path, longer)
+    assert [point["step"] for point in curve] == [0, 15, 30]
+    assert curve[-1]["held_out"] < curve[0]["held_out"]
+    for part in ("vae", "text_encoder"):
+        before, after = getattr(original, part).state_dict(), getattr(backbone, part).state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(good, tmp_path, monkeypatch):
+    whole, _ = _adapted(good, tmp_path / "whole")
+    from defect_core import training
+
+    real = training.train
+
+    def killed(module, loss, **settings):
+        def stop(step, generator):
+            if step == 3:
+                raise KeyboardInterrupt
+            return loss(step, generator)
+
+        return real(module, stop, **settings, checkpoint_every=1)
+
+    monkeypatch.setattr("defect_core.adaptation.train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _adapted(good, tmp_path / "broken")
+    monkeypatch.setattr("defect_core.adaptation.train", real)
+    broken, _ = _adapted(good, tmp_path / "broken")
+    for key, value in whole.denoiser.state_dict().items():
+        assert torch.equal(value, broken.denoiser.state_dict()[key]), key
+
+
+def test_training_stops_after_checks_without_a_new_best_and_the_best_counts(good, tmp_path):
+    ruinous = Adapt(steps=40, batch_size=2, views=8, check_every=2, patience=2, learning_rate=0.5)
+    backbone, curve = _adapted(good, tmp_path, ruinous)
+    assert [point["step"] for point in curve] == [0, 2, 4]
+    original = load_backbone("embedded").denoiser.state_dict()
+    assert all(torch.equal(value, original[key]) for key, value in backbone.denoiser.state_dict().items())
+
+
+def test_a_saved_backbone_is_loaded_as_it_was_under_another_digest(good, tmp_path):
+    backbone, _ = _adapted(good, tmp_path / "work")
+    backbone.save(tmp_path / "saved")
+    loaded = load_backbone(tmp_path / "saved")
+    for key, value in backbone.denoiser.state_dict().items():
+        assert torch.equal(value, loaded.denoiser.state_dict()[key])
+    assert loaded.digest != backbone.digest
+
+
+def test_drawn_images_depend_on_their_seed_alone(good):
+    backbone = load_backbone("embedded")
+    together = draw_normals(backbone, "plate", [1, 2, 3], steps=2, batch_size=3)
+    alone = draw_normals(backbone, "plate", [2], steps=2)
+    assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
+    assert together[0].shape == (128, 128, 3) and (together[0] != together[1]).any()
+
+
+def test_one_image_is_too_few(good, tmp_path):
+    with pytest.raises(ValueError, match="at least two"):
+        adapt(load_backbone("embedded"), good[:1], QUICK, tmp_path, seed=0)
