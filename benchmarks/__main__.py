@@ -93,11 +93,19 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "DAGSTER_DISABLE_TELEMETRY": "1"}
 
 
+def comparison_time() -> float:
+    """`defectory compare` on 15 products x 7 arms; on its own: `python -m benchmarks.compare`."""
+    from benchmarks.compare import compare_time
+
+    return compare_time()
+
+
 MEASUREMENTS: list[tuple[str, Callable[[], float | None], str]] = [
     ("defectory --help", help_time, "1 s"),
     ("import pipelines.definitions, without torch", definitions_time, "4 s"),
     ("second dvc repro of the demo, nothing run", second_repro_time, "10 s"),
     ("one pair of disentangled-inversion, 25 + 25 steps, 128 px", sampling_time, "0.35 s"),
+    ("defectory compare, 15 products x 7 arms", comparison_time, "3 s"),
     ("one step of the segmenter, 8 images of 128 px", segmenter_step_time, "-"),
 ]
 

@@ -1,20 +1,15 @@
 """The weights that ship: small, safe to load, and trained."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from defect_core.backbones import Backbone, measure
+from defect_core.backbones import Backbone
 from defect_core.backbones.corpus import Scene, draw, view
 from defect_core.backbones.load import EMBEDDED_FOLDER
-from defect_core.backbones.measure import round_trip_psnr
-from defect_core.errors import InputError
 
 SIZE_LIMIT = 40 * 2**20
 PSNR_BOUND = 33.0  # dB on unseen corpus pictures; MODEL_CARD.md gives what is measured
@@ -59,27 +54,12 @@ def test_round_trip(embedded: Backbone, images: Tensor) -> None:
     errors = (rebuilt - images).square().flatten(1).mean(1)
     values = 10 * torch.log10(4 / errors)
     assert float(values.mean()) > PSNR_BOUND
-    assert torch.allclose(round_trip_psnr(embedded, images), values, atol=1e-3)
 
 
-def test_measure_command_reports_every_folder(
-    scenes: list[Scene], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for index in range(3):
-        Image.fromarray(scenes[index].image).save(tmp_path / f"{index}.png")
-    measure.main([str(tmp_path)])
-    report = json.loads(capsys.readouterr().out)[str(tmp_path)]
-    assert report["pictures"] == 3
-    assert report["psnr_db"] > PSNR_BOUND - 8
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no pictures; expected a folder"):
-        measure.main([str(tmp_path / "empty")])
-
-
-def test_latents_have_about_unit_variance(embedded: Backbone, images: Tensor) -> None:
+def test_the_leading_channels_hold_most_of_the_mean_square(embedded: Backbone, images: Tensor) -> None:
     spread = embedded.encode(images).transpose(0, 1).flatten(1).std(1)
-    assert spread.min() > 0.4
-    assert spread.max() < 2.0
+    assert 0.5 < spread.square().mean() < 2.0
+    assert spread[0] == spread.max() and spread[0] > 2 * spread[-1] > 0.2
 
 
 def test_a_pixel_reaches_only_nearby_pixels(embedded: Backbone, images: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from defect_core.backbones import load_backbone, pretrain
-from defect_core.backbones.architecture import alphas_cumprod
+from defect_core.backbones.architecture import LATENT_CHANNELS, alphas_cumprod
 
 SCENES = 40
 
@@ -29,7 +29,7 @@ def small(work: Path, tmp_path: Path) -> Path:
 
 def test_corpus_of_latents(work: Path) -> None:
     corpus = load_file(work / "corpus.safetensors")
-    assert corpus["latents"].shape == (2 * SCENES, 16, 16, 16)
+    assert corpus["latents"].shape == (2 * SCENES, LATENT_CHANNELS, 16, 16)
     assert corpus["mask"].shape == (2 * SCENES, 1, 16, 16)
     assert corpus["caption"].shape == corpus["normal_caption"].shape == (2 * SCENES, 32)
     differs = (corpus["caption"] != corpus["normal_caption"]).any(1)

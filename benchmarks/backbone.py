@@ -1,0 +1,142 @@
+"""What the embedded backbone is worth on products it has never seen, in a project that has taken them in.
+
+    python -m benchmarks.backbone vae PROJECT PRODUCT ...       round trip of the autoencoder
+    python -m benchmarks.backbone adapt PROJECT PRODUCT         generated against real good images, after `adapt`
+    python -m benchmarks.backbone sampling                      seconds per pair of disentangled inversion
+
+`vae` and `adapt` need the stages `ingest` and `split` (and `adapt`) of the products; LPIPS also needs AlexNet's
+published trunk (DEFECTORY_WEIGHTS).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.__main__ import sampling_time
+from defect_core.adaptation import draw_normals
+from defect_core.backbones import Backbone, load_backbone
+from defect_core.data.records import read_records
+from defect_core.examples import load_example
+from defect_core.generators.views import to_pixels, to_tensor
+from defect_core.metrics.features import Lite0Features, LpipsDistance
+from defect_core.metrics.frechet import frechet_distance
+from defect_core.project import Project
+
+BATCH = 16
+GENERATED = 300
+SPLITS = 5
+SHEET = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    vae = commands.add_parser("vae")
+    vae.add_argument("project", type=Path)
+    vae.add_argument("products", nargs="+")
+    adapted = commands.add_parser("adapt")
+    adapted.add_argument("project", type=Path)
+    adapted.add_argument("product")
+    adapted.add_argument("--sheet", type=Path, help="PNG to write: 20 real and 20 generated images, mixed")
+    commands.add_parser("sampling")
+    for command in (vae, adapted):
+        command.add_argument("--backbone", default="embedded", help="name or folder, as for load_backbone")
+    options = parser.parse_args()
+    if options.command == "vae":
+        backbone = load_backbone(options.backbone)
+        found = {name: round_trip(backbone, Project(options.project), name) for name in options.products}
+        scores = ("psnr_db", "psnr_in_masks_db", "lpips_alex")
+        mean = {key: _mean([row[key] for row in found.values()]) for key in scores}
+        print(json.dumps({**found, "mean": mean}, indent=2))
+    elif options.command == "adapt":
+        found = adapted_distance(
+            load_backbone(options.backbone), Project(options.project), options.product, options.sheet
+        )
+        print(json.dumps(found, indent=2))
+    else:
+        print(f"{sampling_time():.3f} s per pair at 25 + 25 steps, 128 px, batch of 16")
+
+
+def round_trip(backbone: Backbone, project: Project, product: str) -> dict[str, float]:
+    """Mean PSNR in dB (peak 255) over the images, inside the defect masks alone, and mean LPIPS-Alex, at 128 px."""
+    network = LpipsDistance("alex")
+    records = read_records(project.path(f"data/raw/{product}/records.parquet"))
+    whole, inside, distances = [], [], []
+    for start in range(0, len(records), BATCH):
+        examples = [load_example(project, record) for record in records[start : start + BATCH]]
+        images = _resized([example.image for example in examples], backbone.resolution)
+        with torch.inference_mode():
+            back = np.rint(to_pixels(backbone.decode(backbone.encode(to_tensor(list(images)))))).clip(0, 255)
+        squared = ((back - images.astype(np.float64)) ** 2).mean(-1)
+        whole += [_psnr(error.mean()) for error in squared]
+        for example, error in zip(examples, squared, strict=True):
+            if example.mask is not None:
+                small = Image.fromarray(example.mask.astype(np.float32)).resize(error.shape[::-1], Image.Resampling.BOX)
+                inside.append(_psnr(error[np.asarray(small) > 0].mean()))
+        apart = network.embed(images) - network.embed(back.astype(np.uint8))
+        distances += (apart.astype(np.float64) ** 2).sum(1).tolist()
+    return {
+        "images": len(records),
+        "defects": len(inside),
+        "psnr_db": _mean(whole),
+        "psnr_in_masks_db": _mean(inside),
+        "lpips_alex": round(float(np.mean(distances)), 4),
+    }
+
+
+def adapted_distance(original: Backbone, project: Project, product: str, sheet: Path | None) -> dict[str, float]:
+    """Fréchet distances on EfficientNet-Lite0 features (not FID) of generated and real good images at 128 px.
+
+    `halves`: between two random halves of the real ones, mean over five splits. `generated`: 300 generated against
+    all real ones. The distance falls with the number of images, so `generated_same_size` compares a generated set of
+    a half's size with a half, as `halves` does.
+    """
+    backbone = load_backbone(project.path(f"data/backbone/{product}"))
+    good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
+    real = _resized([load_example(project, record).image for record in good], backbone.resolution)
+    made = np.stack(draw_normals(backbone, product, list(range(GENERATED))))
+    bare = np.stack(draw_normals(original, product, list(range(GENERATED))))
+    network = Lite0Features()
+    seen, drawn, before = (network.extract(images).pooled for images in (real, made, bare))
+    half = len(real) // 2
+    pairs = [np.random.default_rng(seed).permutation(len(real)) for seed in range(SPLITS)]
+    if sheet is not None:
+        _mixed_sheet(real, made, sheet)
+    found = {
+        "halves": np.mean([frechet_distance(seen[order[:half]], seen[order[half:]]) for order in pairs]),
+        "generated": frechet_distance(drawn, seen),
+        "generated_same_size": np.mean([frechet_distance(drawn[:half], seen[order[:half]]) for order in pairs]),
+        "generated_before_adapt": frechet_distance(before, seen),
+    }
+    return {"real": len(real), "generated_images": GENERATED} | {key: round(float(v), 2) for key, v in found.items()}
+
+
+def _mixed_sheet(real: np.ndarray, made: np.ndarray, path: Path) -> None:
+    """20 real and 20 generated images in a random order that is written beside the sheet."""
+    rng = np.random.default_rng(0)
+    picked = [(True, real[i]) for i in rng.permutation(len(real))[:SHEET]]
+    picked += [(False, made[i]) for i in range(SHEET)]
+    order = rng.permutation(len(picked))
+    rows = [np.concatenate([picked[i][1] for i in order[row : row + 10]], 1) for row in range(0, 2 * SHEET, 10)]
+    Image.fromarray(np.concatenate(rows, 0)).save(path)
+    path.with_suffix(".json").write_text(json.dumps([picked[i][0] for i in order]) + "\n")
+
+
+def _resized(images: list[np.ndarray], side: int) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC)) for i in images])
+
+
+def _psnr(error: float) -> float:
+    return 10 * np.log10(255**2 / max(float(error), 1e-6))
+
+
+def _mean(values: list[float]) -> float:
+    return round(float(np.mean(values)), 2) if max(values) > 1 else round(float(np.mean(values)), 4)
+
+
+if __name__ == "__main__":
+    main()

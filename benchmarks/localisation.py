@@ -1,0 +1,123 @@
+"""Localisation scores of 200 score maps of 512 x 512: exact and streaming, beside the usual way.
+
+The usual way is scikit-learn for AUROC, AP and the precision-recall curve, and for PRO the loop over thresholds and
+regions that the public evaluation scripts share (200 thresholds). It is slow: its PRO runs on every `STRIDE`-th
+threshold and its time is multiplied, which is said in the output. Everything else is run whole. Each measurement is
+a process of its own, so that memory (the peak, imports included) is its own; the maps are read one by one.
+
+    python -m benchmarks.localisation
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+IMAGES, SIDE, THRESHOLDS, STRIDE, LIMIT = 200, 512, 200, 20, 0.3
+BOUND_RATIO, BOUND_MB, BOUND_ERROR = 8, 600, 1e-3
+NAMES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pro")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make_maps(Path(folder))
+        done = {way: _process(way, folder) for way in ("exact", "streaming", "usual")}
+    usual = done["usual"]["seconds"]
+    print(f"{IMAGES} score maps of {SIDE}x{SIDE}; usual way {usual:.1f} s (PRO from 1 of {STRIDE} thresholds)")
+    print(f"{'':10} {'seconds':>8} {'ratio':>7} {'peak MB':>9}  " + " ".join(f"{n:>12}" for n in NAMES))
+    for way, result in done.items():
+        values = " ".join(f"{result['scores'].get(name) or float('nan'):12.8f}" for name in NAMES)
+        print(f"{way:10} {result['seconds']:8.2f} {usual / result['seconds']:7.1f} {result['mb']:9.0f}  {values}")
+    for way, bound in (("exact", 1e-6), ("streaming", BOUND_ERROR)):
+        errors = [abs(done[way]["scores"][n] - done["usual"]["scores"][n]) for n in NAMES[:3]]
+        errors.append(abs(done[way]["scores"]["pro"] - done["exact"]["scores"]["pro"]))
+        kept = max(errors) <= bound and done[way]["mb"] <= BOUND_MB and usual / done[way]["seconds"] >= BOUND_RATIO
+        print(f"{way}: greatest error {max(errors):.1e}; bounds of {BOUND_RATIO}x, {BOUND_MB} MB, {bound}: {kept}")
+
+
+def make_maps(folder: Path) -> None:
+    """Half good images, half with one to four discs; what a middling segmenter would say of them."""
+    rng = np.random.default_rng(0)
+    shape = (IMAGES, SIDE, SIDE)
+    scores = np.lib.format.open_memmap(folder / "scores.npy", "w+", np.float32, shape)
+    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.bool_, shape)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    for index in range(IMAGES):
+        for _ in range(rng.integers(1, 5) if index % 2 else 0):
+            centre, radius = rng.integers(0, SIDE, 2), rng.integers(3, 40)
+            masks[index] |= np.hypot(y - centre[0], x - centre[1]) < radius
+        logits = rng.normal(size=(SIDE, SIDE)) + 2.5 * masks[index] - 4
+        scores[index] = 1 / (1 + np.exp(-logits))
+
+
+def measure(way: str, folder: Path) -> dict:
+    if way == "usual":
+        import sklearn.metrics  # noqa: F401 - not to be timed
+        from scipy import ndimage  # noqa: F401
+    from defect_core.metrics.localisation import LocalisationScores
+    from defect_core.metrics.localisation_binned import BinnedLocalisationScores
+
+    start = time.perf_counter()
+    extra = 0.0
+    if way == "usual":
+        result, extra = usual_way(np.load(folder / "scores.npy"), np.load(folder / "masks.npy"))
+    else:
+        metric = LocalisationScores() if way == "exact" else BinnedLocalisationScores()
+        for index in range(IMAGES):
+            metric.update([_read(folder / "scores.npy", index)], [_read(folder / "masks.npy", index)])
+        result = metric.compute()
+    seconds = time.perf_counter() - start + extra
+    return {"seconds": seconds, "mb": _peak(), "scores": result}
+
+
+def usual_way(scores: np.ndarray, masks: np.ndarray) -> tuple[dict, float]:
+    """The scores, and the seconds that the thresholds left out of PRO would have taken."""
+    from scipy import ndimage
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+    flat, labels = scores.ravel(), masks.ravel()
+    result = {"pixel_auroc": roc_auc_score(labels, flat), "pixel_ap": average_precision_score(labels, flat)}
+    precision, recall, _ = precision_recall_curve(labels, flat)
+    result["pixel_f1_max"] = float((2 * precision * recall / np.maximum(precision + recall, 1e-12)).max())
+    regions = [ndimage.label(mask, np.ones((3, 3))) for mask in masks]
+    start = time.perf_counter()
+    steps = np.linspace(flat.min(), flat.max(), THRESHOLDS)[::STRIDE]
+    for threshold in steps:
+        found = scores > threshold
+        _ = found[~masks].mean()
+        for hit, (labelled, count) in zip(found, regions, strict=True):
+            _ = [hit[labelled == region].mean() for region in range(1, count + 1)]
+    return result, (time.perf_counter() - start) * (STRIDE - 1)
+
+
+def _process(way: str, folder: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.localisation", way, folder]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _read(file: Path, index: int) -> np.ndarray:
+    """One map of the file; a memory map would count all pages of the file as this process's memory."""
+    with open(file, "rb") as stream:
+        np.lib.format.read_magic(stream)
+        _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        stream.seek(index * SIDE * SIDE * dtype.itemsize, 1)
+        return np.fromfile(stream, dtype, SIDE * SIDE).reshape(SIDE, SIDE)
+
+
+def _peak() -> float:
+    """Most memory that this process ever held, in MB, imports included."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
+    else:
+        main()
