@@ -2,6 +2,7 @@
 
     python -m benchmarks.backbone vae PROJECT PRODUCT ...       round trip of the autoencoder
     python -m benchmarks.backbone adapt PROJECT PRODUCT         generated against real good images, after `adapt`
+    python -m benchmarks.backbone denoiser                      error of the predicted noise on unseen corpus pictures
     python -m benchmarks.backbone sampling                      seconds per pair of disentangled inversion
 
 `vae` and `adapt` need the stages `ingest` and `split` (and `adapt`) of the products; LPIPS also needs AlexNet's
@@ -19,7 +20,9 @@ from PIL import Image
 from benchmarks.__main__ import sampling_time
 from defect_core.adaptation import draw_normals
 from defect_core.backbones import Backbone, load_backbone
+from defect_core.backbones.corpus import draw
 from defect_core.data.records import read_records
+from defect_core.diffusion.ddim import add_noise
 from defect_core.examples import load_example
 from defect_core.generators.views import to_pixels, to_tensor
 from defect_core.metrics.features import Lite0Features, LpipsDistance
@@ -30,6 +33,7 @@ BATCH = 16
 GENERATED = 300
 SPLITS = 5
 SHEET = 20
+UNSEEN, UNSEEN_SEED = 128, 77
 
 
 def main() -> None:
@@ -42,8 +46,9 @@ def main() -> None:
     adapted.add_argument("project", type=Path)
     adapted.add_argument("product")
     adapted.add_argument("--sheet", type=Path, help="PNG to write: 20 real and 20 generated images, mixed")
+    denoiser = commands.add_parser("denoiser")
     commands.add_parser("sampling")
-    for command in (vae, adapted):
+    for command in (vae, adapted, denoiser):
         command.add_argument("--backbone", default="embedded", help="name or folder, as for load_backbone")
     options = parser.parse_args()
     if options.command == "vae":
@@ -57,6 +62,8 @@ def main() -> None:
             load_backbone(options.backbone), Project(options.project), options.product, options.sheet
         )
         print(json.dumps(found, indent=2))
+    elif options.command == "denoiser":
+        print(json.dumps(noise_error(load_backbone(options.backbone)), indent=2))
     else:
         print(f"{sampling_time():.3f} s per pair at 25 + 25 steps, 128 px, batch of 16")
 
@@ -86,6 +93,29 @@ def round_trip(backbone: Backbone, project: Project, product: str) -> dict[str, 
         "psnr_in_masks_db": _mean(inside),
         "lpips_alex": round(float(np.mean(distances)), 4),
     }
+
+
+def noise_error(backbone: Backbone) -> dict[str, dict[str, float]]:
+    """Mean squared error of the predicted noise, by time step, on whole pictures that the training did not see.
+
+    An estimate that is always zero scores 1. `scaled_input` returns the noisy latents at unit variance instead;
+    `empty_caption` is the network without its words.
+    """
+    scenes = [draw(np.random.default_rng([UNSEEN_SEED, index])) for index in range(UNSEEN)]
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    with torch.inference_mode():
+        clean = backbone.encode(to_tensor([scene.image for scene in scenes]))
+        texts = backbone.encode_text([scene.caption for scene in scenes])
+        empty = backbone.encode_text([""]).expand_as(texts)
+        for time in (20, 100, 300, 600, 900, 999):
+            noise = torch.randn(clean.shape, generator=generator)
+            noisy = add_noise(clean, noise, backbone.schedule[[time] * len(clean)])
+            errors = {"scaled_input": noisy / noisy.std() - noise}
+            for name, text in (("network", texts), ("empty_caption", empty)):
+                errors[name] = backbone.denoiser(noisy, time, text).sample - noise
+            found[str(time)] = {name: round(float(error.square().mean()), 4) for name, error in errors.items()}
+    return found
 
 
 def adapted_distance(original: Backbone, project: Project, product: str, sheet: Path | None) -> dict[str, float]:

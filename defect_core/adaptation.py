@@ -7,15 +7,13 @@ the layout, would hardly be learned.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defect_core.backbones import Backbone
 from defect_core.diffusion.ddim import add_noise, ddim_move, make_trajectory
@@ -23,7 +21,7 @@ from defect_core.generators.base import Example, Image
 from defect_core.generators.views import augmented_views, encode_views, on_device, round_to_half, to_pixels, words
 from defect_core.params import Adapt
 from defect_core.progress import track
-from defect_core.training import train
+from defect_core.training import fast, train
 
 PROMPT = "a photo of a {product}"
 EMPTY_PROMPT_SHARE = 0.1
@@ -60,7 +58,7 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
     def error(latents: Tensor, times: Tensor, noise: Tensor, states: Tensor) -> Tensor:
         levels = backbone.schedule[times]
         latents, noise = on_device(backbone, latents), on_device(backbone, noise)
-        with _fast(backbone.device):
+        with fast(backbone.device):
             predicted = denoiser(add_noise(latents, noise, levels), on_device(backbone, times), states).sample
         weight = on_device(backbone, 1 / levels)[:, None, None, None]
         return (weight * (predicted.float() - noise) ** 2).mean()
@@ -139,14 +137,6 @@ def _bank(backbone: Backbone, part: Sequence[Example], settings: Adapt, seed: in
         for index in rng.integers(len(part), size=wanted):
             views += augmented_views([part[index]], 1, kind, LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution, rng)
     return encode_views(backbone, views, ()).latents
-
-
-@contextmanager
-def _fast(device: torch.device) -> Iterator[None]:
-    """bfloat16 arithmetic; on a CPU with attention written out, whose fused form runs backwards slowly in bfloat16."""
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, dtype=torch.bfloat16), attention:
-        yield
 
 
 class _Best:

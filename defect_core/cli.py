@@ -32,11 +32,14 @@ def main() -> None:
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="An empty or new folder.")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    preset: Annotated[str, typer.Option(help="demo (minutes), laptop (an hour) or full (a GPU).")] = "laptop",
+) -> None:
     """Lay down a project: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""
     from defect_core.scaffold import init_project
 
-    init_project(folder)
+    init_project(folder, preset)
     print(f"{folder}: a project. Next: cd {folder} && defectory add-product NAME PATH && defectory run")
 
 
@@ -44,7 +47,7 @@ def init(folder: Annotated[Path, typer.Argument(help="An empty or new folder.")]
 def add_product(
     name: str,
     path: Annotated[str, typer.Argument(help="Folder with the images, or `demo` for a built-in product.")],
-    layout: Annotated[str, typer.Option(help="auto, mvtec, folder or demo.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, mvtec, visa, loco, mvtec3d, folder or demo.")] = "auto",
     option: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--option", "-o", help="An option of the layout, KEY=VALUE (VALUE may be a JSON list)."),
@@ -79,6 +82,18 @@ def sync(
         return
     changed = dvcfile.sync(project)
     print(", ".join(changed) + " written" if changed else "up to date")
+
+
+@app.command()
+def protocol(
+    name: Annotated[str, typer.Argument(help="anomalydiffusion, cadiff, seas, ddim-inversion, defectdiffu.")],
+) -> None:
+    """Write a paper's evaluation protocol (split, counts, segmenter) into params.yaml."""
+    from defect_core.presets import apply_preset
+    from defect_core.project import Project
+
+    note = apply_preset(Project.find(), name)
+    print(f"params.yaml: the protocol of {name}. What it cannot say: {note}")
 
 
 @app.command()
@@ -119,6 +134,84 @@ def leaderboard(as_json: Json = False) -> None:
 
     board = read_leaderboard(Project.find())
     print(json.dumps(board, indent=2)) if as_json else print_leaderboard(board)
+
+
+@app.command()
+def trace(
+    image: Annotated[Path, typer.Argument(help="A synthetic image, or its mask.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Draw it again; status 1 unless every byte is the same.")] = (
+        False
+    ),
+    as_json: Json = False,
+) -> None:
+    """Say what made a synthetic image: generator, weights, settings, seed, real images, commit."""
+    from defect_core.lineage import trace as lineage
+    from defect_core.project import Project
+
+    project = Project.find()
+    found = lineage.trace(project, image)
+    difference = None
+    if verify:
+        difference = lineage.verify(project, image)
+        found["verified"] = {"same": not difference, "difference": difference or None}
+    print(json.dumps(found, indent=2)) if as_json else lineage.print_trace(found)
+    if verify and not as_json:
+        print(f"{'verified':14} {difference or 'drawn again: the same bytes'}")
+    sys.exit(1 if difference else 0)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="A git revision, a DVC experiment, or `workspace`.")],
+    after: Annotated[str, typer.Argument(help="The same.")] = "workspace",
+    everything: Annotated[bool, typer.Option("--all", help="Print every score that differs.")] = False,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write a page there, with the pictures of both sides that DVC's cache holds."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which scores moved between two revisions, beyond their spread or not, and what made them move."""
+    from defect_core.lineage.compare import compare as compare_revisions
+    from defect_core.lineage.compare import print_comparison
+    from defect_core.project import Project
+
+    project = Project.find()
+    found = compare_revisions(project, before, after)
+    if html is not None:
+        from defect_core.lineage.page import write_comparison
+
+        write_comparison(project, found, html)
+    print(json.dumps(found, indent=2)) if as_json else print_comparison(found, everything)
+    if html is not None and not as_json:
+        print(f"The page: {html / 'index.html'}")
+
+
+@app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    layout: Annotated[str, typer.Option("--format", help="mvtec, coco or yolo.")] = "mvtec",
+    product: Annotated[Optional[list[str]], typer.Option(help="Only these products.")] = None,  # noqa: UP045
+) -> None:
+    """Copy the released pairs out in a layout that other tools read, with a dataset card."""
+    from defect_core.export import export
+    from defect_core.project import Project
+
+    for name, counts in export(Project.find(), layout, folder, product or []).items():
+        print(f"{name}: " + ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
+
+
+@app.command()
+def regenerate(
+    product: Annotated[Optional[list[str]], typer.Option(help="Only these products.")] = None,  # noqa: UP045
+    generator: Annotated[Optional[list[str]], typer.Option(help="Only these generators.")] = None,  # noqa: UP045
+) -> None:
+    """Ask for fresh samples under a new seed, recorded in params.yaml; `defectory run` then draws them."""
+    from defect_core.project import Project
+    from defect_core.scaffold import draw_anew
+
+    for address in draw_anew(Project.find(), product or [], generator or []):
+        print(f"{address}: will be drawn anew")
 
 
 @app.command()

@@ -100,10 +100,13 @@ def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list
         params.append(f'{CODE_FILE}: ["{address}"]')
     lines += _block(indent, "deps", [_item(path) for path in (*stage.inputs, *code)])
     lines += _block(indent, "params", params, quote=False)
-    lines += _block(indent, "outs", [_item(path) for path in stage.outputs])
+    persist = ": {persist: true}" if stage.persist else ""
+    outputs = [_quote(_item(path)) + persist for path in stage.outputs]
+    lines += _block(indent, "outs", outputs, quote=False)
     if stage.metrics:
         lines.append(f"{indent}metrics:")
-        lines += [f"{indent}- {_quote(_item(path))}: {{cache: false}}" for path in stage.metrics]
+        options = "cache: false, persist: true" if stage.persist else "cache: false"
+        lines += [f"{indent}- {_quote(_item(path))}: {{{options}}}" for path in stage.metrics]
     return lines
 
 

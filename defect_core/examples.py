@@ -27,10 +27,14 @@ def load_example(project: Project, record: Record) -> Example:
 
 
 def open_backbone(project: Project, product: str, generator: str) -> Any:
-    """The product's adapted backbone if there is one, else the project's; None for a generator that uses none."""
-    if not generator_promises(generator).uses_backbone:
+    """The product's adapted backbone if there is one, else the project's; None for a generator that uses none.
+
+    A generator fitted on the whole catalogue takes the project's: one adapted to a product would be wrong for the rest.
+    """
+    promises = generator_promises(generator)
+    if not promises.uses_backbone:
         return None
-    if project.params.adapt is None:
+    if project.params.adapt is None or promises.scope == "catalogue":
         return open_original(project)
     adapted = open_original(project, project.path(f"data/backbone/{product}"))
     adapted.name = f"{project.params.backbone}, adapted to {product}"  # not the path: it is this machine's

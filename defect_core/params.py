@@ -5,14 +5,14 @@ Nothing here imports torch: Dagster and the command line read the parameters at 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defect_core.data.records import check_name
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_config, generator_names
+from defect_core.generators.registry import generator_config, generator_names, generator_promises
 
 BASELINE_ARM = "real_only"
 MIX_ARM = "mix"
@@ -74,7 +74,9 @@ class Synthesize(Strict):
     """How many pairs are made per defect, and which of them are good enough.
 
     `max_draws` bounds the requests per accepted pair; `min_change` is the least mean absolute change inside
-    the mask, in grey levels of 255, that still counts as a defect.
+    the mask, in grey levels of 255, that still counts as a defect, `max_change_outside` the most outside it. At least
+    `min_on_product` of a mask lies on the product; `min_distance` keeps copies of training examples out (see
+    `defect_core.inspection.Likeness`; 0 lets all in).
     """
 
     per_defect: int = Field(48, ge=1)
@@ -82,6 +84,9 @@ class Synthesize(Strict):
     max_draws: float = Field(2.0, ge=1)
     min_change: float = Field(2.0, ge=0)
     min_area: int = Field(4, ge=1)
+    max_change_outside: float | None = Field(None, ge=0)
+    min_on_product: float = Field(0.25, ge=0, le=1)
+    min_distance: float = Field(0.0, ge=0)
 
 
 class Score(Strict):
@@ -93,8 +98,9 @@ class Score(Strict):
 class Segment(Strict):
     """The downstream judge: a segmentation network trained once per arm and seed.
 
-    `validation_fraction` of the real training defects is held out for a curve. None by default: the generators have
-    seen those images, so holding them out would handicap `real_only` alone.
+    `validation_fraction` of the real training defects is held out for a curve and for a second result, the best model
+    on them. None by default: the generators have seen those images, so holding them out would handicap `real_only`
+    alone. `encoder_weights: imagenet` lets the library fetch weights for other encoders than the embedded one.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -102,9 +108,37 @@ class Segment(Strict):
     steps: int = Field(120, ge=1)
     batch_size: int = Field(8, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
+    architecture: Literal["unet", "upernet", "deeplabv3plus", "segformer"] = "unet"
+    encoder: str = "tu-tf_efficientnet_lite0"
+    encoder_weights: Literal["embedded", "imagenet", "none"] = "embedded"
     frozen_stages: int = Field(3, ge=0)
     synthetic_fraction: float = Field(0.5, ge=0, le=1)
     validation_fraction: float = Field(0.0, ge=0, lt=1)
+
+
+class Release(Strict):
+    """Which synthetic pairs are offered for release, and by which score; a project without this section releases none.
+
+    `arm: best` offers the arm with the best score of those with synthetic pairs.
+    """
+
+    arm: str = "best"
+    score: Literal[
+        "pixel_ap", "pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc", "image_ap", "image_f1_max"
+    ] = "pixel_ap"
+
+
+class ZeroShot(Strict):
+    """A defect drawn on a product that has no examples of it, after those of another product.
+
+    `from` in the file: the product that lends its examples, for their places and shapes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    product: str
+    defect: str
+    lender: str = Field(alias="from")
 
 
 class Params(Strict):
@@ -120,13 +154,34 @@ class Params(Strict):
     split: Split = Field(default_factory=Split)
     adapt: Adapt | None = None
     finetune: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    overrides: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     synthesize: Synthesize = Field(default_factory=Synthesize)
+    draws: dict[str, dict[str, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
+    zero_shot: tuple[ZeroShot, ...] = ()
     score: Score = Field(default_factory=Score)
     segment: Segment = Field(default_factory=Segment)
+    release: Release | None = None
 
-    def generator_settings(self, name: str) -> Any:
-        """The validated config object of one generator (its own defaults where the file says nothing)."""
-        return generator_config(name, self.finetune.get(name) or {}, where="params.yaml: finetune")
+    def generator_settings(self, name: str, product: str | None = None) -> Any:
+        """The validated config object of one generator (its own defaults where the file says nothing).
+
+        With a product, what `overrides` says of the two goes before what `finetune` says of the generator.
+        """
+        own = self.overrides.get(product or "", {}).get(name)
+        settings = self.finetune.get(name) or {}
+        if own is None:
+            return generator_config(name, settings, where="params.yaml: finetune")
+        return generator_config(name, {**settings, **own}, where=f"params.yaml: overrides.{product}")
+
+    def borrowed(self, product: str, generator: str) -> tuple[ZeroShot, ...]:
+        """The defects that a generator draws on a product after another one's; none if it draws only what it saw."""
+        if not generator_promises(generator).zero_shot:
+            return ()
+        return tuple(wish for wish in self.zero_shot if wish.product == product)
+
+    def draw(self, product: str, generator: str) -> int:
+        """How often a set was asked for anew under a fresh seed (`defectory regenerate`)."""
+        return self.draws.get(product, {}).get(generator, 0)
 
 
 def load_params(path: Path) -> Params:
@@ -185,8 +240,40 @@ def _check(params: Params, file: str) -> None:
                     f"{file}: {field}: generator {name!r} is unknown; expected one of {', '.join(generator_names())}"
                 )
             params.generator_settings(name)
+    for field, cells in (("overrides", params.overrides), ("draws", params.draws)):
+        for product, by_generator in cells.items():
+            if product not in params.products:
+                raise InputError(f"{file}: {field}.{product}: no such product; expected one of products")
+            for name in by_generator:
+                if name not in params.generators:
+                    raise InputError(f"{file}: {field}.{product}.{name}: no such generator; expected one of generators")
+                if field == "overrides" and generator_promises(name).scope == "catalogue":
+                    raise InputError(
+                        f"{file}: overrides.{product}.{name}: is fitted on all products at once; expected its settings "
+                        f"in finetune.{name}"
+                    )
+                params.generator_settings(name, product)
+    for wish in params.zero_shot:
+        for key, name in (("product", wish.product), ("from", wish.lender)):
+            if name not in params.products:
+                raise InputError(f"{file}: zero_shot: {key}: no product {name!r}; expected one of products")
+        if wish.product == wish.lender:
+            raise InputError(f"{file}: zero_shot: {wish.product} lends to itself; expected another product in from")
+    if params.zero_shot and not any(generator_promises(name).zero_shot for name in params.generators):
+        raise InputError(f"{file}: zero_shot: no generator in generators can do this; expected one such as defectdiffu")
+    if len({(wish.product, wish.defect) for wish in params.zero_shot}) < len(params.zero_shot):
+        raise InputError(f"{file}: zero_shot: a defect is asked for twice on one product; expected each once")
     for arm in params.arms:
         if arm not in (BASELINE_ARM, MIX_ARM, *params.generators):
             raise InputError(
                 f"{file}: arms: unknown arm {arm!r}; expected {BASELINE_ARM}, {MIX_ARM} or one of generators"
+            )
+    if params.release is not None:
+        offered = [arm for arm in params.arms if arm != BASELINE_ARM]
+        if not offered or BASELINE_ARM not in params.arms:
+            raise InputError(f"{file}: release: expected {BASELINE_ARM} and at least one other arm in arms")
+        if params.release.arm not in ("best", *offered):
+            raise InputError(
+                f"{file}: release.arm: {params.release.arm!r} is no arm with synthetic pairs; expected best or one of "
+                f"{', '.join(offered)}"
             )

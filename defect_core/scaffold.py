@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,60 @@ def add_product(
     return {"good": counts.pop("good", 0), "defects": counts, "notes": _notes(found)}
 
 
+@contextmanager
+def edited_params(project: Project) -> Iterator[Any]:
+    """The content of params.yaml to change in place; written with its comments kept, and checked before it replaces
+    the old file.
+
+    Raises:
+        InputError: the changed settings are not valid; the old file stays.
+    """
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 110
+    path = project.path(PARAMS_FILE)
+    content = yaml.load(path.read_text(encoding="utf-8")) or {}
+    yield content
+    fresh = path.with_name(PARAMS_FILE + ".new")
+    try:
+        with fresh.open("w", encoding="utf-8") as stream:
+            yaml.dump(content, stream)
+        load_params(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def draw_anew(project: Project, products: Sequence[str] = (), generators: Sequence[str] = ()) -> list[str]:
+    """Ask for fresh samples: raise the number in `draws` of params.yaml, from which their seed follows.
+
+    Args:
+        products, generators: which; all where none is named.
+
+    Returns:
+        Addresses of the instances of `synthesize` that are stale by that.
+
+    Raises:
+        InputError: an unknown product or generator.
+    """
+    params = project.params
+    for given, known, what in ((products, params.products, "product"), (generators, params.generators, "generator")):
+        for name in given:
+            if name not in known:
+                raise InputError(f"{what} {name!r} is not in params.yaml; expected one of {', '.join(known)}")
+    addresses = []
+    with edited_params(project) as content:
+        draws = content.setdefault("draws", {})
+        for product in products or params.products:
+            own = draws.setdefault(product, {})
+            for generator in generators or params.generators:
+                own[generator] = params.draw(product, generator) + 1
+                addresses.append(f"synthesize@{product}-{generator}")
+    dvcfile.sync(Project(project.root))
+    return addresses
+
+
 def examine() -> dict[str, str]:
     """What is installed and at hand, as text per fact; absence is a fact, not an error."""
     from importlib.metadata import version
@@ -160,25 +216,12 @@ def _parse_option(option: str) -> tuple[str, Any]:
 
 
 def _write_source(project: Project, name: str, source: dict[str, Any]) -> None:
-    """Add the product to params.yaml, keeping its comments; checked before it replaces the old file."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.width = 110
-    path = project.path(PARAMS_FILE)
-    content = yaml.load(path.read_text(encoding="utf-8")) or {}
-    content["products"] = [*(content.get("products") or []), name]
-    sources = content.get("sources") or {}
-    sources[name] = source
-    content["sources"] = sources
-    fresh = path.with_name(PARAMS_FILE + ".new")
-    try:
-        with fresh.open("w", encoding="utf-8") as stream:
-            yaml.dump(content, stream)
-        load_params(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    """Add the product to params.yaml."""
+    with edited_params(project) as content:
+        content["products"] = [*(content.get("products") or []), name]
+        sources = content.get("sources") or {}
+        sources[name] = source
+        content["sources"] = sources
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_code
+from defect_core.generators.registry import generator_code, generator_promises, weights_folder
 from defect_core.params import BASELINE_ARM, MIX_ARM, Params
 from defect_core.project import Project
 
@@ -35,6 +36,8 @@ class Stage:
         about: one line for people.
         after: stages whose outputs `inputs` are.
         section: section of params.yaml that switches the stage on; "" for a stage that always is.
+        scope: `product` or `catalogue` where the stage is for generators fitted that way only; "" for all.
+        persist: whether DVC leaves the outputs of the last run in place for the next one to see.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Stage:
     after: tuple[str, ...] = ()
     pool: str = "cpu"
     section: str = ""
+    persist: bool = False
+    scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,22 @@ _TRAINING = (
     "defect_core/backbones/architecture.py",
     "defect_core/backbones/embedded",
 )
+_SEGMENTING = (
+    "defect_core/steps/segment.py",
+    "defect_core/segmentation",
+    "defect_core/metrics/bootstrap.py",
+    "defect_core/metrics/curves.py",
+    "defect_core/metrics/localisation.py",
+    "defect_core/metrics/features.py",
+    "defect_core/data/manifest.py",
+    "defect_core/data/masks.py",
+)
 _METHOD = (
     "{code}",
     "defect_core/generators/canvas.py",
     "defect_core/generators/composite.py",
     "defect_core/generators/views.py",
+    "defect_core/data/placement.py",
     "defect_core/diffusion",
     *_TRAINING,
 )
@@ -156,7 +172,7 @@ STAGES: tuple[Stage, ...] = (
         about="Few-shot training of one generator on one product's defects.",
         inputs=("data/raw/{product}", "data/split/{product}.parquet", "{backbone}"),
         outputs=("data/generator/{product}/{generator}",),
-        params=("seed", "backbone", "finetune.{generator}"),
+        params=("seed", "backbone", "finetune.{generator}", "{override}"),
         code=(
             "defect_core/steps/finetune.py",
             *_METHOD,
@@ -164,28 +180,41 @@ STAGES: tuple[Stage, ...] = (
         ),
         after=("ingest", "split", "adapt"),
         pool="gpu",
+        scope="product",
+    ),
+    Stage(
+        name="finetune_catalogue",
+        grid=("generator",),
+        about="Few-shot training of one generator on all products together, also those without defects.",
+        inputs=("data/raw", "data/split"),
+        outputs=("{weights}",),
+        params=("seed", "backbone", "products", "finetune.{generator}"),
+        code=(
+            "defect_core/steps/finetune_catalogue.py",
+            "defect_core/backbones/embedded_dit",
+            *_METHOD,
+            *_READING,
+        ),
+        after=("ingest", "split"),
+        pool="gpu",
+        scope="catalogue",
     ),
     Stage(
         name="synthesize",
         grid=("product", "generator"),
         about="Image-mask pairs in bulk, filtered until enough are accepted.",
-        inputs=(
-            "data/raw/{product}",
-            "data/split/{product}.parquet",
-            "data/generator/{product}/{generator}",
-            "{backbone}",
-        ),
+        inputs=("{raw}", "{split}", "{weights}", "{backbone}"),
         outputs=("data/synthetic/{product}/{generator}",),
-        params=("seed", "backbone", "synthesize"),
+        params=("seed", "backbone", "synthesize", "{draw}", "{borrowed}"),
         code=(
             "defect_core/steps/synthesize.py",
             "defect_core/synthesis.py",
-            "defect_core/data/placement.py",
+            "defect_core/inspection.py",
             "defect_core/data/manifest.py",
             *_METHOD,
             *_READING,
         ),
-        after=("ingest", "split", "adapt", "finetune"),
+        after=("ingest", "split", "adapt", "finetune", "finetune_catalogue"),
         pool="gpu",
     ),
     Stage(
@@ -214,16 +243,36 @@ STAGES: tuple[Stage, ...] = (
         metrics=("metrics/segment/{product}/{arm}.json",),
         params=("seed", "segment"),
         code=(
-            "defect_core/steps/segment.py",
-            "defect_core/segmentation",
-            "defect_core/metrics/localisation.py",
-            "defect_core/metrics/features.py",
-            "defect_core/data/manifest.py",
-            "defect_core/data/masks.py",
+            *_SEGMENTING,
             *_READING,
         ),
         after=("ingest", "split", "synthesize"),
         pool="gpu",
+    ),
+    Stage(
+        name="release",
+        grid=("product",),
+        about="Promotes synthetic pairs only if the segmenter is no worse than with the last release and with none.",
+        inputs=(
+            "data/raw/{product}",
+            "data/split/{product}.parquet",
+            "data/synthetic/{product}",
+            "metrics/segment/{product}",
+        ),
+        outputs=("data/release/{product}",),
+        metrics=("metrics/release/{product}.json",),
+        params=("seed", "segment", "release"),
+        code=(
+            "defect_core/steps/release.py",
+            "defect_core/metrics/spread.py",
+            "defect_core/dvcfile.py",
+            *_SEGMENTING,
+            *_READING,
+        ),
+        after=("ingest", "split", "synthesize", "segment"),
+        pool="gpu",
+        section="release",
+        persist=True,
     ),
     Stage(
         name="leaderboard",
@@ -242,7 +291,7 @@ STAGES: tuple[Stage, ...] = (
         metrics=("metrics/leaderboard.json",),
         params=("products", "generators", "arms"),
         code=("defect_core/steps/leaderboard.py", "defect_core/report", "defect_core/data/manifest.py", *_READING),
-        after=("ingest", "split", "finetune", "synthesize", "score", "segment"),
+        after=("ingest", "split", "finetune", "finetune_catalogue", "synthesize", "score", "segment"),
     ),
 )
 
@@ -257,14 +306,28 @@ def stage_named(name: str) -> Stage:
 
 def active_stages(params: Params) -> list[Stage]:
     """The stages that params.yaml asks for, in an order in which they can run."""
-    return [stage for stage in STAGES if not stage.section or getattr(params, stage.section) is not None]
+    return [
+        stage
+        for stage in STAGES
+        if (not stage.section or getattr(params, stage.section) is not None)
+        and (stage.scope != "catalogue" or axis_values(stage, params)["generator"])
+    ]
+
+
+def axis_values(stage: Stage, params: Params) -> dict[str, tuple[str, ...]]:
+    """What each axis holds for a stage, in the order of params.yaml."""
+    generators = params.generators
+    if stage.scope:
+        catalogue = stage.scope == "catalogue"
+        generators = tuple(g for g in generators if (generator_promises(g).scope == "catalogue") == catalogue)
+    return {"product": params.products, "generator": generators, "arm": params.arms}
 
 
 def instances(stage: Stage, params: Params) -> Iterator[Instance]:
     """All cells of a stage's grid, in the order of params.yaml; none of a stage that is switched off."""
     if stage not in active_stages(params):
         return
-    values = {"product": params.products, "generator": params.generators, "arm": params.arms}
+    values = axis_values(stage, params)
     cells: list[dict[str, str]] = [{}]
     for axis in stage.grid:
         cells = [{**cell, axis: value} for cell in cells for value in values[axis]]
@@ -317,7 +380,17 @@ def _fields(cell: dict[str, str], params: Params) -> dict[str, str]:
         fields["source"] = params.sources[product].path or "data/README.md"
     if "generator" in cell:
         fields["code"] = generator_code(cell["generator"])
-        # where nothing is adapted, an input that is there anyway stands for the backbone
+        fields["weights"] = weights_folder(cell.get("product", ""), cell["generator"])
+    if {"product", "generator"} <= cell.keys():
+        # a defect lent by another product: that one's images are read too
+        borrows = bool(params.borrowed(cell["product"], cell["generator"]))
+        fields["raw"] = "data/raw" if borrows else f"data/raw/{cell['product']}"
+        fields["split"] = "data/split" if borrows else f"data/split/{cell['product']}.parquet"
+        fields["borrowed"] = "zero_shot" if borrows else "seed"
+        fields["override"] = _own_key("overrides", params.overrides, cell)
+        fields["draw"] = _own_key("draws", params.draws, cell)
+        # where nothing is adapted, an input that is there anyway stands for the backbone (a generator of the catalogue
+        # does not read the adapted one, but Dagster can map a product to all of its generators only)
         folder = "data/raw/{product}/records.parquet" if params.adapt is None else "data/backbone/{product}"
         fields["backbone"] = folder.format(**cell)
     if "arm" in cell:
@@ -326,6 +399,18 @@ def _fields(cell: dict[str, str], params: Params) -> dict[str, str]:
             MIX_ARM: f"data/synthetic/{cell['product']}",
         }.get(cell["arm"], f"data/synthetic/{cell['product']}/{cell['arm']}")
     return fields
+
+
+def _own_key(section: str, cells: dict[str, dict[str, Any]], cell: dict[str, str]) -> str:
+    """The key of params.yaml that holds what is said of this cell alone; `seed`, which is read anyway, stands in.
+
+    So a first entry for one cell makes that cell stale and no other.
+    """
+    product, generator = cell["product"], cell["generator"]
+    if generator not in cells.get(product, {}):
+        return "seed"
+    # a dot in a name would split the key, so the whole section stands for it
+    return section if "." in product + generator else f"{section}.{product}.{generator}"
 
 
 def _options(stage: Stage) -> str:

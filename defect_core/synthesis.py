@@ -15,8 +15,11 @@ from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.placement import place
 from defect_core.data.records import pixel_digest, save_png
 from defect_core.errors import InputError
-from defect_core.generators.base import Example, Generator, SampleRequest, SyntheticPair, derive_seed
+from defect_core.generators.base import Example, Generator, SampleRequest, derive_seed
+from defect_core.inspection import Likeness, inspect_pair
 from defect_core.progress import track
+
+RECIPE_FILE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Recipe:
         min_change: least mean absolute change inside the mask, in grey levels of 255.
         min_area: least mask area in pixels.
         model_digest: of the generator's folder, for the manifest.
+        max_change_outside: most mean absolute change outside the mask, in grey levels; None for no limit.
+        min_on_product: least part of the mask on the product, 0 to 1.
+        min_distance: least distance to a real training example, see `Likeness`.
     """
 
     product: str
@@ -41,22 +47,26 @@ class Recipe:
     min_change: float
     min_area: int
     model_digest: str
+    max_change_outside: float | None = None
+    min_on_product: float = 0.0
+    min_distance: float = 0.0
 
 
 def synthesize(generator: Generator, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
-    """Fill `folder` with `images/`, `masks/`, `manifest.parquet` and `summary.json`.
+    """Fill `folder` with `images/`, `masks/`, `manifest.parquet`, `summary.json` and `recipe.json`.
 
     Args:
         generator: fitted on the product.
         recipe: what to make.
-        examples: the training side of the split, good and defective.
+        examples: the training side of the split, good and defective; and examples of other products, of the defects
+            that the generator is to draw here though the product has none.
         folder: holds what an earlier, killed call left; its finished batches are kept.
 
     Raises:
         InputError: no good images to draw on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    normals = [example for example in examples if example.mask is None]
+    normals = [example for example in examples if example.mask is None and example.product == recipe.product]
     if not normals:
         raise InputError(f"product {recipe.product}: has no good training images to draw defects on")
     defects = sorted({example.defect for example in examples if example.mask is not None})
@@ -66,8 +76,14 @@ def synthesize(generator: Generator, recipe: Recipe, examples: Sequence[Example]
         rows += _make_defect(generator, recipe, defect, normals, sources, folder)
     write_manifest(rows, folder / "manifest.parquet")
     _write_summary(rows, folder / "summary.json")
+    (folder / RECIPE_FILE).write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True) + "\n")
     for batch in folder.glob("batch-*.json"):
         batch.unlink()
+
+
+def draw_seed(seed: int, draw: int) -> int:
+    """The base seed of a project's `draw`-th set: the project's own seed at first, another one for each fresh draw."""
+    return seed if draw == 0 else derive_seed(seed, "", "", "draw", draw)
 
 
 def make_request(
@@ -96,22 +112,13 @@ def make_request(
     return request, normal.name
 
 
-def inspect_pair(pair: SyntheticPair, normal: np.ndarray, recipe: Recipe) -> tuple[float, str]:
-    """Quality of a pair, and why it is rejected ("" when it is not).
+def batch_around(recipe: Recipe, index: int) -> range:
+    """The indices drawn together with this one.
 
-    Quality is the mean absolute change inside the mask, in grey levels, minus that outside: a defect that can be
-    seen, where the mask says, on an untouched background.
+    A sample's seed decides it up to the last bit of the arithmetic, and that one may depend on the size of the batch.
     """
-    change = np.abs(pair.image.astype(np.int16) - normal.astype(np.int16)).mean(-1)
-    area = int(pair.mask.sum())
-    inside = float(change[pair.mask].mean()) if area else 0.0
-    outside = float(change[~pair.mask].mean()) if area < pair.mask.size else 0.0
-    quality = round(inside - outside, 4)
-    if area < recipe.min_area:
-        return quality, f"mask of {area} px, below {recipe.min_area}"
-    if inside < recipe.min_change:
-        return quality, f"change inside the mask {inside:.1f}, below {recipe.min_change:g}"
-    return quality, ""
+    start = index - index % recipe.batch_size
+    return range(start, min(start + recipe.batch_size, _budget(recipe)))
 
 
 def _make_defect(
@@ -123,16 +130,16 @@ def _make_defect(
     folder: Path,
 ) -> list[ManifestRow]:
     rows: list[ManifestRow] = []
-    budget = int(np.ceil(recipe.per_defect * recipe.max_draws))
-    batches = -(-budget // recipe.batch_size)
+    likeness = Likeness.of(sources)
+    batches = -(-_budget(recipe) // recipe.batch_size)
     label = f"{recipe.generator} draws {defect} on {recipe.product}"
     for batch in track(_until_enough(range(batches), rows, recipe.per_defect), label, total=_expected(recipe)):
         kept = folder / f"batch-{defect}-{batch:05d}.json"
         if kept.is_file():
             rows += [ManifestRow(**row) for row in json.loads(kept.read_text())]
             continue
-        indices = range(batch * recipe.batch_size, min((batch + 1) * recipe.batch_size, budget))
-        made = _make_batch(generator, recipe, defect, indices, normals, sources, folder)
+        indices = batch_around(recipe, batch * recipe.batch_size)
+        made = _make_batch(generator, recipe, defect, indices, normals, sources, likeness, folder)
         fresh = kept.with_suffix(".new")
         fresh.write_text(json.dumps([asdict(row) for row in made]))
         fresh.rename(kept)
@@ -147,13 +154,15 @@ def _make_batch(
     indices: range,
     normals: Sequence[Example],
     sources: Sequence[Example],
+    likeness: Likeness,
     folder: Path,
 ) -> list[ManifestRow]:
     made = [make_request(recipe, defect, index, normals, sources) for index in indices]
     requests = [request for request, _ in made]
     rows = []
     for (request, normal_name), pair in zip(made, generator.sample(requests), strict=True):
-        quality, reason = inspect_pair(pair, request.normal_image, recipe)
+        seen = inspect_pair(pair, request.normal_image, recipe, likeness)
+        reason = seen.reason
         image, mask = f"images/{pair.sample_id}.png", f"masks/{pair.sample_id}.png"
         if not reason:
             save_png(pair.image, folder / image)
@@ -169,10 +178,16 @@ def _make_batch(
                 seed=request.seed,
                 source_image=normal_name,
                 source_mask=request.source.name,
+                source_product=request.source.product,
                 prompt=pair.facts.get("prompt"),
                 strength=pair.facts.get("strength"),
                 mask_area=int(pair.mask.sum()),
-                quality=quality,
+                quality=seen.quality,
+                change_inside=seen.change_inside,
+                change_outside=seen.change_outside,
+                on_product=seen.on_product,
+                nearest_image=seen.nearest,
+                nearest_distance=seen.distance,
                 accepted=not reason,
                 reject_reason=reason or None,
                 model_digest=recipe.model_digest,
@@ -187,6 +202,10 @@ def _until_enough(batches: range, rows: list[ManifestRow], wanted: int) -> Itera
         if sum(row.accepted for row in rows) >= wanted:
             return
         yield batch
+
+
+def _budget(recipe: Recipe) -> int:
+    return int(np.ceil(recipe.per_defect * recipe.max_draws))
 
 
 def _expected(recipe: Recipe) -> int:
@@ -213,10 +232,14 @@ def _write_summary(rows: Sequence[ManifestRow], path: Path) -> None:
             kind = row.reject_reason.split(",")[0].rstrip("0123456789. ")
             reasons[kind] = reasons.get(kind, 0) + 1
     accepted = sum(row.accepted for row in rows)
+    distances = [row.nearest_distance for row in rows if row.accepted and row.nearest_distance is not None]
+    qualities = [row.quality for row in rows if row.accepted]
     summary = {
         "draws": len(rows),
         "accepted": accepted,
         "acceptance_rate": round(accepted / max(1, len(rows)), 4),
         "rejected": reasons,
+        "median_quality": round(float(np.median(qualities)), 4) if qualities else None,
+        "median_nearest_distance": round(float(np.median(distances)), 4) if distances else None,
     }
     path.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")

@@ -7,7 +7,8 @@ ends with the same weights as an undisturbed one; nothing but weights, optimiser
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defect_core.progress import track
 
@@ -87,6 +89,16 @@ def train(
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The CPU generator of one training step; a large odd factor keeps neighbouring seeds apart."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (2**63 - 1))
+
+
+@contextmanager
+def fast(device: torch.device) -> Iterator[None]:
+    """bfloat16 arithmetic; on a CPU with attention written out, whose fused form runs backwards slowly in bfloat16."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        if device.type == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 def _groups(

@@ -24,9 +24,11 @@ GROUPS = {
     "split": "real_data",
     "adapt": "generators",
     "finetune": "generators",
+    "finetune_catalogue": "generators",
     "synthesize": "synthetic",
     "score": "evaluation",
     "segment": "evaluation",
+    "release": "release",
     "leaderboard": "evaluation",
 }
 

@@ -11,6 +11,7 @@ from defect_core.stages import Instance, Stage, instances
 
 DISJOINT_SPLIT = "disjoint_split"
 PAIRS_ALIGNED = "pairs_aligned"
+BACKGROUND_KEPT = "background_kept"
 ENOUGH_ACCEPTED = "enough_accepted"
 NOT_WORSE = "not_worse_than_real_only"
 HEADLINE = "pixel_ap"
@@ -26,6 +27,7 @@ def check_specs(stage: Stage) -> list[dg.AssetCheckSpec]:
                 True,
                 "Each accepted pair has an image and a mask of one size; no mask is empty.",
             ),
+            (BACKGROUND_KEPT, True, "Methods that promise it left every pixel outside the mask as it was."),
             (ENOUGH_ACCEPTED, False, "Each defect got as many accepted pairs as params.yaml asks for."),
         ],
         "segment": [(NOT_WORSE, False, "No arm with synthetic pairs has a lower pixel AP than real_only.")],
@@ -41,7 +43,11 @@ def check_results(project: Project, instance: Instance) -> list[dg.AssetCheckRes
     if instance.stage.name == "split":
         return [_disjoint_split(project, instance)]
     if instance.stage.name == "synthesize":
-        return [_pairs_aligned(project, instance), _enough_accepted(project, instance)]
+        return [
+            _pairs_aligned(project, instance),
+            _background_kept(project, instance),
+            _enough_accepted(project, instance),
+        ]
     if instance.stage.name == "segment":
         return [_not_worse(project, instance)]
     return []
@@ -84,6 +90,21 @@ def _pairs_aligned(project: Project, instance: Instance) -> dg.AssetCheckResult:
         elif not mask.any():
             wrong.append(f"{row.sample_id}: empty mask")
     return _result(instance, PAIRS_ALIGNED, wrong, dg.AssetCheckSeverity.ERROR)
+
+
+def _background_kept(project: Project, instance: Instance) -> dg.AssetCheckResult:
+    from defect_core.data.manifest import read_manifest
+    from defect_core.generators.registry import generator_promises
+
+    wrong = []
+    if generator_promises(instance.fields["generator"]).keeps_background:
+        rows = read_manifest(project.path(instance.outputs[0]) / "manifest.parquet")
+        wrong = [
+            f"{row.sample_id}: changed by {row.change_outside:g} grey levels outside its mask"
+            for row in rows
+            if row.accepted and row.change_outside
+        ]
+    return _result(instance, BACKGROUND_KEPT, wrong, dg.AssetCheckSeverity.ERROR)
 
 
 def _enough_accepted(project: Project, instance: Instance) -> dg.AssetCheckResult:

@@ -1,4 +1,4 @@
-"""What Dagster loads: the assets, checks, jobs and the schedule of one project.
+"""What Dagster loads: the assets, checks, jobs, the schedule and the sensor of one project.
 
 The project is the folder in DEFECTORY_PROJECT, else the one that the current folder lies in.
 """
@@ -7,9 +7,10 @@ import dagster as dg
 
 from defect_core.project import Project
 from pipelines.assets import RUNNER, build_assets
-from pipelines.jobs import asset_jobs, build_nightly
+from pipelines.jobs import asset_jobs, build_nightly, build_regenerate
 from pipelines.runner import LocalRunner
 from pipelines.schedules import build_schedule
+from pipelines.sensors import build_sensor
 
 
 def build_definitions(project: Project) -> dg.Definitions:
@@ -27,8 +28,9 @@ def build_definitions(project: Project) -> dg.Definitions:
     nightly = build_nightly(project)
     return dg.Definitions(
         assets=build_assets(project),
-        jobs=[nightly, *asset_jobs()],
+        jobs=[nightly, build_regenerate(project), *asset_jobs(project.params)],
         schedules=[build_schedule(project, nightly)],
+        sensors=[build_sensor(project)],
         resources={RUNNER: LocalRunner(project)},
         # a step only waits for its child process, so a process of its own for each step buys nothing and costs seconds
         executor=dg.in_process_executor,

@@ -1,27 +1,38 @@
 """Jobs: the nightly one, which does whatever is stale, and chains of assets to launch by hand for some partitions."""
 
 import dagster as dg
+from pydantic import Field
 
 from defect_core.errors import InputError
+from defect_core.lineage.lock import read_lock
+from defect_core.params import Params
 from defect_core.project import Project
-from defect_core.stages import Instance
+from defect_core.scaffold import draw_anew
+from defect_core.stages import Instance, stage_named
 from pipelines.assets import RUNNER, bring_up_to_date
 from pipelines.checks import check_results, check_specs
-from pipelines.partitions import partition_key
+from pipelines.partitions import partition_key, partitions_of
 from pipelines.runner import RunnerError
-from pipelines.state import read_lock, reads_from, stale_instances
+from pipelines.state import all_instances, around, reads_from, stale_instances
 
 NIGHTLY = "nightly"
+REAL_DATA = "real_data"
+REGENERATE = "regenerate"
 
 
-def asset_jobs() -> list:
-    """Chains whose assets share their partitions, so that one partition runs through in one go."""
+def asset_jobs(params: Params) -> list:
+    """Chains whose assets share their partitions, so that one partition runs through in one go.
+
+    Where a generator is fitted on the catalogue, `finetune` has partitions for the others only, and is launched alone.
+    """
+    shared = partitions_of(stage_named("finetune"), params) == partitions_of(stage_named("synthesize"), params)
+    chain = [*(["finetune"] if shared else []), "synthesize", "score"]
     return [
-        dg.define_asset_job("real_data", ["ingest", "split"], description="Take real images in and split them."),
+        dg.define_asset_job(REAL_DATA, ["ingest", "split"], description="Take real images in and split them."),
         dg.define_asset_job(
             "synthetic_data",
-            ["finetune", "synthesize", "score"],
-            description="Train a generator, draw, score.",
+            chain,
+            description="Train a generator, draw, score." if shared else "Draw with a fitted generator, score.",
         ),
     ]
 
@@ -33,30 +44,69 @@ def build_nightly(project: Project) -> dg.JobDefinition:
     @dg.op(name="bring_up_to_date", required_resource_keys={RUNNER}, pool="gpu")
     def nightly_op(context: dg.OpExecutionContext) -> None:
         current = Project(root)
-        stale = stale_instances(current)
-        if not stale:
-            context.log.info("Nothing is stale.")
-        failed: list[Instance] = []
-        reasons: list[str] = []
-        for number, instance in enumerate(stale, 1):
-            cause = next((other for other in failed if reads_from(instance, other)), None)
-            if cause is not None:
-                context.log.warning(f"{instance.address}: left out, for {cause.address} failed")
-                failed.append(instance)
-                continue
-            context.log.info(f"{instance.address} ({number}/{len(stale)})")
-            reason = _do(context, current, instance)
-            if reason:
-                failed.append(instance)
-                reasons.append(f"{instance.address}: {reason}")
-        if reasons:
-            raise dg.Failure(description="\n".join(reasons))
+        _do_all(context, current, stale_instances(current))
 
     @dg.job(name=NIGHTLY, description="Brings up to date whatever DVC calls stale, and nothing else.")
     def nightly() -> None:
         nightly_op()
 
     return nightly
+
+
+class Fresh(dg.Config):
+    """Which sets are drawn anew."""
+
+    products: list[str] = Field(default=[], description="Only these products; all where none is named.")
+    generators: list[str] = Field(default=[], description="Only these generators; all where none is named.")
+
+
+def build_regenerate(project: Project) -> dg.JobDefinition:
+    """The job that asks for fresh samples under a new seed, which params.yaml records, draws them and redoes what
+    reads them."""
+    root = project.root
+
+    @dg.op(name="draw_anew", required_resource_keys={RUNNER}, pool="gpu")
+    def regenerate_op(context: dg.OpExecutionContext, config: Fresh) -> None:
+        try:
+            addresses = draw_anew(Project(root), config.products, config.generators)
+        except InputError as error:
+            raise dg.Failure(description=str(error)) from None
+        for address in addresses:
+            context.log.info(f"{address}: a fresh draw, recorded in params.yaml")
+        current = Project(root)
+        concerned = around(addresses, all_instances(current))
+        _do_all(context, current, [cell for cell in stale_instances(current) if cell.address in concerned])
+
+    @dg.job(name=REGENERATE, description="Draws fresh samples under a new seed and redoes what reads them.")
+    def regenerate() -> None:
+        regenerate_op()
+
+    return regenerate
+
+
+def _do_all(context: dg.OpExecutionContext, project: Project, stale: list[Instance]) -> None:
+    """Bring instances up to date, in their order.
+
+    Raises:
+        dg.Failure: some failed; why, a line each. Only what reads from those was left out.
+    """
+    if not stale:
+        context.log.info("Nothing is stale.")
+    failed: list[Instance] = []
+    reasons: list[str] = []
+    for number, instance in enumerate(stale, 1):
+        cause = next((other for other in failed if reads_from(instance, other)), None)
+        if cause is not None:
+            context.log.warning(f"{instance.address}: left out, for {cause.address} failed")
+            failed.append(instance)
+            continue
+        context.log.info(f"{instance.address} ({number}/{len(stale)})")
+        reason = _do(context, project, instance)
+        if reason:
+            failed.append(instance)
+            reasons.append(f"{instance.address}: {reason}")
+    if reasons:
+        raise dg.Failure(description="\n".join(reasons))
 
 
 def _do(context: dg.OpExecutionContext, project: Project, instance: Instance) -> str | None:

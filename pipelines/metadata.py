@@ -9,6 +9,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import dagster as dg
@@ -118,6 +119,10 @@ def _synthesize(project: Project, instance: Instance) -> Metadata:
         "counts": dg.MetadataValue.md(table),
         "contact_sheet": _sheet(folder, shown, f"synthetic images of {instance.key}"),
     }
+    for name in ("quality", "change_outside", "on_product", "nearest_distance"):
+        values = [value for row in rows if row.accepted and (value := getattr(row, name)) is not None]
+        if values:
+            metadata[f"median_{name}"] = dg.MetadataValue.float(float(median(values)))
     if reasons:
         metadata["rejected"] = dg.MetadataValue.md(markdown_table(("reason", "draws"), reasons.most_common(10)))
     return metadata
@@ -133,6 +138,16 @@ def _metrics(project: Project, instance: Instance) -> Metadata:
     }
     table = markdown_table(("score", "value"), sorted(numeric_leaves(content).items()))
     return {"table": dg.MetadataValue.md(table), **metadata}
+
+
+def _release(project: Project, instance: Instance) -> Metadata:
+    content = json.loads(project.path(instance.metrics[0]).read_text(encoding="utf-8"))
+    return {
+        "decision": dg.MetadataValue.text(content["decision"]),
+        "reason": dg.MetadataValue.text(content["reason"]),
+        "released_arm": dg.MetadataValue.text(content["released"] or "nothing yet"),
+        **{name: dg.MetadataValue.float(float(value)) for name, value in numeric_leaves(content["mean"]).items()},
+    }
 
 
 def _leaderboard(project: Project, instance: Instance) -> Metadata:
@@ -158,9 +173,11 @@ _READERS: dict[str, Callable[[Project, Instance], Metadata]] = {
     "ingest": _ingest,
     "split": _split,
     "finetune": _finetune,
+    "finetune_catalogue": _finetune,
     "synthesize": _synthesize,
     "score": _metrics,
     "segment": _metrics,
+    "release": _release,
     "leaderboard": _leaderboard,
 }
 

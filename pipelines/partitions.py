@@ -5,17 +5,25 @@ import warnings
 import dagster as dg
 
 from defect_core.params import BASELINE_ARM, MIX_ARM, Params
-from defect_core.stages import Instance, Stage, instances
+from defect_core.stages import Instance, Stage, axis_values, instances
+
+SCOPE = "scope"
 
 
 def partitions_of(stage: Stage, params: Params) -> dg.PartitionsDefinition | None:
     """The partitions of a stage's asset; None for a stage without a grid.
 
     The keys are static: the grid lives in params.yaml, and so in git, not in Dagster's database.
+
+    A stage for generators of the catalogue has a second dimension of one value: Dagster maps a part of an axis onto the
+    whole only between partitions of several dimensions.
     """
-    axes = {"product": params.products, "generator": params.generators, "arm": params.arms}
+    axes = axis_values(stage, params)
     if not stage.grid:
         return None
+    if stage.scope == "catalogue":
+        parts = {axis: dg.StaticPartitionsDefinition(axes[axis]) for axis in stage.grid}
+        return dg.MultiPartitionsDefinition({**parts, SCOPE: dg.StaticPartitionsDefinition([stage.scope])})
     if len(stage.grid) == 1:
         return dg.StaticPartitionsDefinition(axes[stage.grid[0]])
     return dg.MultiPartitionsDefinition({axis: dg.StaticPartitionsDefinition(axes[axis]) for axis in stage.grid})
@@ -26,6 +34,8 @@ def partition_key(instance: Instance) -> str | None:
     cell = {axis: instance.fields[axis] for axis in instance.stage.grid}
     if not cell:
         return None
+    if instance.stage.scope == "catalogue":
+        cell[SCOPE] = instance.stage.scope
     return next(iter(cell.values())) if len(cell) == 1 else dg.MultiPartitionKey(cell)
 
 
@@ -45,21 +55,35 @@ def dependency(stage: Stage, upstream: Stage, params: Params) -> dg.AssetDep:
     """How a stage's partitions depend on those of a stage that it comes after.
 
     Dagster infers the mapping where the axes of one are among those of the other, and takes all partitions where
-    the stage has no grid. An arm, though, needs the generators whose samples it trains on.
+    the stage has no grid. An arm, though, needs the generators whose samples it trains on, and a generator the one
+    training that is for generators of its kind. (What a product lends to another one for `zero_shot` is left out: the
+    training on the catalogue, which comes in between, needs all products.)
     """
+    if stage.scope == "catalogue":
+        return dg.AssetDep(upstream.name, partition_mapping=dg.AllPartitionMapping())
+    if "generator" in stage.grid and upstream.scope:
+        same = {generator: generator for generator in axis_values(upstream, params)["generator"]}
+        dimensions = {"generator": dg.DimensionPartitionMapping("generator", dg.StaticPartitionMapping(same))}
+        if "product" in upstream.grid:
+            dimensions["product"] = dg.DimensionPartitionMapping("product", dg.IdentityPartitionMapping())
+        return dg.AssetDep(upstream.name, partition_mapping=_several(dimensions))
     if "arm" in stage.grid and "generator" in upstream.grid:
         arms_of = {generator: _arms_with(generator, params) for generator in params.generators}
-        with warnings.catch_warnings():
-            # beta in Dagster, whose version this project pins; a test holds the mapping to what it must do
-            warnings.simplefilter("ignore", dg.BetaWarning)
-            mapping = dg.MultiPartitionMapping(
-                {
-                    "product": dg.DimensionPartitionMapping("product", dg.IdentityPartitionMapping()),
-                    "generator": dg.DimensionPartitionMapping("arm", dg.StaticPartitionMapping(arms_of)),
-                }
-            )
+        mapping = _several(
+            {
+                "product": dg.DimensionPartitionMapping("product", dg.IdentityPartitionMapping()),
+                "generator": dg.DimensionPartitionMapping("arm", dg.StaticPartitionMapping(arms_of)),
+            }
+        )
         return dg.AssetDep(upstream.name, partition_mapping=mapping)
     return dg.AssetDep(upstream.name)
+
+
+def _several(dimensions: dict[str, dg.DimensionPartitionMapping]) -> dg.MultiPartitionMapping:
+    with warnings.catch_warnings():
+        # beta in Dagster, whose version this project pins; a test holds the mapping to what it must do
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.MultiPartitionMapping(dimensions)
 
 
 def _arms_with(generator: str, params: Params) -> list[str]:

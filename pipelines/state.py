@@ -6,30 +6,16 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from defect_core import dvcfile
 from defect_core.factory import child_environment
+from defect_core.lineage.lock import LOCK_FILE
 from defect_core.project import Project
 from defect_core.stages import STAGES, Instance, instances
-
-LOCK_FILE = "dvc.lock"
 
 
 def all_instances(project: Project) -> list[Instance]:
     """Every instance of every stage, each after the ones it depends on."""
     return [instance for stage in STAGES for instance in instances(stage, project.params)]
-
-
-def read_lock(project: Project) -> dict[str, Any]:
-    """The entries of dvc.lock by address; empty before the first run."""
-    path = project.path(LOCK_FILE)
-    if not path.is_file():
-        return {}
-    # the C loader: a lock of some hundred instances takes the pure one seconds
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - a safe loader
-    return (content or {}).get("stages") or {}
 
 
 def data_version(instance: Instance, lock: dict[str, Any]) -> str:
@@ -71,6 +57,17 @@ def with_dependants(addresses: Iterable[str], ordered: list[Instance]) -> list[I
             found.append(instance)
             written += instance.outputs + instance.metrics
     return found
+
+
+def around(addresses: Iterable[str], ordered: list[Instance]) -> set[str]:
+    """Addresses of those instances, of all that they are made from, and of all that is made from them."""
+    addresses = list(addresses)
+    found = {instance.address for instance in with_dependants(addresses, ordered)}
+    needed = [instance for instance in ordered if instance.address in set(addresses)]
+    for instance in reversed(ordered):
+        if any(reads_from(other, instance) for other in needed):
+            needed.append(instance)
+    return found | {instance.address for instance in needed}
 
 
 def reads_from(instance: Instance, other: Instance) -> bool:

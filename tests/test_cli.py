@@ -227,6 +227,19 @@ def test_run_passes_a_users_mistake_through_dvc(project, tmp_path, monkeypatch, 
     assert not (project / "data/raw/plate").exists()
 
 
+def test_fresh_samples_are_asked_for_in_params_yaml(project, monkeypatch, capsys):
+    text = (project / "params.yaml").read_text()
+    text = text.replace("products: []", "products: [plate]").replace("sources: {}", "sources: {plate: {layout: demo}}")
+    (project / "params.yaml").write_text(text)
+    code, out, _ = _call(monkeypatch, capsys, "regenerate", "--generator", "crop-paste")
+    assert code == 0 and out == "synthesize@plate-crop-paste: will be drawn anew\n"
+    assert Project(project).params.draws == {"plate": {"crop-paste": 1}}
+    assert "draw: draws.plate.crop-paste" in (project / "dvc.yaml").read_text()
+    code, _, error = _call(monkeypatch, capsys, "regenerate", "--product", "screw")
+    _one_line(code, error)
+    assert "product 'screw' is not in params.yaml" in error
+
+
 def test_missing_weights_are_one_line(project, tmp_path, monkeypatch, capsys):
     _call(monkeypatch, capsys, "add-product", "plate", _images(tmp_path / "plates"))
     text = (project / "params.yaml").read_text().replace("backbone: embedded", "backbone: ./no/such/folder")

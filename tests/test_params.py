@@ -19,11 +19,15 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"synthesize": {"per_defects": 3}}, "synthesize.per_defects: unknown key"),
         ({"segment": {"seeds": []}}, "segment.seeds: empty"),
         ({"segment": {"seeds": ["x"]}}, "segment.seeds.0"),
-        ({"generators": ["paint"]}, "generators: generator 'paint' is unknown; expected one of crop-paste"),
+        ({"generators": ["paint"]}, "generators: generator 'paint' is unknown; expected one of "),
         ({"generators": ["crop-paste", "crop-paste"]}, "generators: a name stands twice"),
         ({"arms": ["real"]}, "arms: unknown arm 'real'; expected real_only"),
         ({"finetune": {"crop-paste": {"steps": 3}}}, "finetune.crop-paste.steps: unknown key; expected one of feather"),
         ({"finetune": {"disentangled-inversion": {"steps": 0}}}, "finetune.disentangled-inversion.steps"),
+        ({"overrides": {"b": {}}}, "overrides.b: no such product"),
+        ({"overrides": {"a": {"seas": {}}}}, "overrides.a.seas: no such generator"),
+        ({"overrides": {"a": {"crop-paste": {"steps": 3}}}}, "overrides.a.crop-paste.steps: unknown key"),
+        ({"draws": {"a": {"crop-paste": -1}}}, "draws.a.crop-paste"),
         ({"products": ["a", "b"]}, "sources.b: missing"),
         ({"products": []}, "products: 'a' has a source but is not listed"),
         ({"products": ["a/b"], "sources": {"a/b": {}}}, "products"),
@@ -59,3 +63,17 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("")
     assert load_params(path).generators == ("crop-paste", "disentangled-inversion")
+
+
+def test_an_override_goes_before_the_settings_of_all_products(tmp_path):
+    path = tmp_path / "params.yaml"
+    content = {
+        **GOOD,
+        "finetune": {"crop-paste": {"feather": 2, "match_colour": False}},
+        "overrides": {"a": {"crop-paste": {"feather": 4}}},
+    }
+    path.write_text(yaml.safe_dump(content))
+    params = load_params(path)
+    assert params.generator_settings("crop-paste", "a").feather == 4
+    assert not params.generator_settings("crop-paste", "a").match_colour
+    assert params.generator_settings("crop-paste", "b").feather == params.generator_settings("crop-paste").feather == 2

@@ -8,6 +8,7 @@ import yaml
 
 from defect_core import dvcfile
 from defect_core.errors import InputError
+from defect_core.generators.registry import generator_names
 from defect_core.params import Params
 from defect_core.project import Project
 from defect_core.stages import STAGES, code_root, find_instance, instances
@@ -34,7 +35,11 @@ def params():
     return Params(
         products=("a", "b"),
         sources={"a": {"path": "x"}, "b": {"layout": "demo"}},
+        generators=("crop-paste", "defectdiffu", "disentangled-inversion"),
+        zero_shot=({"product": "a", "defect": "dent", "from": "b"},),
         arms=("real_only", "crop-paste", "mix"),
+        adapt={},
+        release={},
     )
 
 
@@ -69,7 +74,17 @@ def test_stages_stand_in_an_order_in_which_they_can_run():
 
 
 @pytest.mark.parametrize(
-    "cell", _cells(Params(products=("a",), sources={"a": {"layout": "demo"}})), ids=lambda cell: cell.address
+    "cell",
+    _cells(
+        Params(
+            products=("a",),
+            sources={"a": {"layout": "demo"}},
+            generators=generator_names(),
+            adapt={},
+            release={},
+        )
+    ),
+    ids=lambda cell: cell.address,
 )
 def test_the_code_list_covers_what_the_stage_imports(cell):
     listed = [code_root() / path for path in cell.code]
@@ -131,7 +146,8 @@ def test_dvc_yaml_names_every_instance_with_its_paths(params, tmp_path):
         fields = block["foreach"][cell.key] if cell.stage.grid else {}
         filled = [_fill(path, fields) for path in body["deps"]]
         assert filled == cell.inputs, cell.address
-        assert [_fill(path, fields) for path in body.get("outs", [])] == cell.outputs
+        outs = [next(iter(out)) if isinstance(out, dict) else out for out in body.get("outs", [])]
+        assert [_fill(path, fields) for path in outs] == cell.outputs
         assert f"defectory stage {cell.stage.name}" in body["cmd"]
 
 

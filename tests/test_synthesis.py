@@ -10,8 +10,9 @@ from defect_core.data.records import load_image, load_mask
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
 from defect_core.generators.registry import generator_class, generator_config
+from defect_core.inspection import inspect_pair
 from defect_core.project import folder_digest
-from defect_core.synthesis import Recipe, inspect_pair, synthesize
+from defect_core.synthesis import Recipe, draw_seed, synthesize
 
 RECIPE = Recipe(
     "plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4, model_digest="m"
@@ -54,6 +55,8 @@ def test_the_manifest_lists_exactly_the_accepted_files(generator, examples, tmp_
         assert mask.sum() == row.mask_area
         assert (image[~mask] == names[row.source_image].image[~mask]).all()
         assert names[row.source_mask].defect == row.defect
+        assert row.change_outside == 0 and row.change_inside == row.quality > 2
+        assert names[row.nearest_image].defect == row.defect and row.nearest_distance >= 0
 
 
 def test_a_killed_run_ends_with_the_same_bytes(generator, examples, tmp_path):
@@ -103,16 +106,21 @@ def test_the_budget_ends_a_hopeless_run(generator, examples, tmp_path):
     assert len(rows) == 20 and not any(row.accepted for row in rows)
 
 
+def test_a_fresh_draw_has_another_seed_and_the_first_that_of_the_project():
+    assert draw_seed(5, 0) == 5
+    assert len({draw_seed(seed, draw) for seed in (5, 6) for draw in (0, 1, 2)}) == 6
+    assert draw_seed(5, 1) == draw_seed(5, 1)
+
+
 def test_quality_is_change_inside_minus_outside():
     normal = np.full((8, 8, 3), 100, np.uint8)
     mask = np.zeros((8, 8), bool)
     mask[2:5, 2:5] = True
     image = normal.copy()
     image[mask] = 130
-    quality, reason = inspect_pair(SyntheticPair("s", image, mask), normal, RECIPE)
-    assert quality == 30 and reason == ""
-    _, reason = inspect_pair(SyntheticPair("s", image, mask & False), normal, RECIPE)
-    assert reason.startswith("mask of 0 px")
+    seen = inspect_pair(SyntheticPair("s", image, mask), normal, RECIPE)
+    assert seen.quality == 30 and seen.reason == ""
+    assert inspect_pair(SyntheticPair("s", image, mask & False), normal, RECIPE).reason.startswith("mask of 0 px")
 
 
 def test_without_good_images_there_is_nothing_to_draw_on(generator, examples, tmp_path):

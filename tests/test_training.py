@@ -58,3 +58,52 @@ def test_the_loss_falls_and_another_seed_trains_otherwise(tmp_path):
     _run(second, tmp_path / "b", seed=4)
     assert sum(losses[-5:]) < sum(losses[:5])
     assert not torch.equal(first[0].weight, second[0].weight)
+
+
+def test_overrides_give_named_parameters_their_own_rate_and_decay(tmp_path):
+    network = _network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def loss(step, generator):
+        return network(torch.ones(1, 4)).sum() * 0
+
+    training.train(
+        network,
+        loss,
+        steps=2,
+        learning_rate=1e-2,
+        weight_decay=0.5,
+        seed=1,
+        work_dir=tmp_path,
+        label="test",
+        overrides={"0": {"learning_rate": 0.0}, "2.weight": {"weight_decay": 0.0}},
+    )
+    unchanged = {name for name, tensor in network.state_dict().items() if torch.equal(tensor, before[name])}
+    assert unchanged == {"0.weight", "0.bias", "2.weight"}
+
+
+def test_a_parameter_that_had_no_gradient_before_the_kill_resumes(tmp_path):
+    def run(network, folder, stop_at=None):
+        def loss(step, generator):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            value = (network[0].weight ** 2).sum()
+            return value + (network[2].weight ** 2).sum() if step > 7 else value
+
+        training.train(
+            network,
+            loss,
+            steps=10,
+            learning_rate=1e-2,
+            weight_decay=0.0,
+            seed=1,
+            work_dir=folder,
+            label="test",
+            checkpoint_every=5,
+        )
+        return network[2].weight
+
+    whole = run(_network(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(_network(), tmp_path / "killed", stop_at=6)
+    assert torch.equal(whole, run(_network(), tmp_path / "killed"))

@@ -12,9 +12,11 @@ class ManifestRow:
     """One synthetic pair.
 
     `image` and `mask` are posix paths relative to the manifest's folder (None when the pair was rejected and not
-    kept); `source_image` and `source_mask` the real images it was drawn from, relative to the project. `mask_area` is
+    kept); `source_image` and `source_mask` the real images it was drawn from, relative to the project, the latter of
+    `source_product` (another one than `product` for a defect that the product has never had). `mask_area` is
     in pixels, `quality` None where nothing scores it, `model_digest` empty for methods without weights,
-    `image_sha256` the pixel digest of the image. `seed` is at most 63 bits.
+    `image_sha256` the pixel digest of the image. `seed` is at most 63 bits. The last five are what the filter measured,
+    of rejected pairs too: see `defect_core.inspection.Inspection`; `nearest_image` is a real training example.
     """
 
     sample_id: str
@@ -34,9 +36,16 @@ class ManifestRow:
     reject_reason: str | None
     model_digest: str | None
     image_sha256: str | None
+    source_product: str | None = None
+    change_inside: float | None = None
+    change_outside: float | None = None
+    on_product: float | None = None
+    nearest_image: str | None = None
+    nearest_distance: float | None = None
 
 
 _SCHEMA = {name: str for name in ManifestRow.__dataclass_fields__}
+_SCHEMA |= dict.fromkeys(("change_inside", "change_outside", "on_product", "nearest_distance"), float)
 _SCHEMA |= {"seed": int, "strength": float, "mask_area": int, "quality": float, "accepted": bool}
 MANIFEST_COLUMNS = tuple(_SCHEMA)
 

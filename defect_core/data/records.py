@@ -105,11 +105,12 @@ def load_image(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: not a readable image ({_one_line(error)}); expected png, jpg, bmp or tif") from None
 
 
-def load_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+def load_mask(path: Path, size: tuple[int, int] | None = None, any_value: bool = False) -> NDArray[np.bool_]:
     """Decode a mask to bool [H, W]: True where the brightest channel is at least half of the file's maximum.
 
     So 0/1, 0/255, RGB and anti-aliased masks all read alike; a mask of zeros is empty. Alpha is ignored.
-    With `size` = (height, width) it is resized to that by nearest neighbour.
+    With `any_value` every value above 0 is True: for masks that number kinds of defects. With `size` =
+    (height, width) it is resized to that by nearest neighbour.
 
     Raises:
         InputError: missing or unreadable.
@@ -127,7 +128,7 @@ def load_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.boo
     if values.ndim == 3:
         values = values.max(axis=2)
     top = values.max(initial=0)
-    mask = (2 * values >= top) & (top > 0)
+    mask = values > 0 if any_value else (2 * values >= top) & (top > 0)
     if size is not None and mask.shape != tuple(size):
         mask = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return np.array(mask, dtype=bool)

@@ -89,6 +89,14 @@ class Generator(ABC):
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         """Answer requests, in their order."""
 
+    def draw_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
+        """Defect-free images, one per seed, begun from the references in turn and of their sizes.
+
+        Raises:
+            InputError: this method draws none (see `Promises.makes_normals`).
+        """
+        raise InputError(f"{self.name}: draws no normal images; expected a generator that does, such as seas")
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write everything `load` needs into `folder`."""

@@ -16,8 +16,14 @@ from defect_core.errors import InputError
 
 ENTRY_POINT_GROUP = "defectory.generators"
 _BUILT_IN = {
+    "anomaly-diffusion": "defect_core.generators.anomaly_diffusion",
+    "cadiff": "defect_core.generators.cadiff",
     "crop-paste": "defect_core.generators.crop_paste",
+    "cutpaste": "defect_core.generators.cutpaste",
+    "defectdiffu": "defect_core.generators.defectdiffu",
     "disentangled-inversion": "defect_core.generators.disentangled_inversion",
+    "draem-perlin": "defect_core.generators.perlin",
+    "seas": "defect_core.generators.seas",
 }
 
 
@@ -65,6 +71,12 @@ def generator_code(name: str) -> str:
     module = _BUILT_IN.get(name, "defect_core.generators.registry")
     path = module.replace(".", "/")
     return path if name in _BUILT_IN else path + ".py"
+
+
+def weights_folder(product: str, name: str) -> str:
+    """Where a fitted generator lies in a project; one for all products where it is fitted on the catalogue."""
+    shared = generator_promises(name).scope == "catalogue"
+    return f"data/generator/{'catalogue' if shared else product}/{name}"
 
 
 def generator_promises(name: str) -> Promises:

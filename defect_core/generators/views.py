@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
-from defect_core.data.augment import augment
+from defect_core.data.augment import AugmentOptions, augment
 from defect_core.data.masks import downsample_mask
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, Image, Mask
@@ -51,8 +51,9 @@ def augmented_views(
     min_side: int,
     resolution: int,
     rng: np.random.Generator,
+    options: AugmentOptions | None = None,
 ) -> list[View]:
-    """Every example `variants` times, from several windows and turns; a defect is never lost.
+    """Every example `variants` times, from several windows and turns (`options`); a defect is never lost.
 
     A good example (no mask) is shown in a window as large as a square of `min_side` times `context` at a random
     place, or whole, as `canvas` says.
@@ -67,7 +68,7 @@ def augmented_views(
             mask = np.zeros((resolution, resolution), bool)
             if example.mask is not None:
                 mask = show_mask(example.mask, window, resolution)
-            views.append(View(*augment(image, mask, rng), example.defect))
+            views.append(View(*augment(image, mask, rng, options), example.defect))
     return views
 
 

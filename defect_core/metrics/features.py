@@ -18,7 +18,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,14 +57,24 @@ class Lite0Features:
     name = "efficientnet_lite0_imagenet"
 
     def __init__(self, device: str = "cpu") -> None:
+        self.digest = state_digest(load_lite0_state())
+        self.device = device
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Built when the first image comes: a set whose features are all stored needs none."""
         import timm
 
-        state = load_lite0_state()
-        self.digest = state_digest(state)
-        self.model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        self.model.load_state_dict(state)
-        self.model.to(device).eval().requires_grad_(False)
-        self.device = device
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        model.load_state_dict(load_lite0_state())
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def columns(self, images: Images) -> dict[str, NDArray]:
+        """`extract` as named arrays for a feature store; the embedding in half precision, which changes distances by
+        less than one part in a thousand and halves the store.
+        """
+        seen = self.extract(images)
+        return {**seen._asdict(), "embedding": seen.embedding.astype(np.float16)}
 
     def extract(self, images: Images, batch_size: int = 16) -> Seen:
         """All three kinds of features in one pass."""
@@ -103,11 +113,17 @@ class InceptionFeatures:
     hub_file = "weights-inception-2015-12-05-6726825d.pth"
 
     def __init__(self, device: str = "cpu") -> None:
+        self._state, from_hub = _find_weights("inception", self.file, self.hub_file)
+        self.has_logits = from_hub or "fc.weight" in self._state
+        self.digest = state_digest(self._state)
+        self.device = device
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Built when the first image comes."""
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        state, from_hub = _find_weights("inception", self.file, self.hub_file)
-        self.has_logits = from_hub or "fc.weight" in state
-        self.digest = state_digest(state)
+        state = self._state
         if not self.has_logits:  # the loader is strict, and the features do not pass through this layer
             state = {**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
         # the constructor reads a file or downloads; a buffer that we have just written is neither
@@ -115,9 +131,13 @@ class InceptionFeatures:
         torch.save(state, buffer)
         buffer.seek(0)
         wanted = ["2048", "logits_unbiased"] if self.has_logits else ["2048"]
-        self.model = FeatureExtractorInceptionV3("inception-v3-compat", wanted, feature_extractor_weights_path=buffer)
-        self.model.to(device)
-        self.device = device
+        model = FeatureExtractorInceptionV3("inception-v3-compat", wanted, feature_extractor_weights_path=buffer)
+        return model.to(self.device)
+
+    def columns(self, images: Images) -> dict[str, NDArray]:
+        """`extract` as named arrays for a feature store."""
+        features, probabilities = self.extract(images)
+        return {"pool3": features} | ({} if probabilities is None else {"probabilities": probabilities})
 
     def extract(self, images: Images, batch_size: int = 16) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """pool3 features `[N,2048]` and class probabilities `[N,1008]`, or None without the last layer."""
@@ -147,8 +167,16 @@ class LpipsDistance:
         parts = _batched(self._forward, images, batch_size, self.device)
         return parts[0] if parts else np.zeros((0, 1), np.float32)
 
+    def embed_raw(self, images: Images, batch_size: int = 8) -> NDArray[np.float32]:
+        """`embed` without bringing 0..255 to -1..1 first: a mistake of two public IC-LPIPS scripts, to repeat them."""
+        parts = _batched(self._forward_scaled, images, batch_size, self.device)
+        return parts[0] if parts else np.zeros((0, 1), np.float32)
+
     def _forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.model.net.forward(self.model.scaling_layer(images / 127.5 - 1))
+        return self._forward_scaled(images / 127.5 - 1)
+
+    def _forward_scaled(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.model.net.forward(self.model.scaling_layer(images))
         rows = [
             _unit_rows(m, lin.model[-1].weight.view(1, -1, 1, 1)) for m, lin in zip(maps, self.model.lins, strict=True)
         ]

@@ -52,12 +52,45 @@ def memorisation(generated: ArrayLike, training: ArrayLike) -> Memorisation:
     """
     a, b = np.asarray(generated, np.float64), np.asarray(training, np.float64)
     distance = nearest_neighbours(a, b).distance
-    unit = 0.0
-    if len(b) > 1:
-        inside = np.maximum((b**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * b @ b.T, 0.0)
-        np.fill_diagonal(inside, np.inf)
-        unit = float(np.median(np.sqrt(inside.min(1))))
-    if unit <= 1e-9:
+    unit = _unit(b)
+    if unit is None:
         return Memorisation(None, None, float(np.median(distance)))
     ratio = distance / unit
     return Memorisation(float(np.median(ratio)), float((ratio < COPY_RATIO).mean()), float(np.median(distance)))
+
+
+class NearestPair(NamedTuple):
+    """A generated row and the training row nearest to it; `ratio` in units of `Memorisation.ratio`, or None."""
+
+    generated: int
+    training: int
+    distance: float
+    ratio: float | None
+
+
+def nearest_pairs(generated: ArrayLike, training: ArrayLike, count: int = 5) -> list[NearestPair]:
+    """The `count` generated rows that come nearest to a training row, nearest first: what to look at for copies.
+
+    >>> nearest_pairs([[0.0], [7.0]], [[1.0], [7.5]], count=1)
+    [NearestPair(generated=1, training=1, distance=0.5, ratio=0.07692307692307693)]
+    """
+    found = nearest_neighbours(generated, training)
+    unit = _unit(np.asarray(training, np.float64))
+    order = np.argsort(found.distance, kind="stable")[:count]
+    return [
+        NearestPair(
+            int(i), int(found.index[i]), float(found.distance[i]), float(found.distance[i] / unit) if unit else None
+        )
+        for i in order
+    ]
+
+
+def _unit(training: NDArray[np.float64]) -> float | None:
+    """Median distance of a training row to the nearest other one; None with one row or with copies only."""
+    if len(training) < 2:
+        return None
+    squares = (training**2).sum(1)
+    inside = np.maximum(squares[:, None] + squares[None] - 2 * training @ training.T, 0.0)
+    np.fill_diagonal(inside, np.inf)
+    unit = float(np.median(np.sqrt(inside.min(1))))
+    return unit if unit > 1e-9 else None

@@ -11,10 +11,11 @@ from PIL import Image as PILImage
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import load_image, load_mask, save_png
 from defect_core.examples import split_records_of
+from defect_core.generators.registry import weights_folder
 from defect_core.project import Project
 from defect_core.report.plots import bar_chart, line_chart
 from defect_core.report.sheets import contact_sheet
-from defect_core.report.table import SEGMENT_COLUMNS, number, percent
+from defect_core.report.table import SEGMENT_COLUMNS, interval, number, percent
 
 COLUMNS = 8
 CELL = 112
@@ -32,7 +33,10 @@ def write_report(project: Project, board: dict[str, Any], folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(products=products, columns=SEGMENT_COLUMNS)
+    prediction = sorted((board.get("prediction") or {}).items(), key=lambda entry: -abs(entry[1]["rho"] or 0))
+    page = environment.get_template("page.html").render(
+        products=products, columns=SEGMENT_COLUMNS, prediction=prediction
+    )
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -58,7 +62,8 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
     gain = row["gain"]
     return {
         "arm": row["arm"],
-        "cells": [percent(row, name) for name in SEGMENT_COLUMNS],
+        "cells": [(percent(row, name), interval(row, name)) for name in SEGMENT_COLUMNS],
+        "best": (row.get("best_on_validation") or {}).get("pixel_ap"),
         "gain": "" if gain is None else f"{100 * gain:+.1f}",
         "better": gain is not None and gain > 0,
         "synthetic": row["protocol"]["synthetic"],
@@ -92,7 +97,7 @@ def _generator_section(
         sheets.append(
             _sheet(folder, f"{product}-{generator}-{defect}", f"synthetic: {defect}", images, masks, plain=True)
         )
-    training = json.loads(project.path(f"data/generator/{product}/{generator}/training.json").read_text())
+    training = json.loads(project.path(f"{weights_folder(product, generator)}/training.json").read_text())
     scores = next((row["scores"] for row in rows if row["arm"] == generator and row["scores"]), None)
     return {
         "name": generator,

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from defect_core.errors import InputError
 
+ARCHITECTURES = ("unet", "upernet", "deeplabv3plus", "segformer")
+EMBEDDED_ENCODER = "tu-tf_efficientnet_lite0"
+
 
 @dataclass(frozen=True)
 class SegmenterConfig:
@@ -15,14 +18,17 @@ class SegmenterConfig:
         batch_size: images per step.
         learning_rate: peak rate of the one-cycle schedule for the decoder; the encoder has a third of it.
         weight_decay: of AdamW.
-        encoder: encoder name of segmentation_models_pytorch; ImageNet weights are embedded for the default only.
+        architecture: one of `ARCHITECTURES`, as segmentation_models_pytorch builds them.
+        encoder: encoder name of segmentation_models_pytorch.
+        encoder_weights: `embedded` (ImageNet, for the default encoder only), `imagenet` (fetched by the library where
+            it has them; needs a network once), or `none`.
         decoder_channels: widths of the five U-Net decoder blocks, coarse to fine; with 8 in the last one
             one seed in two learned nothing in 120 steps.
-        frozen_stages: the stem and so many first encoder stages keep their ImageNet weights (generic edges at
-            the finest grid: the dearest to train and the least to gain).
+        frozen_stages: of the default encoder; the stem and so many first stages keep their ImageNet weights (generic
+            edges at the finest grid: the dearest to train and the least to gain).
         good_fraction: part of each batch that is good images, the same in every arm.
         synthetic_fraction: part of the defect half that is synthetic where an arm has synthetic data.
-        val_fraction: part of the real training defects held out for the validation curve (for information).
+        val_fraction: part of the real training defects held out for the validation curve and the best model on it.
     """
 
     image_size: int = 128
@@ -30,7 +36,9 @@ class SegmenterConfig:
     batch_size: int = 8
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
-    encoder: str = "tu-tf_efficientnet_lite0"
+    architecture: str = "unet"
+    encoder: str = EMBEDDED_ENCODER
+    encoder_weights: str = "embedded"
     decoder_channels: tuple[int, ...] = (96, 64, 32, 24, 16)
     frozen_stages: int = 3
     good_fraction: float = 0.5
@@ -43,6 +51,20 @@ class SegmenterConfig:
         for name in ("good_fraction", "synthetic_fraction", "val_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"segment.{name}: found {getattr(self, name)}; expected a number from 0 to 1")
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(f"segment.architecture: found {self.architecture!r}; expected one of {known}")
+        if self.encoder_weights == "embedded" and self.encoder != EMBEDDED_ENCODER:
+            raise InputError(
+                f"segment.encoder: no embedded weights for {self.encoder!r}; expected {EMBEDDED_ENCODER}, or "
+                "segment.encoder_weights: imagenet or none"
+            )
+        if self.encoder_weights not in ("embedded", "imagenet", "none"):
+            raise InputError(
+                f"segment.encoder_weights: found {self.encoder_weights!r}; expected embedded, imagenet or none"
+            )
+        if self.frozen_stages and self.encoder_weights != "embedded":
+            raise InputError("segment.frozen_stages: only the embedded encoder has stages to freeze; expected 0")
         if self.steps < 1 or self.batch_size < 2:
             raise InputError("segment: steps must be at least 1 and batch_size at least 2")
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.errors import InputError
+from defect_core.metrics.bootstrap import ImageTables, image_tables
 from defect_core.metrics.localisation import LocalisationScores, pooling_window
 from defect_core.segmentation.data import Sample
 from defect_core.segmentation.model import Segmenter
@@ -16,10 +17,13 @@ IOU_THRESHOLD = 0.5
 
 
 class Evaluation(NamedTuple):
-    """`scores`: see `evaluate_segmenter`; `maps`: float32 `[N,S,S]` in 0..1, in the order of the samples."""
+    """`scores`: see `evaluate_segmenter`; `maps`: float32 `[N,S,S]` in 0..1, in the order of the samples; `tables`:
+    what each image adds to the scores, for intervals (`metrics.bootstrap`).
+    """
 
     scores: dict
     maps: NDArray[np.float32]
+    tables: ImageTables
 
 
 def evaluate_segmenter(model: Segmenter, samples: Sequence[Sample]) -> Evaluation:
@@ -48,4 +52,4 @@ def evaluate_segmenter(model: Segmenter, samples: Sequence[Sample]) -> Evaluatio
         "iou_threshold": IOU_THRESHOLD,
         "image_score": f"max of the {window}x{window} average-pooled map",
     }
-    return Evaluation(scores, maps)
+    return Evaluation(scores, maps, image_tables(maps, [s.mask for s in samples], window, IOU_THRESHOLD))

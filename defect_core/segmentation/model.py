@@ -1,4 +1,4 @@
-"""The network: a U-Net on the ImageNet EfficientNet-Lite0 encoder, with input and output conventions fixed."""
+"""The network: by default a U-Net on the ImageNet EfficientNet-Lite0 encoder; inputs and outputs are fixed."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from defect_core.errors import InputError
 from defect_core.metrics.features import LITE0_MEAN, LITE0_STD, load_lite0_state
 from defect_core.segmentation.config import SegmenterConfig
 
-LITE0_ENCODER = "tu-tf_efficientnet_lite0"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Segmenter(nn.Module):
@@ -24,20 +24,12 @@ class Segmenter(nn.Module):
     """
 
     def __init__(self, config: SegmenterConfig, pretrained: bool = True) -> None:
-        import segmentation_models_pytorch as smp
-
         super().__init__()
-        self.network = smp.Unet(
-            config.encoder, encoder_weights=None, decoder_channels=config.decoder_channels, classes=1
-        )
-        if pretrained:
-            if config.encoder != LITE0_ENCODER:
-                raise InputError(
-                    f"segment.encoder: no embedded weights for {config.encoder!r}; expected {LITE0_ENCODER}"
-                )
-            state = load_lite0_state()
-            encoder_names = self.network.encoder.model.state_dict()
-            self.network.encoder.model.load_state_dict({name: state[name] for name in encoder_names})
+        self.network = _build(config, pretrained)
+        ours = config.encoder_weights != "imagenet"
+        mean, std = ((LITE0_MEAN,) * 3, (LITE0_STD,) * 3) if ours else (IMAGENET_MEAN, IMAGENET_STD)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
         # start from "a defect is rare": sigmoid(-3) is 5 %
         nn.init.constant_(self.network.segmentation_head[0].bias, -3.0)
         # channels-last halves the time of depthwise and pointwise convolutions on a CPU
@@ -48,7 +40,7 @@ class Segmenter(nn.Module):
                 module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        scaled = (images / 255 - LITE0_MEAN) / LITE0_STD
+        scaled = (images - self.mean) / self.std
         return self.network(scaled.contiguous(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> "Segmenter":
@@ -97,3 +89,26 @@ def load_segmenter(file: Path, device: str = "cpu") -> Segmenter:
     except Exception as error:
         raise InputError(f"{file.name}: no segmenter of this version: {' '.join(str(error).split())[:120]}") from None
     return model.to(device).eval()
+
+
+def _build(config: SegmenterConfig, pretrained: bool) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    classes = {
+        "unet": smp.Unet,
+        "upernet": smp.UPerNet,
+        "deeplabv3plus": smp.DeepLabV3Plus,
+        "segformer": smp.Segformer,
+    }
+    fetched = "imagenet" if pretrained and config.encoder_weights == "imagenet" else None
+    widths = {"decoder_channels": config.decoder_channels} if config.architecture == "unet" else {}
+    try:
+        network = classes[config.architecture](config.encoder, encoder_weights=fetched, classes=1, **widths)
+    except Exception as error:  # unknown names, weights that do not exist or cannot be fetched: each its own type
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"segment.encoder: {config.encoder!r} with {config.architecture}: {reason}") from None
+    if pretrained and config.encoder_weights == "embedded":
+        state = load_lite0_state()
+        trunk = network.encoder.model
+        trunk.load_state_dict({name: state[name] for name in trunk.state_dict()})
+    return network

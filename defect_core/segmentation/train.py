@@ -24,11 +24,13 @@ class TrainedSegmenter:
     """The model of the last step, in eval mode, and what was seen on the way.
 
     `curve` has one dict per point: `step` (1-based), `loss` (mean since the point before) and, where some real
-    training defects could be held out, `val_pixel_ap` on them (for information; it chooses nothing).
+    training defects could be held out, `val_pixel_ap` on them. `best` is the model of the point with the highest
+    `val_pixel_ap` (the earliest of equals), None without a held-out slice; no test image has a say in it.
     """
 
     model: Segmenter
     curve: list[dict]
+    best: Segmenter | None = None
 
 
 def train_segmenter(
@@ -83,6 +85,7 @@ def train_segmenter(
     points = {config.steps * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
     curve: list[dict] = []
     losses: list[float] = []
+    best: tuple[float, dict[str, Tensor]] | None = None
     plans = batch_plans(config, len(train_good), len(train_real), len(synthetic), seed)
     for step, plan in enumerate(track(plans, progress_label, total=config.steps), start=1):
         batch = torch.cat([pool[rows] for pool, rows in zip(pools, plan, strict=True) if rows]).float()
@@ -98,8 +101,15 @@ def train_segmenter(
             losses = []
             value = _validate(model, [*val_real, *val_good]) if val_real else None
             curve.append(point | ({"val_pixel_ap": round(value, 5)} if value is not None else {}))
+            if value is not None and (best is None or value > best[0]):
+                best = value, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             model.train()
-    return TrainedSegmenter(model.eval(), curve)
+    chosen = None
+    if best is not None:
+        chosen = Segmenter(config, pretrained=False)
+        chosen.load_state_dict(best[1])
+        chosen = chosen.to(device).eval()
+    return TrainedSegmenter(model.eval(), curve, chosen)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from defect_core.project import Project, folder_digest
 
 def run(project: Project, product: str, generator: str) -> None:
     params = project.params
-    config = params.generator_settings(generator)
+    config = params.generator_settings(generator, product)
     backbone = open_backbone(project, product, generator)
     examples = load_examples(project, product, "train")
     key = {

@@ -154,7 +154,7 @@ def test_tables_of_other_shape_are_refused(tmp_path):
     rows = [ManifestRow("s", "p", "d", "i", "m", "g", 2**63 - 1, "si", None, "", 0.5, 9, None, True, None, "x", "y")]
     path = tmp_path / "manifest.parquet"
     write_manifest(rows, path)
-    assert read_manifest(path) == rows and len(MANIFEST_COLUMNS) == 17
+    assert read_manifest(path) == rows and len(MANIFEST_COLUMNS) == 23
     with pytest.raises(InputError, match=r"manifest\.parquet: column 'split' is missing"):
         read_records(path)
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")

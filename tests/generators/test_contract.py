@@ -12,7 +12,16 @@ from defect_core.generators import registry
 from defect_core.generators.base import Example, SampleRequest, derive_seed
 from defect_core.generators.registry import generator_class, generator_config, generator_names, generator_promises
 
-QUICK = {"disentangled-inversion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3}}
+QUICK = {
+    "anomaly-diffusion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},
+    "cadiff": {"steps": 4, "batch_size": 2, "variants": 2, "sampling_steps": 3, "contrast_views": 2},
+    "defectdiffu": {"steps": 3, "batch_size": 2, "variants": 1, "good_variants": 1, "sampling_steps": 3},
+    "disentangled-inversion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},
+    "seas": {
+        **{"steps": 3, "mask_steps": 2, "batch_size": 2, "variants": 1, "sampling_steps": 3, "mask_layers": 1},
+        **{"canvas": "whole", "paste": False, "ref_strength": 0.0, "alignment": "paper"},  # the paper's way
+    },
+}
 DEFECTS = ("dent", "scratch")
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from defect_core.errors import InputError
+from defect_core.metrics.features import Lite0Features
 from defect_core.metrics.frechet import frechet_distance
 from defect_core.metrics.protocol import library_fid_kid, score_sets
+from defect_core.metrics.store import FeatureStore
 
 SIZE = 48
 
@@ -44,7 +46,9 @@ def result(sets):
 def test_the_sheet_has_every_embedded_score_for_each_defect_and_pooled(result):
     names = {"frechet_lite0", "kernel_lite0", "score_lite0", "ic_lpips_lite0", "ic_lpips_masked_lite0", "diversity"}
     names |= {"memorisation_lite0", "memorisation_pixels", "memorisation_copies"}
-    assert set(result["scores"]["pooled"]) == names
+    names |= {"mask_diversity", "mask_shape_diversity"}
+    pooled_only = {f"{name}_lite0" for name in ("precision", "recall", "density", "coverage")}
+    assert set(result["scores"]["pooled"]) == names | pooled_only
     for scores in result["scores"]["defects"].values():
         assert set(scores) | {n.split("/")[1] for n in result["missing"] if "/" in n} >= names
     assert result["protocol"]["defects"]["dent"] == {"real": 4, "compared_with": 4, "generated": 5}
@@ -79,10 +83,40 @@ def test_unseen_images_change_the_distances_and_nothing_about_variety_or_copies(
     other = {defect: _images(90 + i, 6) for i, defect in enumerate(real)}
     plain = score_sets(real, generated, image_size=64, real_networks=False)
     against = score_sets(real, generated, image_size=64, real_networks=False, unseen=other)
+    free = [n for n in plain["scores"]["pooled"] if n.startswith(("precision", "recall", "density", "coverage"))]
+    assert any(against["scores"]["pooled"][name] != plain["scores"]["pooled"][name] for name in free)
     for name, value in plain["scores"]["pooled"].items():
+        if name in free:
+            continue
         moved = against["scores"]["pooled"][name] != value
         assert moved == name.startswith(("frechet", "kernel")), name
     assert all(counts["compared_with"] == 6 for counts in against["protocol"]["defects"].values())
+
+
+def test_a_second_scoring_sees_only_new_images_and_changes_no_score(sets, tmp_path, monkeypatch):
+    real, made = sets
+    masks = [{d: _masks(images) for d, images in side.items()} for side in sets]
+    first = score_sets(real, made, *masks, image_size=SIZE, real_networks=False, store=FeatureStore(tmp_path))
+    assert first == score_sets(real, made, *masks, image_size=SIZE, real_networks=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lite0Features, "extract", None)  # would fail if called
+        again = score_sets(real, made, *masks, image_size=SIZE, real_networks=False, store=FeatureStore(tmp_path))
+    assert again == first
+    more = {**made, "dent": [*made["dent"], *_images(50, 2)]}
+    store = FeatureStore(tmp_path)
+    score_sets(real, more, image_size=SIZE, real_networks=False, store=store)
+    assert store.computed == 2
+
+
+def test_the_nearest_pairs_are_listed_by_name(sets):
+    real, made = sets
+    made = {**made, "dent": [*made["dent"], real["dent"][2]]}
+    names = tuple({d: [f"{s}{i}" for i in range(len(side[d]))] for d in side} for s, side in (("r", real), ("g", made)))
+    nearest = score_sets(real, made, image_size=SIZE, real_networks=False, names=names)["nearest"]
+    for space in ("features", "pixels"):
+        assert nearest["dent"][space][0] == {"generated": "g5", "real": "r2", "ratio": 0.0}
+        assert len(nearest["scratch"][space]) == 5
+    assert score_sets(real, made, image_size=SIZE, real_networks=False)["nearest"]["dent"]["pixels"][0]["real"] == 2
 
 
 def test_a_single_image_leaves_set_scores_out_with_a_reason():

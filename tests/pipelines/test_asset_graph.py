@@ -20,7 +20,7 @@ from defect_core.stages import STAGES, instances, stage_named
 from pipelines.assets import GROUPS, code_version
 from pipelines.definitions import build_definitions
 from pipelines.partitions import instance_of, partition_key, partitions_of
-from pipelines.state import reads_from, with_dependants
+from pipelines.state import around, reads_from, with_dependants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARMS = ("real_only", "crop-paste", "disentangled-inversion", "mix")
@@ -32,7 +32,8 @@ def sample(tmp_path_factory):
     root = tmp_path_factory.mktemp("graph")
     root.joinpath("params.yaml").write_text(
         "products: [bolt, nut]\nsources: {bolt: {layout: demo}, nut: {path: images/nut}}\n"
-        f"generators: [crop-paste, disentangled-inversion]\narms: [{', '.join(ARMS)}]\nadapt: {{}}\n"
+        "generators: [crop-paste, defectdiffu, disentangled-inversion]\n"
+        f"arms: [{', '.join(ARMS)}]\nadapt: {{}}\nrelease: {{}}\n"
     )
     return Project(root)
 
@@ -77,7 +78,8 @@ def test_every_stage_is_one_asset_with_its_text_pool_and_group(graph):
 
 
 def test_a_stage_that_is_switched_off_is_no_asset(sample, tmp_path):
-    tmp_path.joinpath("params.yaml").write_text(sample.path("params.yaml").read_text().replace("adapt: {}", ""))
+    text = sample.path("params.yaml").read_text().replace("adapt: {}", "").replace("release: {}", "")
+    tmp_path.joinpath("params.yaml").write_text(text)
     graph = build_definitions(Project(tmp_path)).resolve_asset_graph()
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {s.name for s in STAGES if not s.section}
     assert "adapt" not in {key.to_user_string() for key in graph.get(dg.AssetKey("finetune")).parent_keys}
@@ -119,7 +121,7 @@ def test_a_partition_needs_exactly_what_dvc_yaml_says_it_reads(sample, graph, dv
         ("real_only", []),
         ("crop-paste", ["crop-paste"]),
         ("disentangled-inversion", ["disentangled-inversion"]),
-        ("mix", ["crop-paste", "disentangled-inversion"]),
+        ("mix", ["crop-paste", "defectdiffu", "disentangled-inversion"]),
     ],
 )
 def test_an_arm_needs_the_generators_it_trains_on(graph, arm, generators):
@@ -142,11 +144,28 @@ def test_dependants_follow_the_files_and_not_only_the_names(sample):
         "score@nut-crop-paste",
         "segment@nut-crop-paste",
         "segment@nut-mix",
+        "release@nut",
         "leaderboard",
     }
     assert with_dependants([], cells) == []
     by_name = {cell.address: cell for cell in cells}
     assert not reads_from(by_name["segment@bolt-real_only"], by_name["synthesize@bolt-crop-paste"])
+
+
+def test_what_lies_around_an_instance_is_its_ancestors_and_dependants(sample):
+    cells = [cell for stage in STAGES for cell in instances(stage, sample.params)]
+    assert around(["synthesize@nut-crop-paste"], cells) == {
+        "ingest@nut",
+        "split@nut",
+        "adapt@nut",
+        "finetune@nut-crop-paste",
+        "synthesize@nut-crop-paste",
+        "score@nut-crop-paste",
+        "segment@nut-crop-paste",
+        "segment@nut-mix",
+        "release@nut",
+        "leaderboard",
+    }
 
 
 def test_code_version_follows_the_code(sample, monkeypatch, tmp_path):
@@ -159,11 +178,21 @@ def test_code_version_follows_the_code(sample, monkeypatch, tmp_path):
     assert [name for name in before if before[name] != after[name]] == ["split"]
 
 
+def test_the_chains_to_launch_by_hand_share_their_partitions(sample, tmp_path):
+    names = ("real_data", "synthetic_data", "nightly")
+    tmp_path.joinpath("params.yaml").write_text(sample.path("params.yaml").read_text().replace("defectdiffu, ", ""))
+    for project, first in ((sample, "synthesize"), (Project(tmp_path), "finetune")):
+        jobs = {name: build_definitions(project).resolve_job_def(name) for name in names}
+        chain = {key.to_user_string() for key in jobs["synthetic_data"].asset_layer.selected_asset_keys}
+        assert chain == {first, "synthesize", "score"}
+
+
 def test_checks_and_their_weight(graph):
     found = {(key.asset_key.to_user_string(), key.name): graph.get(key).blocking for key in graph.asset_check_keys}
     assert found == {
         ("split", "disjoint_split"): True,
         ("synthesize", "pairs_aligned"): True,
+        ("synthesize", "background_kept"): True,
         ("synthesize", "enough_accepted"): False,
         ("segment", "not_worse_than_real_only"): False,
     }

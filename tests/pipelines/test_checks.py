@@ -63,6 +63,14 @@ def test_pairs_that_do_not_fit_fail(sample, changes, said):
     assert said in result.description
 
 
+def test_a_change_outside_the_mask_fails_a_method_that_promised_none(sample):
+    result = _synthesised(sample, [replace(ROW, change_outside=0.5)])["background_kept"]
+    assert not result.passed and result.severity == dg.AssetCheckSeverity.ERROR
+    assert result.description == "crack-0: changed by 0.5 grey levels outside its mask"
+    rejected = replace(ROW, change_outside=0.5, accepted=False, reject_reason="x", image=None, mask=None)
+    assert _synthesised(sample, [rejected, replace(ROW, change_outside=0.0)])["background_kept"].passed
+
+
 def test_too_few_accepted_pairs_warn_by_defect(sample):
     stain = replace(ROW, sample_id="stain-0", defect="stain", accepted=False, reject_reason="too faint")
     result = _synthesised(sample, [ROW, stain])["enough_accepted"]

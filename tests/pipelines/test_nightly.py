@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from defect_core.project import Project
 from defect_core.stages import find_instance
 from pipelines import jobs, schedules
 from pipelines.assets import RUNNER
@@ -84,6 +85,29 @@ def test_a_failure_stops_only_what_depends_on_it(project, monkeypatch, instance)
     runner = Pretending(project, failing="split@bolt")
     assert not _run(project, runner, instance).success
     assert runner.asked == ["split@bolt", "ingest@bolt"] and _latest(instance, "ingest") is not None
+
+
+def test_regenerate_draws_anew_and_redoes_only_what_lies_around(project, monkeypatch, instance):
+    shown = [
+        find_instance("ingest", project.params, product="bolt"),
+        find_instance("ingest", project.params, product="nut"),
+        find_instance("synthesize", project.params, product="bolt", generator="crop-paste"),
+        find_instance("synthesize", project.params, product="bolt", generator="disentangled-inversion"),
+    ]
+    monkeypatch.setattr(jobs, "stale_instances", lambda _: shown)
+    asked = []
+    monkeypatch.setattr(jobs, "_do", lambda context, _, cell: asked.append(cell.address))
+    job = jobs.build_regenerate(project)
+    resource = dg.ResourceDefinition.hardcoded_resource(None)
+    bound = dg.Definitions(jobs=[job], resources={RUNNER: resource}).resolve_job_def(jobs.REGENERATE)
+    config = {"ops": {"draw_anew": {"config": {"products": ["bolt"], "generators": ["crop-paste"]}}}}
+    assert bound.execute_in_process(config, instance=instance).success
+    assert asked == ["ingest@bolt", "synthesize@bolt-crop-paste"]
+    assert Project(project.root).params.draws == {"bolt": {"crop-paste": 1}}
+    config["ops"]["draw_anew"]["config"]["products"] = ["screw"]
+    result = bound.execute_in_process(config, instance=instance, raise_on_error=False)
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert "product 'screw' is not in params.yaml" in failure.step_failure_data.user_failure_data.description
 
 
 def _tick(project, instance):

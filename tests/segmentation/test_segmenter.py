@@ -7,9 +7,10 @@ import torch
 from defect_core.errors import InputError
 from defect_core.metrics.features import load_lite0_state
 from defect_core.segmentation import Sample, SegmenterConfig
+from defect_core.segmentation.data import hold_out
 from defect_core.segmentation.evaluate import evaluate_segmenter
 from defect_core.segmentation.model import Segmenter, load_segmenter, save_segmenter
-from defect_core.segmentation.train import segmentation_loss, train_segmenter
+from defect_core.segmentation.train import _validate, segmentation_loss, train_segmenter
 
 CONFIG = SegmenterConfig(image_size=64, steps=30, batch_size=6)
 
@@ -92,7 +93,7 @@ def test_score_maps_are_per_image_whatever_the_batch(trained):
 
 
 def test_evaluation_states_its_protocol_and_reasons(trained):
-    scores, maps = evaluate_segmenter(trained.model, _toy(2, 3, False))
+    scores, maps, _ = evaluate_segmenter(trained.model, _toy(2, 3, False))
     assert scores["protocol"]["good_images"] == 3 and scores["protocol"]["defect_images"] == 0
     assert "5x5" in scores["protocol"]["image_score"]
     assert scores["pixel_ap"] is None and "no positives" in scores["reasons"]["pixel_ap"]
@@ -138,3 +139,42 @@ def test_wrong_input_is_named():
         train_segmenter(_toy(0, 2), [], [], SegmenterConfig(image_size=32), seed=0)
     with pytest.raises(InputError, match="no embedded weights"):
         Segmenter(SegmenterConfig(encoder="resnet18"))
+
+
+@pytest.mark.parametrize("architecture", ["upernet", "deeplabv3plus", "segformer"])
+def test_other_architectures_on_the_embedded_encoder_train_save_and_load(architecture, tmp_path):
+    config = SegmenterConfig(image_size=64, steps=1, batch_size=2, architecture=architecture, val_fraction=0)
+    done = train_segmenter(_toy(0, 2), _toy(1, 2, False), [], config, seed=0)
+    state = load_lite0_state()
+    trunk = done.model.network.encoder.model.state_dict()
+    assert torch.equal(trunk["conv_stem.weight"], state["conv_stem.weight"])  # frozen, so still ImageNet's
+    save_segmenter(done.model, config, tmp_path / "s.safetensors")
+    images = np.stack([s.image for s in _toy(2, 2)])
+    loaded = load_segmenter(tmp_path / "s.safetensors").predict(images)
+    assert loaded.shape == (2, 64, 64) and np.array_equal(loaded, done.model.predict(images))
+
+
+def test_another_encoder_starts_at_random_and_mistakes_are_named():
+    config = SegmenterConfig(image_size=32, encoder="resnet18", encoder_weights="none", frozen_stages=0)
+    assert Segmenter(config).predict(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 32, 32)
+    for wrong, line in (
+        ({"architecture": "draem"}, "unet, upernet, deeplabv3plus, segformer"),
+        ({"encoder": "resnet18"}, "no embedded weights for 'resnet18'"),
+        ({"encoder": "resnet18", "encoder_weights": "none"}, "frozen_stages"),
+        ({"encoder_weights": "best"}, "embedded, imagenet or none"),
+    ):
+        with pytest.raises(InputError, match=line):
+            SegmenterConfig(**wrong)
+    with pytest.raises(InputError, match="'resnet0' with unet"):
+        Segmenter(SegmenterConfig(encoder="resnet0", encoder_weights="none", frozen_stages=0))
+
+
+def test_the_best_model_on_validation_is_that_of_the_highest_point(trained):
+    values = [point["val_pixel_ap"] for point in trained.curve]
+    assert trained.best is not None and not trained.best.training
+    good = _toy(1, 10, False)
+    held = hold_out(_toy(0, 10), CONFIG.val_fraction)[1]
+    good = hold_out(good, min(CONFIG.val_fraction, len(held) / len(good)))[1]
+    assert _validate(trained.best, [*held, *good]) == pytest.approx(max(values), abs=1e-4)
+    without = SegmenterConfig(image_size=64, steps=1, batch_size=2, val_fraction=0)
+    assert train_segmenter(_toy(0, 2), _toy(1, 2, False), [], without, seed=0).best is None

@@ -155,13 +155,16 @@ def _copy(
 
 def _checked_mask(item: SourceItem, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     assert item.mask_path is not None
-    mask = load_mask(item.mask_path)
-    if mask.shape != image.shape[:2]:
-        raise InputError(
-            f"{item.mask_path}: {mask.shape[1]}x{mask.shape[0]} pixels, its image {item.image_path.name} "
-            f"{image.shape[1]}x{image.shape[0]}; expected the same size"
-        )
-    return mask
+    united = np.zeros(image.shape[:2], bool)
+    for path in (item.mask_path, *item.more_masks):
+        mask = load_mask(path, any_value=item.any_value)
+        if mask.shape != united.shape:
+            raise InputError(
+                f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, its image {item.image_path.name} "
+                f"{image.shape[1]}x{image.shape[0]}; expected the same size"
+            )
+        united |= mask
+    return united
 
 
 def _check_counts(source: Path, items: list[SourceItem], counts: Counter[str], min_per_defect: int) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from defect_core.errors import InputError
 
-LAYOUTS = ("auto", "mvtec", "folder", "demo")
+LAYOUTS = ("auto", "mvtec", "visa", "loco", "mvtec3d", "folder", "demo")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -17,17 +17,21 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 class SourceItem:
     """One image of a source: `defect` is `good` or a type; `mask_path` is None for good images.
 
-    `split_hint` is `train` or `test` where the layout says so, else empty.
+    `split_hint` is `train` or `test` where the layout says so, else empty. `more_masks` are united with `mask_path`.
+    `any_value`: every value of a mask above 0 is a defect (masks that number kinds of defects), not only the upper
+    half of them.
     """
 
     defect: str
     image_path: Path
     mask_path: Path | None
     split_hint: str
+    more_masks: tuple[Path, ...] = ()
+    any_value: bool = False
 
 
 class LayoutOptions(BaseModel):
-    """How a source deviates from its layout. `mvtec` takes `defects` and `image_suffixes`, `folder` takes all.
+    """How a source deviates from its layout; `folder` takes all, other layouts `defects` and `image_suffixes`.
 
     Magnetic-Tile, for one, comes in with
     `layout: folder`, `{good: MT_Free, subfolder: Imgs, mask_suffix: .png, strip_prefix: MT_}`.

@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from defect_core.data.layouts.options import (
-    IMAGE_SUFFIXES,
-    LAYOUTS,
-    LayoutOptions,
-    SourceItem,
-    check_options,
-)
-from defect_core.data.records import GOOD, check_name, natural_key
+from defect_core.data.layouts.listing import images_by_stem, list_files, list_folders, list_images, selected_folders
+from defect_core.data.layouts.options import LAYOUTS, LayoutOptions, SourceItem, check_options
+from defect_core.data.layouts.published import PUBLISHED, recognise_published
+from defect_core.data.records import GOOD, check_name
 from defect_core.errors import InputError
 
 _GOOD_NAMES = ("good", "ok", "normal", "defect_free")
@@ -25,8 +21,9 @@ def read_layout(
     """List the images of a source folder, good ones first, then by defect, each in natural order of its name.
 
     `mvtec`: train/good, test/<defect>, test/good, ground_truth/<defect>/<stem>_mask.png (or <stem>.png).
+    `visa`, `loco`, `mvtec3d`: as those data sets are published, see `published`.
     `folder`: one folder of good images and one per defect, masks beside the images or in a parallel tree.
-    `auto`: whichever of the two fits. Nothing is decoded here.
+    `auto`: whichever of them fits. Nothing is decoded here.
 
     Raises:
         InputError: no such folder, an unknown layout or option, nothing recognisable, an unusable defect name, an
@@ -36,12 +33,15 @@ def read_layout(
     if layout not in LAYOUTS:
         raise InputError(f"{product}: unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     if layout == "demo":
-        raise InputError(f"{product}: layout demo has no source folder; expected one of auto, mvtec, folder")
+        raise InputError(f"{product}: layout demo has no source folder; expected a layout that has one")
     if not path.is_dir():
         raise InputError(f"{path}: not a folder; expected the folder with the images of {product}")
     if layout == "auto":
         layout = recognise(path, options)
-    items = _read_mvtec(path, options) if layout == "mvtec" else _read_folder(path, options)
+    if layout != "folder":
+        _refuse_folder_options(layout, options)
+    read = {"mvtec": _read_mvtec, "folder": _read_folder, **PUBLISHED}[layout]
+    items = read(path, options)
     found = {item.defect for item in items}
     if GOOD not in found:
         raise InputError(f"{path}: no good images found; expected some in {_good_place(layout, options)}")
@@ -54,6 +54,9 @@ def read_layout(
 
 def recognise(path: Path, options: LayoutOptions) -> str:
     """The layout that `auto` means for this folder; InputError when none fits."""
+    published = recognise_published(path)
+    if published:
+        return published
     if (path / "train" / GOOD).is_dir() and (path / "test").is_dir():
         return "mvtec"
     if _good_folder(path, options) is not None:
@@ -64,19 +67,22 @@ def recognise(path: Path, options: LayoutOptions) -> str:
     )
 
 
-def _read_mvtec(root: Path, options: LayoutOptions) -> list[SourceItem]:
+def _refuse_folder_options(layout: str, options: LayoutOptions) -> None:
     for key in _FOLDER_ONLY:
         if getattr(options, key) != LayoutOptions.model_fields[key].default:
-            raise InputError(f"options.{key}: not an option of layout mvtec; expected defects or image_suffixes")
+            raise InputError(f"options.{key}: not an option of layout {layout}; expected defects or image_suffixes")
+
+
+def _read_mvtec(root: Path, options: LayoutOptions) -> list[SourceItem]:
     items = []
     for split in ("train", "test"):
-        for folder in _folders(root / split):
+        for folder in list_folders(root / split):
             if folder.name == GOOD:
-                items += [SourceItem(GOOD, file, None, split) for file in _images(folder, options)]
-    folders = {folder.name: folder for folder in _folders(root / "test") if folder.name != GOOD}
-    for folder in _selected(root, folders, options):
-        masks = _by_stem(root / "ground_truth" / folder.name)
-        for file in _images(folder, options):
+                items += [SourceItem(GOOD, file, None, split) for file in list_images(folder, options)]
+    folders = {folder.name: folder for folder in list_folders(root / "test") if folder.name != GOOD}
+    for folder in selected_folders(root, folders, options):
+        masks = images_by_stem(root / "ground_truth" / folder.name)
+        for file in list_images(folder, options):
             mask = masks.get(f"{file.stem}_mask") or masks.get(file.stem)
             if mask is None:
                 expected = f"ground_truth/{folder.name}/{file.stem}_mask.png"
@@ -90,18 +96,20 @@ def _read_folder(root: Path, options: LayoutOptions) -> list[SourceItem]:
     if good is None:
         raise InputError(f"{root}: no folder of good images; expected {_good_place('folder', options)}")
     parallel = _parallel_folder(root, options)
-    folders = [folder for folder in _folders(root) if folder not in (good, parallel) and folder.name != options.masks]
+    folders = [
+        folder for folder in list_folders(root) if folder not in (good, parallel) and folder.name != options.masks
+    ]
     named = {folder.name.removeprefix(options.strip_prefix): folder for folder in folders}
     if GOOD in named:
         raise InputError(f"{named[GOOD]}: would be named good beside {good.name}; expected one folder of good images")
     items: list[SourceItem] = []
-    for folder in [good, *_selected(root, named, options)]:
+    for folder in [good, *selected_folders(root, named, options)]:
         defect = GOOD if folder == good else folder.name.removeprefix(options.strip_prefix)
         place = folder / options.subfolder
         if parallel is None:
             images, masks = _pair(place, options)
         else:
-            images = _images(place, options)
+            images = list_images(place, options)
             masks = _parallel_masks(root, folder, images, options, parallel)
         for file in images:
             mask = None if defect == GOOD else masks.get(file)
@@ -111,25 +119,16 @@ def _read_folder(root: Path, options: LayoutOptions) -> list[SourceItem]:
     return items
 
 
-def _selected(root: Path, folders: dict[str, Path], options: LayoutOptions) -> list[Path]:
-    """The folders of the defects that option `defects` asks for, or all."""
-    for defect in options.defects or ():
-        if defect not in folders:
-            there = ", ".join(folders) or "none"
-            raise InputError(f"{root}: no folder of defect {defect!r} (options.defects); found {there}")
-    return [folder for name, folder in folders.items() if options.defects is None or name in options.defects]
-
-
 def _pair(place: Path, options: LayoutOptions) -> tuple[list[Path], dict[Path, Path]]:
     """Images of a folder and the masks that lie beside them."""
-    files = _files(place)
+    files = list_files(place)
     if options.mask_suffix is not None:
         suffix = options.mask_suffix
         masks = {file.name.removesuffix(suffix): file for file in files if file.name.endswith(suffix)}
-        images = [file for file in _images(place, options) if not file.name.endswith(suffix)]
+        images = [file for file in list_images(place, options) if not file.name.endswith(suffix)]
         return images, {file: masks[file.stem] for file in images if file.stem in masks}
     masked = {file.stem.removesuffix("_mask"): file for file in files if file.stem.endswith("_mask")}
-    images = [file for file in _images(place, options) if not file.stem.endswith("_mask")]
+    images = [file for file in list_images(place, options) if not file.stem.endswith("_mask")]
     twins: dict[str, list[Path]] = {}
     for file in images:
         twins.setdefault(file.stem, []).append(file)
@@ -152,8 +151,8 @@ def _parallel_masks(
     places = [parallel / folder.name / options.subfolder, parallel / folder.name, inside]
     found: dict[Path, Path] = {}
     for place in reversed(places):
-        files = {file.name: file for file in _files(place)}
-        stems = _by_stem(place)
+        files = {file.name: file for file in list_files(place)}
+        stems = images_by_stem(place)
         for image in images:
             if options.mask_suffix is not None:
                 mask = files.get(image.stem + options.mask_suffix)
@@ -175,15 +174,15 @@ def _parallel_folder(root: Path, options: LayoutOptions) -> Path | None:
 def _good_folder(root: Path, options: LayoutOptions) -> Path | None:
     if options.good is not None:
         return root / options.good if (root / options.good).is_dir() else None
-    for folder in _folders(root):
+    for folder in list_folders(root):
         if folder.name.removeprefix(options.strip_prefix).lower() in _GOOD_NAMES:
             return folder
     return None
 
 
 def _good_place(layout: str, options: LayoutOptions) -> str:
-    if layout == "mvtec":
-        return "train/good"
+    if layout != "folder":
+        return {"visa": "Data/Images/Normal", "mvtec3d": "train/good/rgb"}.get(layout, "train/good")
     return options.good or f"a folder named {', '.join(_GOOD_NAMES)} or the one that option good names"
 
 
@@ -192,26 +191,3 @@ def _mask_place(file: Path, folder: Path, options: LayoutOptions, parallel: Path
     if parallel is not None:
         return f"{parallel / folder.name}/{file.stem}{ending}"
     return f"{file.stem}{ending} beside it, or option masks or mask_suffix to say where"
-
-
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    found = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    return sorted(found, key=lambda child: natural_key(child.name))
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    found = [child for child in path.iterdir() if child.is_file() and not child.name.startswith(".")]
-    return sorted(found, key=lambda child: natural_key(child.name))
-
-
-def _images(path: Path, options: LayoutOptions) -> list[Path]:
-    suffixes = {suffix.lower() for suffix in options.image_suffixes}
-    return [file for file in _files(path) if file.suffix.lower() in suffixes]
-
-
-def _by_stem(path: Path) -> dict[str, Path]:
-    return {file.stem: file for file in _files(path) if file.suffix.lower() in IMAGE_SUFFIXES}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from defect_core.backbones import Backbone
-from defect_core.diffusion.attention import control_regions, regions
+from defect_core.diffusion.attention import control_attention, resize_map
 from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.errors import InputError
 from defect_core.generators.base import (
@@ -59,7 +59,7 @@ class DisentangledInversion(Generator):
     def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str]) -> None:
         self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
         self.losses: list[float] = []
-        self._control = control_regions(backbone.denoiser)
+        self._control = control_attention(backbone.denoiser)
 
     @classmethod
     def create(cls, config: GeneratorConfig, backbone: Backbone) -> "DisentangledInversion":
@@ -95,7 +95,7 @@ class DisentangledInversion(Generator):
             noised = add_noise(latents, noise, levels)
             inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
             outside = prompts.background.expand(2 * len(chosen), -1, -1)
-            with regions(self._control, outside, torch.cat([mask, mask])):
+            with self._control.regions(outside, torch.cat([mask, mask])):
                 # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
                 both = denoiser(
                     torch.cat([noised, (1 - mask) * noised]),
@@ -179,9 +179,12 @@ class DisentangledInversion(Generator):
         kept: list[Tensor] = []
 
         def predict(latents: Tensor, time: Tensor, text: Tensor, watch: Tensor | None = None) -> Tensor:
-            with regions(self._control, outside, mask, watch) as control:
+            if watch is None:
+                with self._control.regions(outside, mask):
+                    return backbone.denoiser(latents, time.to(latents.device), text).sample
+            with self._control.regions(outside, mask), self._control.capture(watch[:, None]) as maps:
                 noise = backbone.denoiser(latents, time.to(latents.device), text).sample
-            kept.extend(_same_size(control.maps, mask.shape[-1]))
+            kept.extend(_same_size([part[:, 0] for _, part in maps.layers], mask.shape[-1]))
             return noise
 
         def background(latents: Tensor, time: Tensor) -> Tensor:
@@ -304,8 +307,4 @@ def _token_mask(tokenizer: Any, prompt: str, word: str, length: int) -> Tensor:
 def _same_size(maps: list[Tensor], side: int) -> list[Tensor]:
     """Attention maps of the two finest layers' sizes, brought to the latent side (brief §6.3 step 5)."""
     finest = sorted({part.shape[-1] for part in maps})[-2:]
-    return [
-        torch.nn.functional.interpolate(part[:, None].float(), size=(side, side), mode="bilinear")[:, 0]
-        for part in maps
-        if part.shape[-1] in finest
-    ]
+    return [resize_map(part[:, None], side)[:, 0] for part in maps if part.shape[-1] in finest]

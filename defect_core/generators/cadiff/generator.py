@@ -1,0 +1,334 @@
+"""CADiff as a generator: tokens and a mask-controlled branch per product, then drawing with an intensity.
+
+The trained parts and their loss stand in `model.py`, the formulas in `control.py`, `objective.py` and `intensity.py`;
+this file turns real examples into training views and requests into pairs.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from defect_core.backbones import Backbone
+from defect_core.data.placement import foreground
+from defect_core.diffusion.attention import attention_sides, check_text_width, control_attention
+from defect_core.diffusion.ddim import add_noise, make_trajectory
+from defect_core.diffusion.losses import resize_mask
+from defect_core.diffusion.sampling import blend, guide, noise_from_seeds, sample
+from defect_core.diffusion.tokens import EncodedPrompts
+from defect_core.errors import InputError
+from defect_core.generators.base import (
+    Example,
+    Generator,
+    Image,
+    Mask,
+    SampleRequest,
+    SyntheticPair,
+    check_request,
+    read_description,
+    write_description,
+)
+from defect_core.generators.cadiff.compose import named_defects, split_mask
+from defect_core.generators.cadiff.config import PROMISES, Config
+from defect_core.generators.cadiff.intensity import DelayedFocus, draw_strength, focus, spatial_weights
+from defect_core.generators.cadiff.model import Batch, Model, anomaly_slots, token_groups
+from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
+from defect_core.generators.composite import composite
+from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.views import (
+    augmented_views,
+    backbone_facts,
+    check_backbone,
+    encode_views,
+    latent_masks,
+    on_device,
+    round_to_half,
+    to_pixels,
+    to_tensor,
+    words,
+)
+from defect_core.training import train
+
+STRONGEST = 2.0
+LARGEST_REDUCED = 32
+
+
+class CADiff(Generator):
+    """One context token, one anomaly token per defect and one control branch per product; the U-Net stays frozen."""
+
+    name = "cadiff"
+    promises = PROMISES
+
+    def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str]) -> None:
+        self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
+        # what this instance keeps is a matter of its settings; the class promises what the default settings do
+        self.promises = dataclasses.replace(PROMISES, keeps_background=config.paste)
+        self.losses: list[float] = []
+        self.model: Model | None = None
+        self._attention = control_attention(backbone.denoiser)
+        check_text_width(backbone.denoiser, backbone.text_encoder.config.hidden_size)
+        sides = attention_sides(backbone.denoiser, backbone.latent_size)
+        for side in config.loss_sides:
+            if side not in sides:
+                raise InputError(
+                    f"cadiff: loss_sides names {side}, but the backbone's cross-attention has the sides "
+                    f"{', '.join(map(str, sorted(sides)))}; expected some of these"
+                )
+        self._focus_side = min(sides, key=lambda side: (abs(side - config.focus_side), side))
+
+    @classmethod
+    def create(cls, config: GeneratorConfig, backbone: Backbone) -> "CADiff":
+        assert isinstance(config, Config)
+        return cls(backbone, config, "", ())
+
+    def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
+        defective = [example for example in examples if example.mask is not None]
+        if not defective:
+            raise InputError("cadiff: no defect examples to learn from; expected at least one")
+        self.product = defective[0].product
+        self.defects = tuple(sorted({example.defect for example in defective}))
+        config, backbone = self.config, self.backbone
+        views = augmented_views(
+            defective,
+            config.variants,
+            config.canvas,
+            config.context,
+            config.min_side,
+            backbone.resolution,
+            np.random.default_rng(seed),
+        )
+        bank = encode_views(backbone, views, self.defects)
+        images = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
+        self.model = model = Model(backbone, config, len(self.defects), seed)
+
+        # on a CPU that arithmetic writes attention out, which large latents have no memory for
+        reduced = backbone.device.type != "cpu" or backbone.latent_size <= LARGEST_REDUCED
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            chosen = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
+            noise = torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator)
+            times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
+            templates = torch.randint(len(config.templates), chosen.shape, generator=generator).tolist()
+            batch = Batch(
+                on_device(backbone, bank.latents[chosen]),
+                on_device(backbone, bank.masks[chosen]),
+                on_device(backbone, images[chosen].float()),
+                bank.defects[chosen],
+                on_device(backbone, noise),
+                on_device(backbone, times),
+                [config.templates[number] for number in templates],
+            )
+            return model.loss(batch, generator, reduced)
+
+        if config.tune_denoiser:
+            backbone.denoiser.requires_grad_(True)
+        self.losses = train(
+            model,
+            loss,
+            steps=config.steps,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=seed,
+            work_dir=work_dir,
+            label=f"fitting {self.name} to {self.product}",
+            overrides={"tokens": {"learning_rate": config.token_learning_rate, "weight_decay": 0.0}},
+        )
+        model.requires_grad_(False)
+        round_to_half(model)
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        plans = [self._plan(request) for request in requests]
+        if not plans:
+            return
+        with torch.no_grad():
+            drawn = self._draw(plans)
+        for plan, canvas in zip(plans, drawn, strict=True):
+            yield self._finish(plan, canvas)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.half().contiguous() for name, tensor in self._fitted().state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+        write_description(
+            folder,
+            self.name,
+            self.config,
+            product=self.product,
+            defects=list(self.defects),
+            backbone=backbone_facts(self.backbone),
+        )
+        (folder / "training.json").write_text(json.dumps({"loss": self.losses}) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone) -> "CADiff":
+        described = read_description(folder, cls.name)
+        check_backbone(folder, described, backbone)
+        made = cls(backbone, Config.model_validate(described["config"]), described["product"], described["defects"])
+        made.model = Model(backbone, made.config, len(made.defects), seed=0)
+        made.model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        made.model.requires_grad_(False).eval()
+        return made
+
+    # sampling
+
+    def _draw(self, plans: Sequence["_Plan"]) -> np.ndarray:
+        """Canvases in 0 to 255, [B, R, R, 3]."""
+        config, backbone = self.config, self.backbone
+        trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
+        start = config.sampling_steps
+        region = on_device(backbone, latent_masks(backbone, [plan.mask for plan in plans]))
+        shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
+        noise = on_device(backbone, noise_from_seeds([plan.request.seed for plan in plans], shape))
+        clean = backbone.encode(to_tensor([plan.image for plan in plans]))
+
+        def normal(level: int) -> Tensor:
+            return add_noise(clean, noise, trajectory.alpha_bars[level].expand(len(plans)))
+
+        latents = noise
+        if config.start == "normal":
+            start = max(1, round(config.start_level * config.sampling_steps))
+            latents = normal(start)
+        walk = _Walk(self, plans)
+        latents = sample(
+            latents,
+            walk.predict,
+            trajectory,
+            start=start,
+            before_step=(lambda z, level: blend(z, normal(level), region)) if config.paste else None,
+            after_step=(lambda z, level: z if level else blend(z, clean, region)) if config.paste else None,
+        )
+        return to_pixels(backbone.decode(latents))
+
+    def _finish(self, plan: "_Plan", canvas: np.ndarray) -> SyntheticPair:
+        request = plan.request
+        full = request.normal_image.astype(np.float32)
+        full[plan.window.slices] = bring_back(canvas, plan.window)
+        if self.config.paste:
+            image = composite(request.normal_image, full, request.mask, self.config.feather)
+        else:
+            image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
+        facts = {"prompt": self._prompt(plan.defects), "strength": plan.strength}
+        return SyntheticPair(request.sample_id, image, request.mask.copy(), None, facts)
+
+    def _plan(self, request: SampleRequest) -> "_Plan":
+        names = named_defects(request.defect, self.defects)
+        for name in names:
+            check_request(dataclasses.replace(request, defect=name), self.defects)
+        if len(set(names)) < len(names):
+            raise InputError(f"request {request.sample_id}: defect {request.defect!r} names one defect twice")
+        if not (request.mask & foreground(request.normal_image)).any():
+            raise InputError(
+                f"request {request.sample_id}: the mask lies outside the object; expected it to overlap the product "
+                "on the normal image"
+            )
+        strength = request.strength
+        if strength is None:
+            strength = draw_strength(request.seed, *self.config.strength_range)
+        if not -STRONGEST <= strength <= STRONGEST:
+            raise InputError(f"request {request.sample_id}: strength {strength:g}; expected -2 to 2, 1 is unchanged")
+        config, resolution = self.config, self.backbone.resolution
+        window = choose_window(request.mask, config.canvas, config.context, config.min_side)
+        shown = show_mask(request.mask, window, resolution)
+        return _Plan(
+            request,
+            [self.defects.index(name) for name in names],
+            strength,
+            window,
+            show_image(request.normal_image, window, resolution),
+            shown,
+            split_mask(shown, len(names)),
+        )
+
+    def _prompt(self, defects: Sequence[int]) -> str:
+        anomaly = " and ".join(words(self.defects[number]) for number in defects)
+        return self.config.templates[0].format(context=words(self.product), anomaly=anomaly)
+
+    def _fitted(self) -> Model:
+        if self.model is None:
+            raise ValueError("cadiff was not fitted")
+        return self.model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What one request comes to: its defects, its strength, and the window with one mask for each defect."""
+
+    request: SampleRequest
+    defects: list[int]
+    strength: float
+    window: Window
+    image: Image
+    mask: Mask
+    parts: list[Mask]
+
+
+class _Walk:
+    """The noise model of one batch while it is sampled; it remembers which tokens have come into focus."""
+
+    def __init__(self, generator: CADiff, plans: Sequence[_Plan]) -> None:
+        config, backbone, model = generator.config, generator.backbone, generator._fitted()
+        self.config, self.model, self.control = config, model, generator._attention
+        self.side, self.guided = generator._focus_side, config.guidance_scale > 1
+        most = max(len(plan.defects) for plan in plans)
+        encoded = model.encode([config.templates[0]] * len(plans), [plan.defects for plan in plans])
+        self.groups = token_groups(encoded, [anomaly_slots(plan.defects, most) for plan in plans])
+        self.text = torch.cat([encoded.states, self._empty(encoded)]) if self.guided else encoded.states
+        images = [torch.from_numpy(np.stack([plan.mask for plan in plans]))[:, None].float()]
+        self.images = on_device(backbone, torch.cat(images * (1 + self.guided)))
+        empty = np.zeros_like(plans[0].mask)
+        self.masks = [  # of the defects that come first, second, ... in their requests
+            on_device(backbone, latent_masks(backbone, [(*plan.parts, *[empty] * most)[k] for plan in plans]))
+            for k in range(most)
+        ]
+        self.strengths = torch.tensor([plan.strength for plan in plans])
+        latched = config.focus_latched
+        self.focused = [DelayedFocus(len(plans), config.focus_threshold, latched) for _ in range(most)]
+
+    def predict(self, latents: Tensor, time: Tensor) -> Tensor:
+        """The noise at one level. What it sees of the attention decides about the re-weighting of the next level."""
+        count = len(latents)
+        twice = torch.cat([latents, latents]) if self.guided else latents
+        with ExitStack() as asked:
+            maps = asked.enter_context(self.control.capture(self._conditional(self.groups), sides={self.side}))
+            for k, mask in enumerate(self.masks):
+                self._reweight(asked, k, mask)
+            times = time.to(latents.device).expand(len(twice))
+            noise = self.model.predict(twice, times, self.text, self.images)
+        seen = maps.mean(self.side)[:count]
+        for k, mask in enumerate(self.masks):
+            self.focused[k].update(focus(seen[:, k], resize_mask(mask, self.side)[:, 0]))
+        if not self.guided:
+            return noise
+        return guide(noise[count:], (self.config.guidance_scale, noise[:count]))
+
+    def _reweight(self, asked: ExitStack, k: int, mask: Tensor) -> None:
+        others = [other for number, other in enumerate(self.masks) if number != k]
+        active = self.focused[k].active
+        if not others and not active.any():
+            return
+        intensity = spatial_weights(mask, self.strengths, active, self.config.masked_focus)
+
+        def weights(side: int) -> Tensor:
+            value = intensity(side)
+            for other in others:  # where another defect of the image is, this one's token is not read (ours)
+                value = value * (1 - resize_mask(other, side) * (1 - resize_mask(mask, side)))
+            return self._conditional(value)
+
+        asked.enter_context(self.control.reweight(self._conditional(self.groups[:, k] > 0), weights))
+
+    def _conditional(self, x: Tensor) -> Tensor:
+        """For the whole batch: x for the conditional half, zeros, which ask for nothing, for the other."""
+        return torch.cat([x, torch.zeros_like(x)]) if self.guided else x
+
+    def _empty(self, encoded: EncodedPrompts) -> Tensor:
+        backbone = self.model.backbone
+        return backbone.encode_text([""]).expand(len(encoded.states), -1, -1)
+
+
+METHOD = CADiff

@@ -1,0 +1,1 @@
+"""CutPaste: a patch of the normal image itself, pasted elsewhere."""

@@ -1,0 +1,1 @@
+"""DefectDiffu: one diffusion transformer for all products and defects."""

@@ -1,0 +1,1 @@
+"""DRAEM-style defects: another texture, blended in under a Perlin-noise mask."""

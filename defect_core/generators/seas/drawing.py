@@ -1,0 +1,106 @@
+"""SeaS' inference (paper §3.4): a noised normal image as the beginning, DPM-Solver++, masks read in the last steps."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from defect_core.backbones import Backbone
+from defect_core.diffusion.ddim import add_noise
+from defect_core.diffusion.sampling import dpm_solver, guide, noise_from_seeds
+from defect_core.generators.seas.config import Config
+from defect_core.generators.seas.mask_branch import MaskBranch, image_features, watch_features
+from defect_core.generators.views import on_device
+
+_EXTENDED_STEPS = 1500
+
+
+class Drawn(NamedTuple):
+    """`images` [B, 3, R, R] in [-1, 1]; `masks` [B, R, R], how likely each pixel is defect, None without a branch."""
+
+    images: Tensor
+    masks: Tensor | None
+
+
+@torch.no_grad()
+def draw(
+    backbone: Backbone,
+    references: Tensor,
+    states: Tensor,
+    empty: Tensor,
+    seeds: Sequence[int],
+    config: Config,
+    branch: MaskBranch | None = None,
+) -> Drawn:
+    """Draw one image per reference and seed.
+
+    Args:
+        references: normal images [B, 3, R, R] in [-1, 1].
+        states: encoded prompts [B, T, D].
+        empty: the encoded empty prompt [1, T, D], for the guidance.
+        seeds: B, each decides the noise of its image alone.
+        branch: reads the masks; None for normal images.
+    """
+    solver = dpm_solver(backbone.schedule, config.sampling_steps)
+    skipped = round(config.ref_strength * config.sampling_steps)
+    times = solver.timesteps[min(skipped, len(solver.timesteps) - 1) :]
+    solver.set_begin_index(len(solver.timesteps) - len(times))
+    clean = backbone.encode(references)
+    noise = noise_from_seeds(list(seeds), tuple(clean.shape[1:])).to(clean)
+    latents = begin_from(backbone, clean, noise, int(times[0]), config)
+    found: list[Tensor] = []
+    for index, time in enumerate(times):
+        reads = branch is not None and index >= len(times) - config.mask_average
+        with watch_features(backbone) as features:
+            predicted = _guided(backbone, latents, time, states, empty, config.guidance_scale)
+        if reads:
+            level = backbone.schedule[int(time)].expand(len(latents))
+            first, second = (feature[-len(latents) :] for feature in features)
+            fine = image_features(backbone, clean_latents(latents, predicted, level))
+            found.append(branch.probability((first, second), fine))
+        latents = solver.step(predicted, time, latents).prev_sample
+    return Drawn(backbone.decode(latents), torch.stack(found).mean(0) if found else None)
+
+
+def begin_from(backbone: Backbone, clean: Tensor, noise: Tensor, time: int, config: Config) -> Tensor:
+    """The noised reference the sampling begins at, at `time` of the schedule.
+
+    `compat` takes the unscaled latent and the last level of a schedule of 1500 steps, whatever the time: in Stable
+    Diffusion's latents that lets 1.4 times as much of the reference through as the last of 1000 steps.
+    """
+    if config.reference == "compat":
+        clean = clean / backbone.vae.config.scaling_factor
+        level = extended_alpha_bars(backbone.schedule, _EXTENDED_STEPS)[-1]
+    else:
+        level = backbone.schedule[time]
+    return add_noise(clean, noise, level.expand(len(clean)))
+
+
+def extended_alpha_bars(schedule: Tensor, steps: int) -> Tensor:
+    """Cumulative alphas, float64 [steps], of a scaled-linear schedule with the same first and last beta.
+
+    Args:
+        schedule: cumulative alphas [N] of a scaled-linear schedule, falling.
+        steps: with N, the schedule itself comes back.
+    """
+    bars = schedule.double().cpu()
+    first, last = 1 - bars[0], 1 - bars[-1] / bars[-2]
+    betas = torch.linspace(float(first.sqrt()), float(last.sqrt()), steps, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0)
+
+
+def clean_latents(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The clean latents that predicted noise implies; one level per image, alpha_bar [B]."""
+    level = alpha_bar.to(latents).view(-1, 1, 1, 1)
+    return (latents - (1 - level).sqrt() * noise) / level.sqrt()
+
+
+def _guided(backbone: Backbone, latents: Tensor, time: Tensor, states: Tensor, empty: Tensor, scale: float) -> Tensor:
+    """Predicted noise; the images under their prompts are the last of the U-Net's batch."""
+    time = on_device(backbone, time)
+    if scale == 1:
+        return backbone.denoiser(latents, time, states).sample
+    texts = torch.cat([empty.expand(len(latents), -1, -1), states])
+    plain, prompted = backbone.denoiser(torch.cat([latents, latents]), time, texts).sample.chunk(2)
+    return guide(plain, (scale, prompted))

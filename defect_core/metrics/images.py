@@ -1,0 +1,31 @@
+"""Bringing images and masks to the size that scores are computed at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from defect_core.data.masks import downsample_mask
+
+
+def resize_images(arrays: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
+    """Bring images or masks of any sizes to `size` squared; the aspect ratio is not kept.
+
+    Args:
+        arrays: uint8 `[H,W,3]` images (bicubic, antialiased), or bool `[H,W]` masks (more than half covered, and
+            no component vanishes).
+
+    Returns:
+        uint8 `[N,S,S,3]` or bool `[N,S,S]`; an empty list gives no images.
+    """
+    resized = []
+    for array in arrays:
+        if array.shape[:2] == (size, size):
+            resized.append(array)
+        elif array.dtype == bool:
+            resized.append(downsample_mask(array, size, "area"))
+        else:
+            resized.append(np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC)))
+    return np.stack(resized) if resized else np.zeros((0, size, size, 3), np.uint8)

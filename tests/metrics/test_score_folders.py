@@ -1,0 +1,122 @@
+"""`defectory score` on folders as people have them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defect_core.errors import InputError
+from defect_core.steps.score import score_folders
+
+SIZE = 32
+
+
+def _picture(seed, side=40):
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(0, 255, (side // 8, side // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+
+
+def _write(folder, names, mode="RGB", side=40, first=0):
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = _picture(first + number, side)
+        if mode == "I;16":
+            Image.fromarray(picture[..., 0].astype(np.uint16) * 257).save(path)
+        else:
+            Image.fromarray(picture).convert(mode).save(path)
+    return folder
+
+
+def _mask(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[8:20, 8:20] = values
+    Image.fromarray(mask).save(path)
+
+
+def _score(real, made):
+    result = score_folders(real, made, SIZE, 0)
+    text = json.dumps(result, allow_nan=False)  # no NaN anywhere
+    assert str(real) not in text and str(made) not in text
+    names = {name.split("/")[-1] for name in result["missing"]} | set(result["scores"]["pooled"])
+    assert {"frechet_lite0", "diversity", "memorisation_pixels", "ic_lpips_masked_lite0", "precision_lite0"} <= names
+    assert all(len(reason) > 5 for reason in result["missing"].values())
+    return result
+
+
+def test_one_image_on_each_side_scores_what_is_defined_and_says_why_the_rest_is_not(tmp_path):
+    result = _score(_write(tmp_path / "real", ["a.png"]), _write(tmp_path / "made", ["b.png"], first=5))
+    assert "fewer than two" in result["missing"]["frechet_lite0"]
+    assert result["scores"]["pooled"] == {"score_lite0": 1.0}
+    assert result["nearest"]["all"]["pixels"] == [{"generated": "b.png", "real": "a.png", "ratio": None}]
+
+
+def test_sizes_and_pixel_types_may_be_mixed(tmp_path):
+    real = _write(tmp_path / "real", ["gray.png"], "L")
+    _write(real, ["deep/large.png"], "RGB", 120, 1)
+    _write(real, ["deep16.png"], "I;16", 40, 2)
+    made = _write(tmp_path / "made", ["alpha.png"], "RGBA", 64, 3)
+    _write(made, ["palette.png"], "P", 40, 4)
+    _write(made, ["photo.jpg"], "RGB", 56, 5)
+    result = _score(real, made)
+    assert "frechet_lite0" in result["scores"]["pooled"]
+    assert result["protocol"]["defects"]["all"] == {"real": 3, "compared_with": 3, "generated": 3}
+
+
+@pytest.mark.parametrize("value", [1, 7, 255])
+def test_masks_of_any_values_are_found_beside_and_apart(tmp_path, value):
+    real, made = _write(tmp_path / "real", ["x/a.png", "x/b.png"]), _write(tmp_path / "made", ["c.png", "d.png"])
+    for name in ("a", "b"):
+        _mask(real / f"masks/x/{name}.png", value)
+    for name in ("c", "d"):
+        _mask(made / f"{name}_mask.png", value)
+    result = _score(real, made)
+    assert result["scores"]["pooled"]["mask_diversity"] == 0
+    assert "ic_lpips_masked_lite0" in result["scores"]["pooled"] or result["missing"]["all/ic_lpips_masked_lite0"]
+    assert result["protocol"]["defects"]["all"]["real"] == 2  # masks are no images
+
+
+def test_masks_without_a_defect_pixel_are_a_reason_and_no_nan(tmp_path):
+    real, made = _write(tmp_path / "real", ["a.png", "b.png"]), _write(tmp_path / "made", ["c.png", "d.png"])
+    for name in ("a", "b"):
+        _mask(real / f"{name}_mask.png", 255)
+    for name in ("c", "d"):
+        _mask(made / f"{name}_mask.png", 0)
+    assert _score(real, made)["missing"]["mask_diversity"] == "no defect pixel in any mask of generated"
+
+
+def test_masks_on_one_side_are_no_masks(tmp_path):
+    real, made = _write(tmp_path / "real", ["a.png", "b.png"]), _write(tmp_path / "made", ["c.png"])
+    for name in ("a", "b"):
+        _mask(real / f"{name}_mask.png", 255)
+    assert _score(real, made)["missing"]["ic_lpips_masked_lite0"] == "no masks in generated"
+
+
+def test_equal_and_constant_images_give_reasons_and_no_nan(tmp_path):
+    for side in ("real", "made"):
+        for name in "abc":
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / side / f"{name}.png")
+    result = _score(tmp_path / "real", tmp_path / "made")
+    assert result["scores"]["pooled"]["diversity"] == 0 and result["scores"]["pooled"]["precision_lite0"] == 1
+    assert "two different real images" in result["missing"]["memorisation_lite0"]
+
+
+def test_what_cannot_be_used_is_one_line(tmp_path):
+    real = _write(tmp_path / "real", ["a.png", "b.png"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.png").write_text("no image")
+    _mask(real / "a_mask.png", 255)
+    for made, line in (
+        ("nowhere", "not a folder"),
+        ("empty", "holds no image"),
+        ("text", "a.png: not a readable image"),
+    ):
+        with pytest.raises(InputError, match=line) as caught:
+            score_folders(tmp_path / made, tmp_path / made, SIZE, 0)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="b.png: has no mask, though 1 other"):
+        score_folders(real, real, SIZE, 0)

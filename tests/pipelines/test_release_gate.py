@@ -1,0 +1,103 @@
+"""The release gate under a real DVC, which deletes the outputs of other stages before it runs them."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from defect_core import dvcfile
+from defect_core.data.manifest import ManifestRow, write_manifest
+from defect_core.data.records import Record, save_png, write_records
+from defect_core.factory import child_environment
+from defect_core.project import Project, folder_digest
+from defect_core.scaffold import init_project
+
+PARAMS = """\
+products: [bolt]
+sources: {bolt: {layout: demo}}
+generators: [crop-paste]
+arms: [real_only, crop-paste]
+finetune: {crop-paste: {}}
+segment: {seeds: [0, 1]}
+release: {}
+"""
+
+
+def _dvc(project, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def _lay_down(project, grey, **means):
+    """What the stages before the gate would have written, on DVC's record without having run."""
+    folder = project.path("data/synthetic/bolt/crop-paste")
+    save_png(np.full((8, 8, 3), grey, np.uint8), folder / "images/a.png")
+    save_png(np.ones((8, 8), bool), folder / "masks/a.png")
+    row = ManifestRow(
+        sample_id="a", product="bolt", defect="dent", image="images/a.png", mask="masks/a.png", generator="crop-paste",
+        seed=1, source_image=None, source_mask=None, prompt=None, strength=None, mask_area=64, quality=1.0,
+        accepted=True, reject_reason=None, model_digest=None, image_sha256=None,
+    )  # fmt: skip
+    write_manifest([row], folder / "manifest.parquet")
+    record = Record("bolt", "good", "a.png", None, "train", "0", 8, 8)
+    for path in ("data/raw/bolt/records.parquet", "data/split/bolt.parquet"):
+        write_records([record], project.path(path))
+    for arm, mean in means.items():
+        arm = arm.replace("__", "-")
+        path = project.path(f"metrics/segment/bolt/{arm}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"arm": arm, "mean": {"pixel_ap": mean}, "std": {"pixel_ap": 0.01}}))
+        (project.path(f"data/segment/bolt/{arm}")).mkdir(parents=True, exist_ok=True)
+    project.path("data/generator/bolt/crop-paste").mkdir(parents=True, exist_ok=True)
+    before = ["ingest@bolt", "split@bolt", "finetune@bolt-crop-paste", "synthesize@bolt-crop-paste"]
+    done = _dvc(project, "commit", "-f", *before, "segment@bolt-real_only", "segment@bolt-crop-paste")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    made = init_project(tmp_path_factory.mktemp("gate") / "project")
+    made.path("params.yaml").write_text(PARAMS)
+    made = Project(made.root)
+    dvcfile.sync(made)
+    return made
+
+
+def _release(project):
+    done = _dvc(project, "repro", "--single-item", "release@bolt")
+    record = project.path("metrics/release/bolt.json")
+    return done, json.loads(record.read_text()) if record.is_file() else None
+
+
+def test_the_old_release_survives_a_run_that_brings_a_worse_one(project):
+    target = project.path("data/release/bolt")
+    _lay_down(project, 10, real_only=0.4, crop__paste=0.5)
+    done, found = _release(project)
+    assert done.returncode == 0, done.stderr
+    assert found["decision"] == "promoted" and (target / "crop-paste/images/a.png").is_file()
+    before = folder_digest(target)
+
+    _lay_down(project, 99, real_only=0.4, crop__paste=0.45)
+    done, found = _release(project)
+    assert done.returncode == 0 and "Running stage 'release@bolt'" in done.stdout, done.stdout
+    assert found["decision"] == "kept" and "worse than 0.5000 with the last release" in found["reason"]
+    assert folder_digest(target) == before
+
+    # the files gone, DVC runs the stage again: it must neither begin anew nor promote what it refused
+    shutil.rmtree(target)
+    done, found = _release(project)
+    assert found["released"] == "crop-paste"
+    if done.returncode:
+        assert "`dvc checkout` or `dvc pull` brings it" in done.stdout + done.stderr
+        assert _dvc(project, "checkout", "release@bolt").returncode == 0
+    assert folder_digest(target) == before
+
+    _lay_down(project, 120, real_only=0.4, crop__paste=0.55)
+    _, found = _release(project)
+    assert found["decision"] == "promoted" and folder_digest(target) != before
+    assert "didn't change, skipping" in _release(project)[0].stdout
