@@ -74,7 +74,7 @@ def print_leaderboard(board: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = table_console()
-    names = ["pixel_ap", "pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc"]
+    names = ["pixel_ap", "pixel_f1_max", "pro", "pixel_auroc", "image_auroc"]
     if console.width < WIDE:
         names = ["pixel_ap", "pixel_f1_max", "image_auroc"]
     for product in dict.fromkeys(row["product"] for row in board["rows"]):
