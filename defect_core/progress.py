@@ -34,7 +34,7 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 def _line(description: str, done: int, total: int | None, elapsed: float) -> str:
-    if not total:
+    if not total or done > total:  # more work than foreseen, such as draws that were rejected
         return f"{description}: {done} done, {elapsed:.0f} s"
     left = elapsed / done * (total - done)
     return f"{description}: {done}/{total} ({100 * done // total} %), {elapsed:.0f} s, {left:.0f} s left"

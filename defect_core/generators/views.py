@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions, augment
 from defect_core.data.masks import downsample_mask
+from defect_core.data.placement import foreground
 from defect_core.errors import InputError
-from defect_core.generators.base import Example, Image, Mask
+from defect_core.generators.base import Example, Image, Mask, SampleRequest
 from defect_core.generators.canvas import CanvasKind, choose_window, show_image, show_mask
 
 CONTEXT_JITTER = (0.8, 1.4)
@@ -132,6 +133,19 @@ def check_backbone(folder: Path, described: dict[str, Any], backbone: Backbone) 
         raise InputError(
             f"{folder}: was fitted on backbone {described['backbone']['name']!r} with other weights; "
             f"expected those of {backbone.name!r}: run the finetune stage again"
+        )
+
+
+def check_on_product(request: SampleRequest) -> None:
+    """Refuse a request whose mask lies beside the product (see `placement.foreground`).
+
+    Raises:
+        InputError: no pixel of the mask is on the product.
+    """
+    if not (request.mask & foreground(request.normal_image)).any():
+        raise InputError(
+            f"request {request.sample_id}: the mask lies outside the object; expected it to overlap the product "
+            "on the normal image"
         )
 
 

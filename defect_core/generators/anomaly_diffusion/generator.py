@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
-from defect_core.data.placement import foreground
 from defect_core.diffusion.attention import check_text_width, control_attention
 from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.diffusion.losses import noise_loss, resize_mask
@@ -45,6 +44,7 @@ from defect_core.generators.views import (
     augmented_views,
     backbone_facts,
     check_backbone,
+    check_on_product,
     encode_views,
     latent_masks,
     on_device,
@@ -314,11 +314,7 @@ class AnomalyDiffusion(Generator):
                 f"{self._products() or 'a fitted generator'}"
             )
         check_request(request, fitted)
-        if not (request.mask & foreground(request.normal_image)).any():
-            raise InputError(
-                f"request {request.sample_id}: the mask lies outside the object; expected it to overlap the product "
-                "on the normal image"
-            )
+        check_on_product(request)
 
     def _words(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         for kind, tokens in (("anomaly", self.words), ("mask", self.shapes)):

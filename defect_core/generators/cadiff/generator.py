@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from defect_core.backbones import Backbone
-from defect_core.data.placement import foreground
 from defect_core.diffusion.attention import attention_sides, check_text_width, control_attention
 from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.diffusion.losses import resize_mask
@@ -45,6 +44,7 @@ from defect_core.generators.views import (
     augmented_views,
     backbone_facts,
     check_backbone,
+    check_on_product,
     encode_views,
     latent_masks,
     on_device,
@@ -222,11 +222,7 @@ class CADiff(Generator):
             check_request(dataclasses.replace(request, defect=name), self.defects)
         if len(set(names)) < len(names):
             raise InputError(f"request {request.sample_id}: defect {request.defect!r} names one defect twice")
-        if not (request.mask & foreground(request.normal_image)).any():
-            raise InputError(
-                f"request {request.sample_id}: the mask lies outside the object; expected it to overlap the product "
-                "on the normal image"
-            )
+        check_on_product(request)
         strength = request.strength
         if strength is None:
             strength = draw_strength(request.seed, *self.config.strength_range)

@@ -5,48 +5,30 @@ the requested mask is the place, so that the patch lies on the product. The requ
 no say in it: whatever this arm gains, it gains without having seen a defect.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from defect_core.generators.base import (
-    Example,
-    Generator,
     Image,
     Mask,
     SampleRequest,
     SyntheticPair,
     check_request,
-    read_description,
-    write_description,
 )
 from defect_core.generators.composite import composite
 from defect_core.generators.cutpaste.config import PROMISES, Config
-from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.untrained import Untrained
 
 
-class CutPaste(Generator):
+class CutPaste(Untrained):
     """Nothing is learned but the list of defects, whose masks say where patches go."""
 
     name = "cutpaste"
     promises = PROMISES
-
-    def __init__(self, config: Config, defects: Sequence[str]) -> None:
-        self.config = config
-        self.defects = tuple(defects)
-
-    @classmethod
-    def create(cls, config: GeneratorConfig, backbone: Any) -> "CutPaste":
-        assert isinstance(config, Config)
-        return cls(config, ())
-
-    def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        self.defects = tuple(sorted({example.defect for example in examples if example.mask is not None}))
+    config_class = Config
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         for request in requests:
@@ -58,16 +40,6 @@ class CutPaste(Generator):
             mask = rectangle(image.shape[:2], place, *self._sides(rng, image.shape[:2], scar))
             pasted = self._jittered(rng, _moved(rng, image, mask))
             yield SyntheticPair(request.sample_id, composite(image, pasted, mask, 0), mask, facts={"scar": scar})
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_description(folder, self.name, self.config, defects=list(self.defects))
-        (folder / "training.json").write_text(json.dumps({"loss": []}) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path, backbone: Any) -> "CutPaste":
-        description = read_description(folder, cls.name)
-        return cls(Config.model_validate(description["config"]), description["defects"])
 
     def _sides(self, rng: np.random.Generator, shape: tuple[int, int], scar: bool) -> tuple[float, float, float]:
         """Height and width in pixels, and the turn in degrees."""

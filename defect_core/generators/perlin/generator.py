@@ -6,10 +6,7 @@ Textures Dataset; here the normal image itself is shuffled in blocks and changed
 The component nearest to the requested mask is kept, so that the defect lies on the product.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,40 +15,25 @@ from PIL import ImageEnhance, ImageOps
 from scipy import ndimage
 
 from defect_core.generators.base import (
-    Example,
-    Generator,
     Image,
     Mask,
     SampleRequest,
     SyntheticPair,
     check_request,
-    read_description,
-    write_description,
 )
 from defect_core.generators.composite import composite
 from defect_core.generators.perlin.config import PROMISES, Config
-from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.untrained import Untrained
 
 _TRIES = 8
 
 
-class DraemPerlin(Generator):
+class DraemPerlin(Untrained):
     """Nothing is learned but the list of defects, whose masks say where blobs go."""
 
     name = "draem-perlin"
     promises = PROMISES
-
-    def __init__(self, config: Config, defects: Sequence[str]) -> None:
-        self.config = config
-        self.defects = tuple(defects)
-
-    @classmethod
-    def create(cls, config: GeneratorConfig, backbone: Any) -> "DraemPerlin":
-        assert isinstance(config, Config)
-        return cls(config, ())
-
-    def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        self.defects = tuple(sorted({example.defect for example in examples if example.mask is not None}))
+    config_class = Config
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         for request in requests:
@@ -63,16 +45,6 @@ class DraemPerlin(Generator):
             texture = self._texture(rng, request.normal_image)
             image = composite(request.normal_image, share * normal + (1 - share) * texture, mask, 0)
             yield SyntheticPair(request.sample_id, image, mask, facts={"normal_share": round(share, 4)})
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_description(folder, self.name, self.config, defects=list(self.defects))
-        (folder / "training.json").write_text(json.dumps({"loss": []}) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path, backbone: Any) -> "DraemPerlin":
-        description = read_description(folder, cls.name)
-        return cls(Config.model_validate(description["config"]), description["defects"])
 
     def _mask(self, rng: np.random.Generator, wanted: Mask) -> Mask:
         for _ in range(_TRIES):
