@@ -58,7 +58,7 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
     def error(latents: Tensor, times: Tensor, noise: Tensor, states: Tensor) -> Tensor:
         levels = backbone.schedule[times]
         latents, noise = on_device(backbone, latents), on_device(backbone, noise)
-        with fast(backbone.device):
+        with fast(backbone.device, backbone.latent_size):
             predicted = denoiser(add_noise(latents, noise, levels), on_device(backbone, times), states).sample
         weight = on_device(backbone, 1 / levels)[:, None, None, None]
         return (weight * (predicted.float() - noise) ** 2).mean()

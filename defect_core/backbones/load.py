@@ -25,6 +25,8 @@ _CONFIG_FILES = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+# where latent diffusion's own layout (diffusers' LDMTextToImagePipeline) names a part otherwise
+_LDM_FOLDERS = {"vae": "vqvae", "text_encoder": "bert"}
 _WEIGHT_STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
@@ -121,7 +123,8 @@ class Backbone:
 
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-            shutil.copytree(self.folder / part, folder / part, dirs_exist_ok=True)
+            source = _part(self.folder, part)
+            shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
         if (self.folder / "defectory.json").is_file():
             shutil.copy(self.folder / "defectory.json", folder)
         save_network(self.denoiser, folder / "unet")
@@ -152,7 +155,8 @@ def load_backbone(
     """Load a backbone by name.
 
     Args:
-        name: `embedded` (small, ships with the package, 128 px); a folder in Stable Diffusion's layout, weights in
+        name: `embedded` (small, ships with the package, 128 px); a folder in Stable Diffusion's layout, or in that of
+            latent diffusion's text-to-image model (`vqvae/`, `bert/` in place of `vae/`, `text_encoder/`), weights in
             safetensors; or a hub name such as `stable-diffusion-v1-5/stable-diffusion-v1-5`, looked for in the
             folder that the environment variable DEFECTORY_WEIGHTS names (whole name, then its last part), in the
             hub's cache, and on the hub.
@@ -167,17 +171,16 @@ def load_backbone(
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+    text_class, tokenizer_class = _text_classes(folder)
     scheduler = _guard(folder, "scheduler", lambda path: DDIMScheduler.from_config(_read_json(path)))
     backbone = Backbone(
         name=str(name),
         folder=folder,
         vae=_load_network(folder, "vae", AutoencoderKL),
         denoiser=_load_network(folder, "unet", UNet2DConditionModel),
-        text_encoder=_load_network(folder, "text_encoder", CLIPTextModel),
-        tokenizer=_guard(folder, "tokenizer", lambda path: CLIPTokenizer.from_pretrained(path.parent)),
+        text_encoder=_load_network(folder, "text_encoder", text_class),
+        tokenizer=_guard(folder, "tokenizer", lambda path: tokenizer_class.from_pretrained(path.parent)),
         schedule=scheduler.alphas_cumprod.float().clone(),
         patch_size=_patch_size(folder),
     )
@@ -192,7 +195,7 @@ def load_backbone(
 def digest_folder(folder: Path) -> str:
     """Hex sha256 over the names and bytes of a backbone folder's configuration and weight files, in order of name."""
     total = hashlib.sha256()
-    wanted = [folder / "defectory.json", *(path for part in _CONFIG_FILES for path in (folder / part).rglob("*"))]
+    wanted = [folder / "defectory.json", *(path for part in _CONFIG_FILES for path in _part(folder, part).rglob("*"))]
     for path in sorted(wanted):
         if path.is_file() and path.suffix in {".json", ".txt", ".safetensors"}:
             with path.open("rb") as stream:
@@ -219,7 +222,7 @@ def _download(name: str) -> Path:
     """The folder of a hub repository's files, from the hub's cache or the network; one variant, safetensors only."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["vae/*", "unet/*", "text_encoder/*", "tokenizer/*", "scheduler/*"]
+    patterns = [f"{part}/*" for part in (*_CONFIG_FILES, *_LDM_FOLDERS.values())]
     variants = ["*.bin", "*.msgpack", "*.onnx*", "*.fp16.*", "*non_ema*"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=variants))
@@ -232,14 +235,38 @@ def _download(name: str) -> Path:
 
 def _check_layout(folder: Path, name: str) -> None:
     for part, config in _CONFIG_FILES.items():
-        if not (folder / part / config).is_file():
-            raise InputError(f"backbone {name}: {part}/{config} is missing; expected {LAYOUT}")
+        place = _part(folder, part)
+        if not (place / config).is_file():
+            raise InputError(f"backbone {name}: {place.name}/{config} is missing; expected {LAYOUT}")
     # without either, transformers would make a tokenizer of no words and say nothing
-    if not any((folder / "tokenizer" / file).is_file() for file in ("vocab.json", "tokenizer.json")):
+    files = ("vocab.json", "tokenizer.json", *(["vocab.txt"] if _is_ldm(folder) else []))
+    if not any((folder / "tokenizer" / file).is_file() for file in files):
         raise InputError(f"backbone {name}: tokenizer/vocab.json is missing; expected {LAYOUT}")
     for part, stem in _WEIGHT_STEMS.items():
-        if not any((folder / part / f"{stem}{end}").is_file() for end in (".safetensors", ".safetensors.index.json")):
-            raise InputError(f"backbone {name}: {part}/{stem}.safetensors is missing; expected {LAYOUT}")
+        place = _part(folder, part)
+        if not any((place / f"{stem}{end}").is_file() for end in (".safetensors", ".safetensors.index.json")):
+            raise InputError(f"backbone {name}: {place.name}/{stem}.safetensors is missing; expected {LAYOUT}")
+
+
+def _is_ldm(folder: Path) -> bool:
+    return (folder / _LDM_FOLDERS["text_encoder"]).is_dir()
+
+
+def _part(folder: Path, part: str) -> Path:
+    return folder / (_LDM_FOLDERS.get(part, part) if _is_ldm(folder) else part)
+
+
+def _text_classes(folder: Path) -> tuple[Any, Any]:
+    """The classes of text encoder and tokenizer: CLIP's, or those that latent diffusion trained."""
+    if _is_ldm(folder):
+        from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
+        from transformers.models.bert.tokenization_bert import BertTokenizer
+
+        return LDMBertModel, BertTokenizer
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    return CLIPTextModel, CLIPTokenizer
 
 
 def _load_network(folder: Path, part: str, network_class: Any) -> Any:
@@ -263,7 +290,7 @@ def _load_network(folder: Path, part: str, network_class: Any) -> Any:
 def _guard(folder: Path, part: str, read: Any) -> Any:
     """Read one part; whatever the readers raise becomes one line that names the part."""
     try:
-        return read(folder / part / _CONFIG_FILES[part])
+        return read(_part(folder, part) / _CONFIG_FILES[part])
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"backbone {folder}: {part}/ cannot be loaded ({reason}); expected {LAYOUT}") from error

@@ -91,3 +91,19 @@ def alignment_loss(maps: Tensor, masks: Tensor, form: AlignmentForm = "token") -
     if form == "paper":
         return (errors.mean(1) ** 2).mean()
     raise ValueError(f"unknown form of the alignment loss {form!r}; expected token or paper")
+
+
+def agreement(maps: Tensor, masks: Tensor) -> Tensor:
+    """IoU of each mask with the map's strongest places, as many as the mask has; [B], NaN for an empty mask.
+
+    A ranking, not a threshold: it asks where the attention goes, not how much of it there is.
+
+    Args:
+        maps, masks: [B, 1, s, s].
+    """
+    scores = []
+    for values, wanted in zip(maps.detach().flatten(1), masks.flatten(1) > 0.5, strict=True):
+        chosen = torch.zeros_like(wanted)
+        chosen[values.topk(int(wanted.sum())).indices] = True
+        scores.append((chosen & wanted).sum() / (chosen | wanted).sum())
+    return torch.stack(scores)

@@ -129,14 +129,17 @@ def token_embedding(backbone: Backbone) -> nn.Embedding:
 def _tokenise(backbone: Backbone, prompt: str, counts: Mapping[str, int]) -> tuple[list[int], dict[str, slice]]:
     """T token ids, and where each slot stands, in the order of the prompt; ids in slots stand for nothing."""
     tokenizer, length = backbone.tokenizer, backbone.text_length
-    ids, spans, done = [tokenizer.bos_token_id], {}, 0
+    # BERT's tokenizer, which latent diffusion has, calls them otherwise
+    begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    ids, spans, done = [begin], {}, 0
     for slot in _SLOT.finditer(prompt):
         name = slot.group(1)
         if name not in counts or name in spans:
             raise ValueError(f"prompt {prompt!r}: slot {name!r} has no vectors or stands twice")
         ids += tokenizer(prompt[done : slot.start()], add_special_tokens=False)["input_ids"]
         spans[name] = slice(len(ids), len(ids) + counts[name])
-        ids += [tokenizer.bos_token_id] * counts[name]
+        ids += [begin] * counts[name]
         done = slot.end()
         if len(ids) > length - 1:
             raise InputError(
@@ -144,7 +147,7 @@ def _tokenise(backbone: Backbone, prompt: str, counts: Mapping[str, int]) -> tup
                 "the end token; expected a shorter prompt or fewer learned words"
             )
     ids += tokenizer(prompt[done:], add_special_tokens=False)["input_ids"]
-    ids = [*ids[: length - 1], tokenizer.eos_token_id]
+    ids = [*ids[: length - 1], end]
     return ids + [tokenizer.pad_token_id] * (length - len(ids)), spans
 
 

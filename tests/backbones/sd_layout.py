@@ -1,6 +1,7 @@
 """A model in Stable Diffusion's layout with random weights, too small to draw anything."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,30 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
     }
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return write_family(folder, vae, unet, text)
+
+
+def write_tiny_ldm(folder: Path) -> Path:
+    """The same in the layout of latent diffusion's text-to-image model: `vqvae/ bert/` and BERT's tokenizer."""
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    write_tiny(folder)
+    (folder / "vae").rename(folder / "vqvae")
+    shutil.rmtree(folder / "text_encoder")
+    shutil.rmtree(folder / "tokenizer")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["a", "photo", "of", "the", "one", "picture", "close", "anomaly", "mark"],
+    ]
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.txt").write_text("\n".join(words) + "\n")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 77}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    sizes = {"vocab_size": len(words), "d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 32, "head_dim": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LDMBertModel(LDMBertConfig(**sizes, encoder_attention_heads=2)).save_pretrained(folder / "bert")
+    return folder

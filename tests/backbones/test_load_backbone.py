@@ -4,13 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd_layout import write_tiny
+from sd_layout import write_tiny, write_tiny_ldm
 
 from defect_core.backbones import load_backbone
+from defect_core.diffusion.tokens import encode_prompts, token_embedding
 from defect_core.errors import InputError
+from defect_core.generators.base import Example, SampleRequest
+from defect_core.generators.registry import generator_class, generator_config
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +134,38 @@ def test_digest_follows_weights_not_place(stored: Path, folder: Path) -> None:
     weights["conv_in.bias"][0] += 1
     save_file(weights, path, metadata={"format": "pt"})
     assert load_backbone(folder).digest != first
+
+
+def test_a_folder_in_latent_diffusions_layout_encodes_text_and_takes_learned_words(tmp_path: Path) -> None:
+    backbone = load_backbone(write_tiny_ldm(tmp_path / "ldm"))
+    plain = backbone.encode_text(["a photo of the anomaly"])
+    assert plain.shape == (1, 77, 16) and backbone.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+    table = token_embedding(backbone).weight
+    word = table[backbone.tokenizer("anomaly", add_special_tokens=False)["input_ids"]]
+    slotted = encode_prompts(backbone, ["a photo of the {thing}"], [{"thing": word}])
+    assert slotted.spans == [{"thing": slice(5, 6)}] and torch.allclose(slotted.states, plain, atol=1e-5)
+    other = encode_prompts(backbone, ["a photo of the {thing}"], [{"thing": word.flip(-1) + table[0]}])
+    assert not torch.allclose(other.states, plain, atol=1e-3)
+    backbone.save(tmp_path / "again")
+    assert load_backbone(tmp_path / "again").resolution == backbone.resolution
+
+
+def test_anomaly_diffusion_fits_and_draws_on_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(100, 150, (64, 64, 3), np.uint8), np.zeros((64, 64), bool)
+    mask[20:40, 20:40] = True
+    example = Example("plate", "dent", np.where(mask[..., None], 230, image).astype(np.uint8), mask, "0.png")
+    settings = {"steps": 2, "variants": 1, "batch_size": 2, "sampling_steps": 2, "encoder": {"side": 32}}
+    made = generator_class("anomaly-diffusion").create(
+        generator_config("anomaly-diffusion", settings), load_backbone(write_tiny_ldm(tmp_path / "ldm"))
+    )
+    made.fit([example], tmp_path / "work", seed=0)
+    (pair,) = made.sample([SampleRequest("dent-0", "plate", "dent", 0, image, mask)])
+    assert (pair.image[mask] != image[mask]).any() and (pair.image[~mask] == image[~mask]).all()
+
+
+def test_a_part_missing_from_latent_diffusions_layout_is_called_by_its_own_name(tmp_path: Path) -> None:
+    folder = write_tiny_ldm(tmp_path / "ldm")
+    (folder / "bert" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"bert/config.json is missing"):
+        load_backbone(folder)

@@ -13,7 +13,6 @@ from defect_core.diffusion.tokens import token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.anomaly_diffusion import generator as module
 from defect_core.generators.anomaly_diffusion import mask_model
-from defect_core.generators.anomaly_diffusion.config import Config
 from defect_core.generators.anomaly_diffusion.generator import AnomalyDiffusion
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.canvas import choose_window
@@ -25,6 +24,7 @@ QUICK = {
     "batch_size": 2,
     "variants": 2,
     "sampling_steps": 3,
+    "tune_denoiser": False,
     "encoder": {"side": 32},
     "mask_model": {"steps": 2, "sampling_steps": 2},
 }
@@ -419,8 +419,8 @@ def test_the_papers_settings_are_valid():
         "reduction": "sum",
         "canvas": "whole",
         "sampling_steps": 200,
+        "tune_denoiser": False,
     }
     config = generator_config("anomaly-diffusion", paper)
     assert (config.anomaly_tokens, config.spatial_tokens, config.eta) == (8, 4, 1.0)
     assert config.weight_decay == 0 and config.guidance_scale == 1 and config.reweighting == "paper"
-    assert not Config().tune_denoiser

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tiny_unet import WIDTH, tiny_backbone
 
 from defect_core.diffusion.attention import control_attention
 from defect_core.diffusion.ddim import add_noise
-from defect_core.diffusion.losses import resize_mask
+from defect_core.diffusion.losses import noise_loss, resize_mask
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.cadiff.config import Config
@@ -20,7 +21,7 @@ from defect_core.generators.registry import generator_config
 from defect_core.training import train
 
 DEFECTS = ("dent", "scratch")
-QUICK = {"steps": 3, "batch_size": 2, "variants": 2, "sampling_steps": 4, "contrast_views": 2}
+QUICK = {"steps": 3, "batch_size": 2, "variants": 2, "sampling_steps": 4, "contrast_views": 2, "tune_denoiser": False}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,7 @@ def _batch(backbone, count=2, seed=0):
         torch.randn((count, 4, 8, 8), generator=generator),
         torch.randint(1000, (count,), generator=generator),
         ["a photo of a {context} with {anomaly}"] * count,
+        torch.ones(count, dtype=torch.bool),
     )
 
 
@@ -129,7 +131,7 @@ def test_all_tokens_begin_at_the_word_anomaly(backbone):
 def test_the_unet_trains_only_on_demand_and_is_saved_then(examples, tmp_path):
     backbone = tiny_backbone()
     before = copy.deepcopy(backbone.denoiser.state_dict())
-    generator = CADiff.create(Config(**QUICK, tune_denoiser=True, learning_rate=1e-2), backbone)
+    generator = CADiff.create(Config(**{**QUICK, "tune_denoiser": True}, learning_rate=1e-2), backbone)
     generator.fit(examples, tmp_path / "work", seed=1)
     assert any(not torch.equal(before[name], tensor) for name, tensor in backbone.denoiser.state_dict().items())
     generator.save(tmp_path / "saved")
@@ -219,6 +221,43 @@ def test_it_learns_loss_falls_and_attention_comes_to_the_mask(tmp_path):
     assert before < 0.6 and after > 0.9
 
 
+def test_good_images_train_in_the_place_of_some_with_another_ones_mask(examples, tmp_path, monkeypatch):
+    seen, loss = [], Model.loss
+    monkeypatch.setattr(
+        Model, "loss", lambda self, batch, *rest, **more: seen.append(batch) or loss(self, batch, *rest)
+    )
+    backbone = tiny_backbone()
+    generator = CADiff.create(Config(**{**QUICK, "batch_size": 4}, normal_share=0.5, canvas="whole"), backbone)
+    generator.fit(examples, tmp_path / "both", seed=1)
+    assert all(batch.shown.tolist() == [True, True, False, False] for batch in seen) and len(seen) == QUICK["steps"]
+    assert all(batch.masks.flatten(1).sum(1).min() > 0 for batch in seen)
+    seen.clear()
+    generator.fit([one for one in examples if one.mask is not None], tmp_path / "none", seed=1)
+    assert all(batch.shown.all() for batch in seen)
+
+
+def test_a_good_image_is_told_of_the_defect_at_intensity_zero_and_has_no_part_in_the_localising_loss(fitted, backbone):
+    model = copy.copy(fitted.model)
+    model.config = Config(**QUICK, localising_weight=1.0, contrast_weight=0, balance="image")
+    batch = _batch(backbone)
+    half = batch._replace(shown=torch.tensor([True, False]))
+    alone = Batch(*(part[:1] for part in batch))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        both, told = (model.terms(one, generator) for one in (batch, half))
+        first = model.terms(alone, generator)
+        encoded = model.encode(batch.templates, [[int(n)] for n in batch.defects])
+        token = torch.zeros(encoded.states.shape[:2], dtype=torch.bool)
+        token[1, encoded.spans[1]["anomaly_1"]] = True
+        noised = add_noise(batch.latents, batch.noise, backbone.schedule[batch.times])
+        with ExitStack() as asked:
+            model.reweight(asked, token, lambda side: 1 - resize_mask(batch.masks, side))
+            expected = model.predict(noised, batch.times, encoded.states, batch.images)
+    assert torch.allclose(told.noise, noise_loss(batch.noise, expected), atol=1e-6)
+    assert not torch.allclose(told.noise, both.noise, atol=1e-6)
+    assert torch.allclose(told.localising, first.localising, atol=1e-5)
+
+
 # drawing (§5.6.5, 9)
 
 
@@ -294,7 +333,7 @@ def test_a_joint_defects_token_is_not_read_where_the_other_defect_is(fitted, exa
 
     monkeypatch.setattr(type(fitted._attention), "reweight", watch)
     _draw(_with(fitted, focus_threshold=1.0), _request(examples, defect="dent+scratch"))
-    (tokens, first), (others, second) = asked[0], asked[1]
+    (tokens, first), (others, second) = asked[0], asked[2]  # each in the U-Net and in the control branch
     assert tokens.sum() == 1 and others.sum() == 1 and not (tokens & others).any()
     assert (first == 0).any() and (second == 0).any()
     assert ((first == 0) & (second == 0)).sum() == 0

@@ -13,6 +13,7 @@ from defect_core.backbones import load_backbone
 from defect_core.data.augment import augment
 from defect_core.diffusion.attention import control_attention
 from defect_core.diffusion.ddim import add_noise
+from defect_core.diffusion.losses import agreement
 from defect_core.diffusion.tokens import token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
@@ -144,7 +145,7 @@ def test_over_fitting_one_image_lowers_the_alignment_loss_and_brings_the_attenti
     def measure():
         with torch.no_grad():
             parts = finetune_loss(backbone, words, control, [4], held, config)
-        return parts.alignment.item(), seas.agreement(parts.maps.anomaly[4], parts.masks[4]).mean().item()
+        return parts.alignment.item(), agreement(parts.maps.anomaly[4], parts.masks[4]).mean().item()
 
     loss, score = measure()
     for step in range(60):

@@ -5,9 +5,9 @@ import torch
 from tiny_unet import tiny_backbone
 
 from defect_core.diffusion.attention import control_attention
+from defect_core.diffusion.losses import agreement
 from defect_core.generators.seas.alignment import (
     SideMaps,
-    agreement,
     aligned_sides,
     alignment_terms,
     encoder_maps,

@@ -100,14 +100,14 @@ class Config(GeneratorConfig):
         ("a photo of a {anomaly}", "a close photo of a {anomaly}", "a picture of the {anomaly}", "one {anomaly}"),
         min_length=1,
     )
-    steps: int = Field(200, ge=1)
+    steps: int = Field(300, ge=1)
     learning_rate: float = Field(2e-2, gt=0)
     encoder_learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     batch_size: int = Field(8, ge=1)
     mask_policy: Literal["max", "bilinear_half"] = "max"
     reduction: Literal["masked_mean", "global_mean", "sum"] = "masked_mean"
-    tune_denoiser: bool = False
+    tune_denoiser: bool = True
     denoiser_learning_rate: float = Field(2e-4, gt=0)
     canvas: Literal["local", "whole"] = "local"
     context: float = Field(2.5, ge=1)

@@ -223,7 +223,7 @@ class AnomalyDiffusion(Generator):
             told = self._encode(
                 [config.prompts[int(number)] for number in templates],
                 [keys[int(number)] for number in bank.defects[chosen]],
-                on_device(backbone, masks[chosen].float()),
+                masks[chosen].float().to(backbone.device),
             )
             noised = add_noise(on_device(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
             predicted = backbone.denoiser(noised, on_device(backbone, times), told.states).sample
@@ -267,7 +267,7 @@ class AnomalyDiffusion(Generator):
             on_device(backbone, torch.from_numpy(np.stack(masks))[:, None].float()),
         )
         keys = [_key(request.product, request.defect) for request in requests]
-        told = self._encode([config.prompts[0]] * len(keys), keys, mask)
+        told = self._encode([config.prompts[0]] * len(keys), keys, mask.float())  # the encoder's own number type
         scene = Scene(images, mask, backbone.encode(images), on_device(backbone, latent_masks(backbone, masks)))
         reweighting = None
         if config.reweighting != "off":

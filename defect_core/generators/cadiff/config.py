@@ -22,6 +22,8 @@ class Config(GeneratorConfig):
         weight_decay: of AdamW; none on the tokens*.
         batch_size: examples a step (paper: 16).
         variants: augmented views of each real defect that are encoded before training*.
+        normal_share: part of each batch that shows a good image in the place of a defective one, told of the defect
+            with its token's attention weighted 0 inside the mask*: it teaches what no intensity looks like (paper: 0).
         init_word: the word whose embedding all tokens begin with (paper: anomaly).
         templates: prompts with the slots {context} and {anomaly}; each example draws one, sampling takes the first*.
         balance: `image` weighs the noise loss of all places alike (paper), `equal` gives the mask and the rest the same
@@ -36,8 +38,8 @@ class Config(GeneratorConfig):
         joining: how the control branch meets the U-Net: `attention` is the paper's interaction module, `addition`
             ControlNet's own sum, `both` the two together*.
         control_scale: 1 is the whole control branch, 0 none*.
-        tune_denoiser: also train the U-Net, at `learning_rate`; the paper says both that it is frozen and that it is
-            trained.
+        tune_denoiser: also train the U-Net, at `learning_rate`, which the embedded one needs; the paper says both that
+            it is frozen and that it is trained.
         canvas: `local` draws in a window around the mask*, `whole` on the whole image (paper).
         context: side of a local window over that of the defect's bounding box*.
         min_side: least side of a local window, in pixels*.
@@ -57,11 +59,12 @@ class Config(GeneratorConfig):
     """
 
     steps: int = Field(300, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     token_learning_rate: float = Field(1e-2, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     batch_size: int = Field(8, ge=1)
     variants: int = Field(24, ge=1)
+    normal_share: float = Field(0.25, ge=0, lt=1)
     init_word: str = Field("anomaly", min_length=1)
     templates: tuple[str, ...] = Field(
         (
@@ -83,7 +86,7 @@ class Config(GeneratorConfig):
     contrast_views: int = Field(4, ge=2)
     joining: Literal["attention", "addition", "both"] = "both"
     control_scale: float = Field(1.0, ge=0, le=1)
-    tune_denoiser: bool = False
+    tune_denoiser: bool = True
     canvas: Literal["local", "whole"] = "local"
     context: float = Field(2.5, ge=1)
     min_side: int = Field(48, ge=8)

@@ -93,7 +93,8 @@ class ControlBranch(nn.Module):
         """
         if scale == 0:
             return denoiser(latents, time, text).sample
-        down, mid = self.net(latents, time, text, hint, return_dict=False)
+        own = next(self.net.parameters()).dtype  # trained in full precision beside a U-Net that may have less
+        down, mid = self.net(latents.to(own), time, text.to(own), hint.to(own), return_dict=False)
         joins = [_Join(self._join(number), y_c, scale) for number, y_c in enumerate([*down, mid])]
         return denoiser(
             latents,
@@ -139,5 +140,5 @@ class _Join:
         self.join, self.y_c, self.scale = join, y_c, scale
 
     def __radd__(self, y: Tensor) -> Tensor:
-        joined = self.join(y, self.y_c)
+        joined = self.join(y.to(self.y_c), self.y_c).to(y)
         return joined if self.scale == 1 else torch.lerp(y, joined, self.scale)

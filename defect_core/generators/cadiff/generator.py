@@ -18,7 +18,7 @@ from torch import Tensor
 from defect_core.backbones import Backbone
 from defect_core.diffusion.attention import attention_sides, check_text_width, control_attention
 from defect_core.diffusion.ddim import add_noise, make_trajectory
-from defect_core.diffusion.losses import resize_mask
+from defect_core.diffusion.losses import agreement, resize_mask
 from defect_core.diffusion.sampling import blend, guide, noise_from_seeds, sample
 from defect_core.diffusion.tokens import EncodedPrompts
 from defect_core.errors import InputError
@@ -56,7 +56,7 @@ from defect_core.generators.views import (
 from defect_core.training import train
 
 STRONGEST = 2.0
-LARGEST_REDUCED = 32
+_CHECK_VIEWS = 32
 
 
 class CADiff(Generator):
@@ -70,6 +70,7 @@ class CADiff(Generator):
         # what this instance keeps is a matter of its settings; the class promises what the default settings do
         self.promises = dataclasses.replace(PROMISES, keeps_background=config.paste)
         self.losses: list[float] = []
+        self.attention_iou: list[float] = []  # before and after the fit
         self.model: Model | None = None
         self._attention = control_attention(backbone.denoiser)
         check_text_width(backbone.denoiser, backbone.text_encoder.config.hidden_size)
@@ -94,38 +95,50 @@ class CADiff(Generator):
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
         config, backbone = self.config, self.backbone
-        views = augmented_views(
-            defective,
-            config.variants,
-            config.canvas,
-            config.context,
-            config.min_side,
-            backbone.resolution,
-            np.random.default_rng(seed),
-        )
+        good = [example for example in examples if example.mask is None]
+        unshown = round(config.normal_share * config.batch_size) if good else 0
+        shown, rng = (config.canvas, config.context, config.min_side, backbone.resolution), np.random.default_rng(seed)
+        views = augmented_views(defective, config.variants, *shown, rng)
         bank = encode_views(backbone, views, self.defects)
         images = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
+        plain = bank.latents[:0]
+        if unshown:
+            repeats = max(1, len(views) // len(good))
+            plain = encode_views(backbone, augmented_views(good, repeats, *shown, rng), self.defects).latents
         self.model = model = Model(backbone, config, len(self.defects), seed)
 
-        # on a CPU that arithmetic writes attention out, which large latents have no memory for
-        reduced = backbone.device.type != "cpu" or backbone.latent_size <= LARGEST_REDUCED
-
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            chosen = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
+        def batch(size: int, unshown: int, generator: torch.Generator) -> Batch:
+            chosen = torch.randint(len(bank.latents), (size,), generator=generator)
             noise = torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator)
             times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
             templates = torch.randint(len(config.templates), chosen.shape, generator=generator).tolist()
-            batch = Batch(
-                on_device(backbone, bank.latents[chosen]),
+            latents, is_shown = bank.latents[chosen], torch.ones(len(chosen), dtype=torch.bool)
+            if unshown:  # good images, told of a defect in the place of another's mask
+                rows = torch.randint(len(plain), (unshown,), generator=generator)
+                latents = torch.cat([latents[:-unshown], plain[rows]])
+                is_shown[-unshown:] = False
+            return Batch(
+                on_device(backbone, latents),
                 on_device(backbone, bank.masks[chosen]),
                 on_device(backbone, images[chosen].float()),
                 bank.defects[chosen],
                 on_device(backbone, noise),
                 on_device(backbone, times),
                 [config.templates[number] for number in templates],
+                on_device(backbone, is_shown),
             )
-            return model.loss(batch, generator, reduced)
 
+        def loss(_step: int, generator: torch.Generator) -> Tensor:
+            return model.loss(batch(config.batch_size, unshown, generator), generator, reduced=True)
+
+        def measure() -> float:
+            """How well the anomaly tokens' attention finds the defects: mean IoU (`agreement`), fixed noise."""
+            checked = batch(_CHECK_VIEWS, 0, torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                maps = model.attention(checked, self._focus_side)
+            return round(float(agreement(maps, resize_mask(checked.masks, self._focus_side)).mean()), 4)
+
+        before = measure()
         if config.tune_denoiser:
             backbone.denoiser.requires_grad_(True)
         self.losses = train(
@@ -141,6 +154,7 @@ class CADiff(Generator):
         )
         model.requires_grad_(False)
         round_to_half(model)
+        self.attention_iou = [before, measure()]
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         plans = [self._plan(request) for request in requests]
@@ -163,7 +177,9 @@ class CADiff(Generator):
             defects=list(self.defects),
             backbone=backbone_facts(self.backbone),
         )
-        (folder / "training.json").write_text(json.dumps({"loss": self.losses}) + "\n")
+        (folder / "training.json").write_text(
+            json.dumps({"loss": self.losses, "attention_iou": self.attention_iou}) + "\n"
+        )
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone) -> "CADiff":
@@ -316,7 +332,7 @@ class _Walk:
                 value = value * (1 - resize_mask(other, side) * (1 - resize_mask(mask, side)))
             return self._conditional(value)
 
-        asked.enter_context(self.control.reweight(self._conditional(self.groups[:, k] > 0), weights))
+        self.model.reweight(asked, self._conditional(self.groups[:, k] > 0), weights)
 
     def _conditional(self, x: Tensor) -> Tensor:
         """For the whole batch: x for the conditional half, zeros, which ask for nothing, for the other."""

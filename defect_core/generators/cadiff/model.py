@@ -1,19 +1,20 @@
 """The trained parts of CADiff (tokens, control branch, on demand the U-Net) and the loss of one step."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
-from defect_core.diffusion.attention import control_attention
+from defect_core.diffusion.attention import AttentionMaps, control_attention
 from defect_core.diffusion.ddim import add_noise
 from defect_core.diffusion.losses import noise_loss
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
 from defect_core.generators.cadiff.config import Config
 from defect_core.generators.cadiff.control import ControlBranch, hint_image
+from defect_core.generators.cadiff.intensity import spatial_weights
 from defect_core.generators.cadiff.objective import contrast_loss, localising_loss
 from defect_core.training import fast
 
@@ -22,7 +23,8 @@ CONTEXT = "context"
 
 class Batch(NamedTuple):
     """One training step's examples: `latents` z_0 [B, C, h, w]; `masks` [B, 1, h, w] and `images` of the masks
-    [B, 1, R, R], both {0, 1}; `defects` int64 [B]; `noise` ε; `times` int64 [B]; `templates`, one for each."""
+    [B, 1, R, R], both {0, 1}; `defects` int64 [B]; `noise` ε; `times` int64 [B]; `templates`, one for each; `shown`
+    bool [B], False for a good image, which is told of a defect at intensity 0."""
 
     latents: Tensor
     masks: Tensor
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     noise: Tensor
     times: Tensor
     templates: Sequence[str]
+    shown: Tensor
 
 
 class Terms(NamedTuple):
@@ -77,19 +80,40 @@ class Model(nn.Module):
         config, backbone = self.config, self.backbone
         noised = add_noise(batch.latents, batch.noise, backbone.schedule[batch.times.cpu()])
         encoded = self.encode(batch.templates, [[number] for number in batch.defects.tolist()])
-        slots = [[CONTEXT, _slot(number)] for number in batch.defects.tolist()]
-        looking = nullcontext()
-        if config.localising_weight > 0:
-            control = control_attention(backbone.denoiser)
-            looking = control.capture(token_groups(encoded, slots), sides=config.loss_sides or None)
-        with looking as maps, fast(batch.latents.device) if reduced else nullcontext():
+        groups = token_groups(encoded, [[CONTEXT, _slot(number)] for number in batch.defects.tolist()])
+        maps = AttentionMaps()
+        with ExitStack() as asked:
+            if config.localising_weight > 0:
+                control = control_attention(backbone.denoiser)
+                maps = asked.enter_context(control.capture(groups, sides=config.loss_sides or None))
+            if not batch.shown.all():
+                self.reweight(asked, groups[:, 1] > 0, spatial_weights(batch.masks, batch.shown, ~batch.shown))
+            asked.enter_context(fast(batch.latents.device, batch.latents.shape[-1]) if reduced else nullcontext())
             predicted = self.predict(noised, batch.times, encoded.states, batch.images).float()
+        seen = AttentionMaps([(name, part[batch.shown]) for name, part in maps.layers])
         zero = predicted.new_zeros(())
         return Terms(
             self._noise(batch, predicted),
-            zero if maps is None else localising_loss(maps, batch.masks, config.localising),
+            localising_loss(seen, batch.masks[batch.shown], config.localising)
+            if config.localising_weight > 0
+            else zero,
             self._contrast(generator) if config.contrast_weight > 0 else zero,
         )
+
+    def attention(self, batch: Batch, side: int) -> Tensor:
+        """What the U-Net's layers of `side` pay to each example's anomaly token, [B, 1, side, side]."""
+        encoded = self.encode(batch.templates, [[number] for number in batch.defects.tolist()])
+        groups = token_groups(encoded, [[_slot(number)] for number in batch.defects.tolist()])
+        noised = add_noise(batch.latents, batch.noise, self.backbone.schedule[batch.times.cpu()])
+        with control_attention(self.backbone.denoiser).capture(groups, sides={side}) as maps:
+            self.predict(noised, batch.times, encoded.states, batch.images)
+        return maps.mean(side)
+
+    def reweight(self, asked: ExitStack, tokens: Tensor, weights: Callable[[int], Tensor]) -> None:
+        """Until `asked` ends, weigh the attention to tokens (bool [B, T]) in the U-Net and in the control branch, which
+        reads the same text; arguments as in `AttentionControl.reweight`."""
+        for network in (self.backbone.denoiser, self.control.net):
+            asked.enter_context(control_attention(network).reweight(tokens, weights))
 
     def loss(self, batch: Batch, generator: torch.Generator, reduced: bool = False) -> Tensor:
         """L = L_noise + γ·L_localising + β·L_contrast (eq. 8); arguments as in `terms`."""

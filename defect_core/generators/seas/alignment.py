@@ -1,4 +1,4 @@
-"""SeaS' decoupled alignment (DA) loss, and how far attention agrees with the masks.
+"""SeaS' decoupled alignment (DA) loss.
 
 Source: Dai et al., "SeaS: Few-shot Industrial Anomaly Image Generation with Separation and Sharing Fine-tuning",
 eq. 3; the `compat` form is what the public code computes instead. Maps and masks go by side: {32: [B, 1, 32, 32], …}.
@@ -82,22 +82,6 @@ def alignment_terms(maps: SideMaps, masks: Mapping[int, Tensor], form: Form) -> 
         squares = torch.where(inside, _stretch(normal) ** 2, 0.0)
         second.append(squares.sum() / inside.sum().clamp(min=1))
     return torch.stack(first).sum(), torch.stack(second).sum()
-
-
-def agreement(maps: Tensor, masks: Tensor) -> Tensor:
-    """IoU of each mask with the map's strongest places, as many as the mask has; [B], NaN for an empty mask.
-
-    A ranking, not a threshold: it asks where the attention goes, not how much of it there is.
-
-    Args:
-        maps, masks: [B, 1, s, s].
-    """
-    scores = []
-    for values, wanted in zip(maps.detach().flatten(1), masks.flatten(1) > 0.5, strict=True):
-        chosen = torch.zeros_like(wanted)
-        chosen[values.topk(int(wanted.sum())).indices] = True
-        scores.append((chosen & wanted).sum() / (chosen | wanted).sum())
-    return torch.stack(scores)
 
 
 def aligned_sides(latent_size: int, present: Sequence[int]) -> list[int]:

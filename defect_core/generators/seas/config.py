@@ -25,6 +25,8 @@ class Config(GeneratorConfig):
         normal_word, anomaly_word: what the learned words begin as ("object" and "defect" in the public code).
         noise_weighting: `noise` is the plain squared error of the noise (paper); `velocity` weighs it by 1 / alpha_bar*
             as the embedded backbone was trained: without it few steps teach little about the layout.
+        balance: `image` weighs the noise loss of all places of a defect image alike (paper), `equal` gives the mask and
+            the rest the same weight however small the defect*.
         alignment: `paper` is eq. 3; `compat` what the public code computes (see `alignment.py`), the default, for the
             printed form did not find the defects in our few trials.
         alignment_weight: of the DA loss (1).
@@ -55,8 +57,8 @@ class Config(GeneratorConfig):
         defect_prompt, normal_prompt: the unbalanced prompt and its normal half; the slots are learned words.
     """
 
-    steps: int = Field(350, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
+    steps: int = Field(700, ge=1)
+    learning_rate: float = Field(4e-4, gt=0)
     token_learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     batch_size: int = Field(4, ge=1)
@@ -64,12 +66,13 @@ class Config(GeneratorConfig):
     normal_word: str = "object"
     anomaly_word: str = "defect"
     noise_weighting: Literal["noise", "velocity"] = "velocity"
+    balance: Literal["image", "equal"] = "equal"
     alignment: Literal["paper", "compat"] = "compat"
     alignment_weight: float = Field(2.0, ge=0)
     canvas: Literal["whole", "local"] = "local"
     context: float = Field(2.5, ge=1)
     min_side: int = Field(48, ge=8)
-    variants: int = Field(12, ge=1)
+    variants: int = Field(24, ge=1)
     normals: int = Field(60, ge=1)
     augmentation: Literal["rotate_flip", "full", "none"] = "rotate_flip"
     mask_steps: int = Field(150, ge=1)

@@ -11,7 +11,7 @@ from defect_core.backbones import Backbone
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import AttentionControl
 from defect_core.diffusion.ddim import add_noise
-from defect_core.diffusion.losses import noise_loss
+from defect_core.diffusion.losses import noise_loss, resize_mask
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
 from defect_core.generators.seas.alignment import SideMaps, alignment_terms, encoder_maps, mask_pyramid
 from defect_core.generators.seas.config import Config
@@ -118,7 +118,10 @@ def finetune_loss(
     levels = backbone.schedule[batch.times]
     latents, noise = on_device(backbone, batch.latents), on_device(backbone, batch.noise)
     softmax = "tokens" if config.alignment == "paper" else "pixels"
-    with fast(backbone.device), control.capture(token_groups(prompts), softmax, sides) as captured:
+    with (
+        fast(backbone.device, backbone.latent_size),
+        control.capture(token_groups(prompts), softmax, sides) as captured,
+    ):
         noised, times = add_noise(latents, noise, levels), on_device(backbone, batch.times)
         predicted = backbone.denoiser(noised, times, prompts.states).sample
     maps = encoder_maps(captured.layers, count)
@@ -130,9 +133,17 @@ def finetune_loss(
     weight = on_device(backbone, weight)[:, None, None, None]
     noise, predicted = weight * noise, weight * predicted.float()
     return Parts(
-        noise_loss(noise[:count], predicted[:count]),
+        _defect_noise(noise[:count], predicted[:count], batch.masks, config),
         config.alignment_weight * aligned,
         noise_loss(noise[count:], predicted[count:]),
         maps,
         masks,
     )
+
+
+def _defect_noise(noise: Tensor, predicted: Tensor, masks: Tensor, config: Config) -> Tensor:
+    """The first term of eq. 4: the mean over the image, or the mean of the means inside and outside the mask."""
+    if config.balance == "image":
+        return noise_loss(noise, predicted)
+    inside = resize_mask(masks, noise.shape[-1], "max").to(noise)
+    return sum(noise_loss(noise, predicted, part, "masked_mean") for part in (inside, 1 - inside)) / 2

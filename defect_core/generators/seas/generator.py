@@ -18,6 +18,7 @@ from defect_core.data.augment import AugmentOptions
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import check_text_width, control_attention
 from defect_core.diffusion.ddim import add_noise
+from defect_core.diffusion.losses import agreement
 from defect_core.diffusion.mask_rules import strongest, threshold
 from defect_core.diffusion.tokens import ConceptTokens
 from defect_core.errors import InputError
@@ -34,7 +35,7 @@ from defect_core.generators.base import (
 from defect_core.generators.canvas import Window, bring_back, choose_window, show_image
 from defect_core.generators.composite import composite
 from defect_core.generators.registry import GeneratorConfig
-from defect_core.generators.seas.alignment import agreement, aligned_sides
+from defect_core.generators.seas.alignment import aligned_sides
 from defect_core.generators.seas.config import PROMISES, Config
 from defect_core.generators.seas.drawing import clean_latents, draw
 from defect_core.generators.seas.finetune import Batch, Parts, Words, finetune_loss
@@ -217,7 +218,7 @@ class Seas(Generator):
         round_to_half(self.branch)
 
     def _measure(self, views: "_Views", sides: Sequence[int], seed: int) -> float:
-        """How well the anomaly tokens' attention finds the defects: mean IoU (`alignment.agreement`), fixed noise."""
+        """How well the anomaly tokens' attention finds the defects: mean IoU (`agreement`), fixed noise."""
         total = 0.0
         with torch.no_grad():
             for share in _CHECK_TIMES:
