@@ -6,13 +6,16 @@ READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint dev bench slow setup
+.PHONY: demo test browser lint dev bench slow setup extras
 
 demo: $(READY)  ## run the main job on the demo products; then open report/index.html
 	$(BIN)/defectory demo
 
 test: $(READY)  ## the quick suite
 	$(BIN)/python -m pytest
+
+browser: $(READY)  ## the UI and the report in a real browser; needs chromium
+	$(BIN)/python -m pytest -m browser
 
 slow: $(READY)  ## the proofs that need minutes and memory
 	$(BIN)/python -m pytest -m slow
@@ -30,6 +33,9 @@ bench: $(READY)
 
 setup: $(READY)
 
+extras: $(READY)  ## what the tests of Ray, S3 and Kubernetes need besides
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[ray,s3,k8s]' 'moto[server]>=5'
+
 # uv installs the locked set in seconds; it goes into the environment itself, so a system Python that
 # refuses pip is no obstacle. An existing uv is used to make the environment where `venv` has no pip.
 $(READY): requirements.lock pyproject.toml
@@ -38,6 +44,6 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { command -v uv >/dev/null && uv venv --seed --clear $(VENV); } || \
 	  { echo "make: $(PYTHON) has no venv module; install it (Debian: python3-venv) or uv" >&2; exit 2; }
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@

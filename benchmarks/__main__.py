@@ -100,12 +100,27 @@ def comparison_time() -> float:
     return compare_time()
 
 
+def grid_time(name: str) -> Callable[[], float]:
+    """One of the times on that grid; all on their own: `python -m benchmarks.grid`."""
+
+    def measure() -> float:
+        from benchmarks.grid import measured
+
+        return measured()[name]
+
+    return measure
+
+
 MEASUREMENTS: list[tuple[str, Callable[[], float | None], str]] = [
     ("defectory --help", help_time, "1 s"),
     ("import pipelines.definitions, without torch", definitions_time, "4 s"),
     ("second dvc repro of the demo, nothing run", second_repro_time, "10 s"),
     ("one pair of disentangled-inversion, 25 + 25 steps, 128 px", sampling_time, "0.35 s"),
     ("defectory compare, 15 products x 7 arms", comparison_time, "3 s"),
+    ("dvc repro of that grid, nothing stale", grid_time("dvc repro"), "25 s"),
+    ("the nightly run's decision on that grid", grid_time("nightly's decision"), "15 s"),
+    ("make dev on that grid until the UI knows its assets", grid_time("UI answers"), "20 s"),
+    ("Dagster's and DVC's share of a stage there", grid_time("share of a stage"), "4 s"),
     ("one step of the segmenter, 8 images of 128 px", segmenter_step_time, "-"),
 ]
 

@@ -46,7 +46,7 @@ def init(
 @app.command("add-product")
 def add_product(
     name: str,
-    path: Annotated[str, typer.Argument(help="Folder with the images, or `demo` for a built-in product.")],
+    path: Annotated[str, typer.Argument(help="Folder or URL with the images, or `demo` for a built-in product.")],
     layout: Annotated[str, typer.Option(help="auto, mvtec, visa, loco, mvtec3d, folder or demo.")] = "auto",
     option: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -71,16 +71,20 @@ def add_product(
 def sync(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail when something is out of date.")] = False,
 ) -> None:
-    """Render dvc.yaml again after params.yaml gained or lost a product, generator or arm."""
+    """Render dvc.yaml again after params.yaml gained or lost a product, generator or arm; look at remote sources."""
     from defect_core import dvcfile
     from defect_core.project import Project
+    from defect_core.sources import record_sources
 
     project = Project.find()
     if check:
         if project.path("dvc.yaml").read_text(encoding="utf-8") != dvcfile.render(project):
             raise InputError("dvc.yaml: out of date with params.yaml and the stage table; run `defectory sync`")
         return
+    unread = record_sources(project)
     changed = dvcfile.sync(project)
+    for product, why in unread.items():
+        raise InputError(f"params.yaml: sources.{product}.path: {why}")
     print(", ".join(changed) + " written" if changed else "up to date")
 
 
@@ -130,7 +134,8 @@ def stage(name: str, product: Axis = None, generator: Axis = None, arm: Axis = N
 def leaderboard(as_json: Json = False) -> None:
     """Print the last leaderboard."""
     from defect_core.project import Project
-    from defect_core.report.table import print_leaderboard, read_leaderboard
+    from defect_core.report.leaderboard import read_leaderboard
+    from defect_core.report.table import print_leaderboard
 
     board = read_leaderboard(Project.find())
     print(json.dumps(board, indent=2)) if as_json else print_leaderboard(board)

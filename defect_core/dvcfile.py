@@ -12,10 +12,11 @@ from pathlib import Path
 
 from defect_core.errors import InputError
 from defect_core.project import Project, write_json
-from defect_core.stages import STAGES, Instance, Stage, code_root, instances
+from defect_core.stage_table import STAGES, Stage
+from defect_core.stages import Instance, code_root, instances
 
 HEADER = """\
-# Written by `defectory sync` from params.yaml and the stage table in defect_core/stages.py; do not edit.
+# Written by `defectory sync` from params.yaml and the stage table in defect_core/stage_table.py; do not edit.
 # One block per stage, one line per product, generator or arm it runs for. `dvc repro` runs what is stale.
 """
 CODE_FILE = "code.json"
@@ -36,9 +37,13 @@ def sync(project: Project) -> list[str]:
         os.replace(fresh, target)
         changed.append("dvc.yaml")
     if not _code_inside(project):
-        digests = {
-            instance.address: code_digest(instance) for stage in STAGES for instance in instances(stage, project.params)
-        }
+        known: dict[tuple[str, ...], str] = {}  # instances that share their code share its digest
+        digests = {}
+        for stage in STAGES:
+            for instance in instances(stage, project.params):
+                code = tuple(instance.code)
+                known[code] = known.get(code) or code_digest(instance)
+                digests[instance.address] = known[code]
         path = project.path(CODE_FILE)
         if not path.is_file() or json.loads(path.read_text()) != digests:
             write_json(path, digests)
@@ -53,7 +58,7 @@ def render(project: Project) -> str:
     lines = [HEADER + "stages:"]
     for stage in STAGES:
         lines += _render_stage(stage, list(instances(stage, project.params)), project)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _render_plots(project)) + "\n"
 
 
 def code_digest(instance: Instance) -> str:
@@ -71,6 +76,7 @@ def code_digest(instance: Instance) -> str:
 def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list[str]:
     if not cells:
         return []
+    stage = cells[0].stage  # its inputs are those of this project
     lines = [f"  # {stage.about}", f"  {stage.name}:"]
     indent = "    "
     if stage.grid:
@@ -107,6 +113,15 @@ def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list
         lines.append(f"{indent}metrics:")
         options = "cache: false, persist: true" if stage.persist else "cache: false"
         lines += [f"{indent}- {_quote(_item(path))}: {{{options}}}" for path in stage.metrics]
+    return lines
+
+
+def _render_plots(project: Project) -> list[str]:
+    """What `dvc plots show` and `dvc plots diff` draw: the pixel AP of every arm, a picture for each product."""
+    lines = ["", "plots:"]
+    for product in project.params.products:
+        lines += [f"- {_quote(f'pixel AP of {product}')}:", "    template: scatter", "    x: seed", "    y:"]
+        lines += [f"      {_quote(f'metrics/segment/{product}/{arm}.json')}: pixel_ap" for arm in project.params.arms]
     return lines
 
 

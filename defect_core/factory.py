@@ -4,35 +4,62 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from defect_core import dvcfile
+from defect_core.arms import BASELINE_ARM
 from defect_core.errors import InputError
-from defect_core.params import BASELINE_ARM
-from defect_core.project import Project
-from defect_core.stages import STAGES, find_instance, instances, run_stage
+from defect_core.project import Project, write_json
+from defect_core.sources import record_sources
+from defect_core.stage_table import STAGES
+from defect_core.stages import Instance, do_here, find_instance, instances, run_stage
 
-TIMES_FILE = "times.json"
+COSTS = "costs"
 ERROR_FILE = "error.txt"
+RUNNERS = ("local", "ray", "kubernetes")
 
 
 def run_one(project: Project, name: str, **axes: str | None) -> None:
-    """Do one instance's work; the time it took is kept for the summary of `run_all`.
+    """Do one instance's work; what it cost is kept, outside what is tracked: see `read_cost`.
 
     A user's mistake is kept too: DVC hides a child's exit status, and `run_all` must pass it on.
     """
     instance = find_instance(name, project.params, **axes)
     try:
-        seconds = run_stage(project, instance)
+        seconds = run_stage(project, instance, chosen_runner())
     except InputError as error:
         project.state.mkdir(exist_ok=True)
         (project.state / ERROR_FILE).write_text(str(error))
         raise
-    times = _read_times(project)
-    times[instance.address] = round(seconds, 1)
-    project.state.mkdir(exist_ok=True)
-    (project.state / TIMES_FILE).write_text(json.dumps(times))
+    # a file for each instance: two of them may end at the same moment
+    write_json(_cost_file(project, instance.address), {"seconds": round(seconds, 1), "device": _device()})
     print(f"{instance.address}: done in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def read_cost(project: Project, address: str) -> dict[str, Any] | None:
+    """`seconds` and `device` of the last time an instance's work was done on this machine; None where it never was."""
+    path = _cost_file(project, address)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def chosen_runner() -> Callable[[Project, Instance], None]:
+    """Who does a stage's work, by DEFECTORY_RUNNER: `local`, this process; `ray`, the cluster that RAY_ADDRESS names;
+    `kubernetes`, this process too, for Dagster has given it a pod of its own.
+
+    Raises:
+        InputError: another name.
+    """
+    name = os.environ.get("DEFECTORY_RUNNER") or "local"
+    if name not in RUNNERS:
+        raise InputError(f"DEFECTORY_RUNNER: {name!r} is unknown; expected one of {', '.join(RUNNERS)}")
+    if name != "ray":
+        return do_here
+    from defect_core.cluster import do_on_cluster
+
+    return do_on_cluster
 
 
 def run_all(project: Project, products: list[str], generators: list[str]) -> int:
@@ -44,10 +71,10 @@ def run_all(project: Project, products: list[str], generators: list[str]) -> int
     _check_sources(project)
     dvcfile.sync(project)
     targets = _targets(project, products, generators)
-    for name in (TIMES_FILE, ERROR_FILE):
-        (project.state / name).unlink(missing_ok=True)
+    (project.state / ERROR_FILE).unlink(missing_ok=True)
+    start = time.time_ns()
     status = dvc(project, "repro", *targets)
-    _print_times(project)
+    _print_times(project, start)
     error = project.state / ERROR_FILE
     if error.is_file():
         print(f"defectory: {error.read_text()}", file=sys.stderr)
@@ -57,7 +84,8 @@ def run_all(project: Project, products: list[str], generators: list[str]) -> int
     if targets:  # the leaderboard is over everything, so a part of the graph leaves it as it was
         print("Up to date; `defectory run` without options brings the leaderboard and the report up to date too.")
         return 0
-    from defect_core.report.table import print_leaderboard, read_leaderboard
+    from defect_core.report.leaderboard import read_leaderboard
+    from defect_core.report.table import print_leaderboard
 
     print_leaderboard(read_leaderboard(project))
     report = project.path("report/index.html")
@@ -86,6 +114,8 @@ def _check_sources(project: Project) -> None:
             raise InputError(
                 f"params.yaml: sources.{product}.path: {given} does not exist; expected a folder of images"
             )
+    for product, why in record_sources(project).items():
+        raise InputError(f"params.yaml: sources.{product}.path: {why}")
 
 
 def _targets(project: Project, products: list[str], generators: list[str]) -> list[str]:
@@ -99,23 +129,34 @@ def _targets(project: Project, products: list[str], generators: list[str]) -> li
     wanted = []
     for stage in STAGES:
         for cell in instances(stage, params):
-            drawn_by = cell.fields.get("generator") or cell.fields.get("arm")
+            arm = params.arm(cell.fields["arm"]).base if "arm" in cell.fields else None
+            drawn_by = cell.fields.get("generator") or arm
             asked = not products or cell.fields.get("product") in products
             if stage.grid and asked and (not generators or drawn_by in (*generators, BASELINE_ARM)):
                 wanted.append(cell.address)
     return wanted
 
 
-def _read_times(project: Project) -> dict[str, float]:
-    path = project.state / TIMES_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _cost_file(project: Project, address: str) -> Path:
+    return project.state / COSTS / f"{address}.json"
 
 
-def _print_times(project: Project) -> None:
-    times = _read_times(project)
-    if not times:
+def _device() -> str:
+    """What the work ran on: an accelerator's name, or `cpu`."""
+    torch = sys.modules.get("torch")  # work that did not load it ran on no accelerator
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    return "cpu"
+
+
+def _print_times(project: Project, since: int) -> None:
+    """The times of what was run since then, in nanoseconds of the clock."""
+    files = [path for path in (project.state / COSTS).glob("*.json") if path.stat().st_mtime_ns >= since]
+    if not files:
         print("Nothing was stale.")
         return
+    files.sort(key=lambda path: path.stat().st_mtime_ns)
+    times = {path.stem: json.loads(path.read_text())["seconds"] for path in files}
     print("\nTime of each stage:")
     for address, seconds in times.items():
         print(f"  {address:50} {seconds:7.1f} s")

@@ -4,18 +4,41 @@ Every mistake in the file is an `InputError` of one line that names the field an
 Nothing here imports torch: Dagster and the command line read the parameters at start-up.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from defect_core.arms import BASELINE_ARM, Arm, parse_arm
 from defect_core.data.records import check_name
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_config, generator_names, generator_promises
 
-BASELINE_ARM = "real_only"
-MIX_ARM = "mix"
+POOLED = "pooled"
+
+
+def _share(value: Any) -> float | str:
+    """A part from 0 to 1, or `pooled`."""
+    if value == POOLED:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(f"expected a number from 0 to 1, or {POOLED}")
+
+
+def _count(value: Any) -> int | str:
+    """A number of pairs, or a multiple such as `2x`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?x", value) and float(value[:-1]) > 0:
+        return value
+    raise ValueError("expected a number of at least 1, or a multiple of the real count such as 2x")
+
+
+Share = Annotated[float | str, BeforeValidator(_share)]
+Count = Annotated[int | str, BeforeValidator(_count)]
 
 
 class Strict(BaseModel):
@@ -27,14 +50,27 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where a product's real images come from.
 
-    `layout: demo` needs no path; `options` are those of the layout (see `defect_core.data.layouts`); `empty_masks`
-    says what to do with a defect image whose mask is empty.
+    `path` is a folder, relative to the project, or a URL that fsspec reads. `layout: demo` needs no path; `options` are
+    those of the layout (see `defect_core.data.layouts`); `empty_masks` says what to do with a defect image whose mask
+    is empty.
     """
 
     path: str | None = None
     layout: str = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
     empty_masks: Literal["error", "leave_out"] = "error"
+
+    def tracked(self, product: str) -> str:
+        """What `ingest` depends on: see `source_input`."""
+        return source_input(product, self.path)
+
+
+def source_input(product: str, path: str | None) -> str:
+    """The file or folder that stands for a source: the folder itself; for a URL, what is on record of it; for a demo
+    product, which comes from no file, one that never changes."""
+    if path is not None and "://" in path:
+        return f"data/source/{product}.json"
+    return path or "data/README.md"
 
 
 class Ingest(Strict):
@@ -73,13 +109,14 @@ class Adapt(Strict):
 class Synthesize(Strict):
     """How many pairs are made per defect, and which of them are good enough.
 
+    `per_defect` is a number, or `2x` and the like: a multiple of the real training images of the defect.
     `max_draws` bounds the requests per accepted pair; `min_change` is the least mean absolute change inside
     the mask, in grey levels of 255, that still counts as a defect, `max_change_outside` the most outside it. At least
     `min_on_product` of a mask lies on the product; `min_distance` keeps copies of training examples out (see
     `defect_core.inspection.Likeness`; 0 lets all in).
     """
 
-    per_defect: int = Field(48, ge=1)
+    per_defect: Count = 48
     batch_size: int = Field(16, ge=1)
     max_draws: float = Field(2.0, ge=1)
     min_change: float = Field(2.0, ge=0)
@@ -87,6 +124,18 @@ class Synthesize(Strict):
     max_change_outside: float | None = Field(None, ge=0)
     min_on_product: float = Field(0.25, ge=0, le=1)
     min_distance: float = Field(0.0, ge=0)
+
+    def wanted(self, real: int) -> int:
+        """Accepted pairs wanted of a defect with so many real training images; at least 1."""
+        if isinstance(self.per_defect, int):
+            return self.per_defect
+        return max(1, round(float(self.per_defect[:-1]) * real))
+
+
+class Normals(Strict):
+    """Defect-free images, drawn by the generators that can; a project without this section draws none."""
+
+    count: int = Field(64, ge=2)
 
 
 class Score(Strict):
@@ -101,6 +150,8 @@ class Segment(Strict):
     `validation_fraction` of the real training defects is held out for a curve and for a second result, the best model
     on them. None by default: the generators have seen those images, so holding them out would handicap `real_only`
     alone. `encoder_weights: imagenet` lets the library fetch weights for other encoders than the embedded one.
+    `synthetic_fraction: pooled` draws every defect image, real or synthetic, equally often. `image_score`: the highest
+    value of the score map averaged in a window (`max_of_mean`), or of the map itself (`max`).
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -112,8 +163,57 @@ class Segment(Strict):
     encoder: str = "tu-tf_efficientnet_lite0"
     encoder_weights: Literal["embedded", "imagenet", "none"] = "embedded"
     frozen_stages: int = Field(3, ge=0)
-    synthetic_fraction: float = Field(0.5, ge=0, le=1)
+    synthetic_fraction: Share = 0.5
     validation_fraction: float = Field(0.0, ge=0, lt=1)
+    image_score: Literal["max_of_mean", "max"] = "max_of_mean"
+
+
+class SegmentUnified(Strict):
+    """One segmenter over all products, with the settings of `segment`; a project without this section trains none.
+
+    `steps`: of the one training; by default `segment.steps` for each product.
+    """
+
+    steps: int | None = Field(None, ge=1)
+
+
+class Classify(Strict):
+    """The second judge: a network that tells the defect types of a product apart; without this section there is none.
+
+    `weights` names a safetensors file in torchvision's layout, in the project or in DEFECTORY_WEIGHTS; None starts at
+    random. `view: crop` shows the square around the mask (also of test images, which then is a help no inspection
+    has), `image` the whole. The other settings are as in `segment`.
+    """
+
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    image_size: int = Field(128, ge=32)
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(8, ge=2)
+    learning_rate: float = Field(1e-4, gt=0)
+    architecture: Literal["resnet34", "resnet18", "mobilenet_v3_small"] = "resnet34"
+    weights: str | None = None
+    view: Literal["image", "crop"] = "image"
+    synthetic_fraction: Share = 0.5
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+
+
+class Detect(Strict):
+    """Detectors that learn from good images alone, by anomalib; a project without this section trains none.
+
+    Each is trained on the real good images, and, where the section `normals` stands, on them and each generator's good
+    images. Settings: see `defect_core.segmentation.config.DetectorConfig`.
+    """
+
+    models: tuple[Literal["patchcore", "draem"], ...] = Field(("patchcore",), min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    image_size: int = Field(128, ge=32, multiple_of=32)
+    backbone: str = "tf_efficientnet_lite0"
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((2, 3), min_length=1)
+    weights: str = "embedded"
+    coreset: float = Field(0.1, gt=0, le=1)
+    steps: int = Field(700, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    batch_size: int = Field(8, ge=2)
 
 
 class Release(Strict):
@@ -145,6 +245,7 @@ class Params(Strict):
     """All of params.yaml."""
 
     seed: int = Field(0, ge=0)
+    owners: tuple[str, ...] = ("team:inspection",)
     products: tuple[str, ...] = ()
     sources: dict[str, Source] = Field(default_factory=dict)
     generators: tuple[str, ...] = ("crop-paste", "disentangled-inversion")
@@ -158,8 +259,12 @@ class Params(Strict):
     synthesize: Synthesize = Field(default_factory=Synthesize)
     draws: dict[str, dict[str, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
     zero_shot: tuple[ZeroShot, ...] = ()
+    normals: Normals | None = None
     score: Score = Field(default_factory=Score)
     segment: Segment = Field(default_factory=Segment)
+    segment_unified: SegmentUnified | None = None
+    classify: Classify | None = None
+    detect: Detect | None = None
     release: Release | None = None
 
     def generator_settings(self, name: str, product: str | None = None) -> Any:
@@ -178,6 +283,10 @@ class Params(Strict):
         if not generator_promises(generator).zero_shot:
             return ()
         return tuple(wish for wish in self.zero_shot if wish.product == product)
+
+    def arm(self, name: str) -> Arm:
+        """What an arm trains on. Raises InputError for an unknown one."""
+        return parse_arm(name, self.generators)
 
     def draw(self, product: str, generator: str) -> int:
         """How often a set was asked for anew under a fresh seed (`defectory regenerate`)."""
@@ -216,10 +325,15 @@ def _first_error(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown key; see docs/params.md for the known ones"
     found = first.get("input")
+    if first["type"] == "value_error":
+        return f"{field}: {first['ctx']['error']}, found {found!r}"
     return f"{field}: {first['msg'][0].lower() + first['msg'][1:]}, found {found!r}"
 
 
 def _check(params: Params, file: str) -> None:
+    for owner in params.owners:
+        if not re.fullmatch(r"team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+", owner):
+            raise InputError(f"{file}: owners: {owner!r}; expected team:NAME or an e-mail address")
     for product in params.products:
         check_name(product, f"{file}: products")
         if product not in params.sources:
@@ -261,13 +375,15 @@ def _check(params: Params, file: str) -> None:
             raise InputError(f"{file}: zero_shot: {wish.product} lends to itself; expected another product in from")
     if params.zero_shot and not any(generator_promises(name).zero_shot for name in params.generators):
         raise InputError(f"{file}: zero_shot: no generator in generators can do this; expected one such as defectdiffu")
+    if params.normals is not None and not any(generator_promises(name).makes_normals for name in params.generators):
+        raise InputError(f"{file}: normals: no generator in generators draws normal images; expected one such as seas")
     if len({(wish.product, wish.defect) for wish in params.zero_shot}) < len(params.zero_shot):
         raise InputError(f"{file}: zero_shot: a defect is asked for twice on one product; expected each once")
     for arm in params.arms:
-        if arm not in (BASELINE_ARM, MIX_ARM, *params.generators):
-            raise InputError(
-                f"{file}: arms: unknown arm {arm!r}; expected {BASELINE_ARM}, {MIX_ARM} or one of generators"
-            )
+        try:
+            params.arm(arm)
+        except InputError as error:
+            raise InputError(f"{file}: arms: {error}") from None
     if params.release is not None:
         offered = [arm for arm in params.arms if arm != BASELINE_ARM]
         if not offered or BASELINE_ARM not in params.arms:

@@ -54,9 +54,9 @@ class Project:
         return self.root / relative
 
     def source_path(self, product: str) -> Path | None:
-        """Where a product's real images lie; None for the built-in demo products."""
+        """The folder where a product's real images lie; None for the built-in demo products and for a URL."""
         source = self.params.sources[product]
-        return None if source.path is None else Path(os.path.normpath(self.root / source.path))
+        return None if source.path is None or "://" in source.path else Path(os.path.normpath(self.root / source.path))
 
     @contextmanager
     def building(self, relative: str, key: dict[str, Any]) -> Iterator[Path]:

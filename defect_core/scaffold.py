@@ -17,6 +17,7 @@ from defect_core.data.records import check_name
 from defect_core.errors import InputError
 from defect_core.params import load_params
 from defect_core.project import PARAMS_FILE, Project
+from defect_core.sources import record_source
 
 PRESETS = ("demo", "laptop", "full")
 TEMPLATES = {
@@ -55,7 +56,7 @@ def add_product(
     """Check a product's images as `ingest` will, then add it to params.yaml and dvc.yaml.
 
     Args:
-        path: a folder, relative to the current one, or `demo`.
+        path: a folder, relative to the current one, a URL that fsspec reads, or `demo`.
         layout: `auto`, `demo` or one of the layouts.
         options: `KEY=VALUE` each, VALUE as JSON or else as text.
         empty_masks: `error`, `leave_out` or None for the default.
@@ -63,7 +64,7 @@ def add_product(
     Returns:
         `good`: number of good images; `defects`: number per defect; `notes`: what was left out.
     """
-    from defect_core.data.layouts import ingest
+    from defect_core.data.layouts import ingest, is_url, opened
     from defect_core.data.records import read_records
 
     check_name(name, "product")
@@ -72,7 +73,8 @@ def add_product(
         raise InputError(f"product {name!r} is already in {PARAMS_FILE}; choose another name or edit its source there")
     source: dict[str, Any] = {"layout": "demo"}
     if path != "demo" and layout != "demo":
-        source = {"path": Path(os.path.relpath(Path(path).resolve(), project.root)).as_posix(), "layout": layout}
+        here = path if is_url(path) else Path(os.path.relpath(Path(path).resolve(), project.root)).as_posix()
+        source = {"path": here, "layout": layout}
     if options:
         source["options"] = dict(_parse_option(option) for option in options)
     if empty_masks:
@@ -80,9 +82,14 @@ def add_product(
             raise InputError(f"--empty-masks: expected error or leave_out, found {empty_masks!r}")
         source["empty_masks"] = empty_masks
     project.state.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=project.state) as scratch:
+    given = source.get("path")
+    local = None if given is None else Path(os.path.normpath(project.root / given))
+    with (
+        tempfile.TemporaryDirectory(dir=project.state) as scratch,
+        opened(given, local, project.state) as folder,
+    ):
         found = ingest(
-            Path(os.path.normpath(project.root / source["path"])) if "path" in source else None,
+            folder,
             name,
             Path(scratch) / name,
             layout=source["layout"],
@@ -96,7 +103,9 @@ def add_product(
     for record in records:
         counts[record.defect] = counts.get(record.defect, 0) + 1
     _write_source(project, name, source)
-    dvcfile.sync(Project(project.root))
+    project = Project(project.root)
+    record_source(project, name)
+    dvcfile.sync(project)
     return {"good": counts.pop("good", 0), "defects": counts, "notes": _notes(found)}
 
 

@@ -5,7 +5,7 @@ shards, makes the same files. Rejected draws stay in the manifest with their rea
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from defect_core.inspection import Likeness, inspect_pair
 from defect_core.progress import track
 
 RECIPE_FILE = "recipe.json"
+# a defect and the number of a batch of it
+Batch = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Recipe:
     """What to make.
 
     Attributes:
-        per_defect: accepted pairs wanted per defect type.
+        per_defect: accepted pairs wanted of every defect type; or of each by name, where they differ.
         batch_size: requests answered at once.
         max_draws: bound on requests per wanted pair.
         min_change: least mean absolute change inside the mask, in grey levels of 255.
@@ -41,7 +43,7 @@ class Recipe:
     product: str
     generator: str
     base_seed: int
-    per_defect: int
+    per_defect: int | dict[str, int]
     batch_size: int
     max_draws: float
     min_change: float
@@ -50,6 +52,10 @@ class Recipe:
     max_change_outside: float | None = None
     min_on_product: float = 0.0
     min_distance: float = 0.0
+
+    def wanted(self, defect: str) -> int:
+        """Accepted pairs wanted of a defect type."""
+        return self.per_defect if isinstance(self.per_defect, int) else self.per_defect[defect]
 
 
 def synthesize(generator: Generator, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
@@ -65,15 +71,70 @@ def synthesize(generator: Generator, recipe: Recipe, examples: Sequence[Example]
     Raises:
         InputError: no good images to draw on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    normals = [example for example in examples if example.mask is None and example.product == recipe.product]
-    if not normals:
+    defects = defects_of(recipe, examples)
+    while batches := next_batches(recipe, defects, folder):
+        draw_batches(generator, recipe, examples, folder, batches)
+    gather(recipe, defects, folder)
+
+
+def defects_of(recipe: Recipe, examples: Sequence[Example]) -> list[str]:
+    """The defects that are drawn, in their order.
+
+    Raises:
+        InputError: no good images to draw on.
+    """
+    if not _normals(recipe, examples):
         raise InputError(f"product {recipe.product}: has no good training images to draw defects on")
-    defects = sorted({example.defect for example in examples if example.mask is not None})
+    return sorted({example.defect for example in examples if example.mask is not None})
+
+
+def next_batches(recipe: Recipe, defects: Sequence[str], folder: Path) -> list[Batch]:
+    """The batches that `folder` lacks and that are needed whatever they hold; none once all defects are done.
+
+    A batch that is not there yet counts as accepted whole. So those named here are the ones that one process draws
+    too, whoever draws them and in whatever order, and none is drawn for nothing.
+    """
+    found = []
+    for defect in defects:
+        accepted = 0
+        for number in range(-(-_budget(recipe, defect) // recipe.batch_size)):
+            if accepted >= recipe.wanted(defect):
+                break
+            rows = _read_batch(folder, (defect, number))
+            if rows is None:
+                found.append((defect, number))
+            accepted += recipe.batch_size if rows is None else sum(row.accepted for row in rows)
+    return found
+
+
+def draw_batches(
+    generator: Generator, recipe: Recipe, examples: Sequence[Example], folder: Path, batches: Sequence[Batch]
+) -> None:
+    """Draw batches into `folder`: accepted pairs as files, and a table per batch, which appears last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    normals = _normals(recipe, examples)
+    likenesses: dict[str, Likeness] = {}
+    for defect, number in track(batches, f"{recipe.generator} draws on {recipe.product}"):
+        sources = [example for example in examples if example.defect == defect]
+        if defect not in likenesses:
+            likenesses[defect] = Likeness.of(sources)
+        indices = batch_around(recipe, defect, number * recipe.batch_size)
+        made = _make_batch(generator, recipe, defect, indices, normals, sources, likenesses[defect], folder)
+        kept = folder / _batch_file((defect, number))
+        fresh = kept.with_suffix(".new")
+        fresh.write_text(json.dumps([asdict(row) for row in made]))
+        fresh.rename(kept)
+
+
+def gather(recipe: Recipe, defects: Sequence[str], folder: Path) -> None:
+    """Make the set of the batches that lie in `folder`: manifest, summary, recipe; what is beyond the wanted number
+    goes."""
     rows: list[ManifestRow] = []
     for defect in defects:
-        sources = [example for example in examples if example.defect == defect]
-        rows += _make_defect(generator, recipe, defect, normals, sources, folder)
+        drawn: list[ManifestRow] = []
+        for number in range(-(-_budget(recipe, defect) // recipe.batch_size)):
+            drawn += _read_batch(folder, (defect, number)) or []
+        rows += _drop_surplus(drawn, recipe.wanted(defect), folder)
     write_manifest(rows, folder / "manifest.parquet")
     _write_summary(rows, folder / "summary.json")
     (folder / RECIPE_FILE).write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True) + "\n")
@@ -112,39 +173,26 @@ def make_request(
     return request, normal.name
 
 
-def batch_around(recipe: Recipe, index: int) -> range:
-    """The indices drawn together with this one.
+def batch_around(recipe: Recipe, defect: str, index: int) -> range:
+    """The indices of a defect that are drawn together with this one.
 
     A sample's seed decides it up to the last bit of the arithmetic, and that one may depend on the size of the batch.
     """
     start = index - index % recipe.batch_size
-    return range(start, min(start + recipe.batch_size, _budget(recipe)))
+    return range(start, min(start + recipe.batch_size, _budget(recipe, defect)))
 
 
-def _make_defect(
-    generator: Generator,
-    recipe: Recipe,
-    defect: str,
-    normals: Sequence[Example],
-    sources: Sequence[Example],
-    folder: Path,
-) -> list[ManifestRow]:
-    rows: list[ManifestRow] = []
-    likeness = Likeness.of(sources)
-    batches = -(-_budget(recipe) // recipe.batch_size)
-    label = f"{recipe.generator} draws {defect} on {recipe.product}"
-    for batch in track(_until_enough(range(batches), rows, recipe.per_defect), label, total=_expected(recipe)):
-        kept = folder / f"batch-{defect}-{batch:05d}.json"
-        if kept.is_file():
-            rows += [ManifestRow(**row) for row in json.loads(kept.read_text())]
-            continue
-        indices = batch_around(recipe, batch * recipe.batch_size)
-        made = _make_batch(generator, recipe, defect, indices, normals, sources, likeness, folder)
-        fresh = kept.with_suffix(".new")
-        fresh.write_text(json.dumps([asdict(row) for row in made]))
-        fresh.rename(kept)
-        rows += made
-    return _drop_surplus(rows, recipe.per_defect, folder)
+def _normals(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.mask is None and example.product == recipe.product]
+
+
+def _batch_file(batch: Batch) -> str:
+    return f"batch-{batch[0]}-{batch[1]:05d}.json"
+
+
+def _read_batch(folder: Path, batch: Batch) -> list[ManifestRow] | None:
+    kept = folder / _batch_file(batch)
+    return [ManifestRow(**row) for row in json.loads(kept.read_text())] if kept.is_file() else None
 
 
 def _make_batch(
@@ -197,19 +245,8 @@ def _make_batch(
     return rows
 
 
-def _until_enough(batches: range, rows: list[ManifestRow], wanted: int) -> Iterator[int]:
-    for batch in batches:
-        if sum(row.accepted for row in rows) >= wanted:
-            return
-        yield batch
-
-
-def _budget(recipe: Recipe) -> int:
-    return int(np.ceil(recipe.per_defect * recipe.max_draws))
-
-
-def _expected(recipe: Recipe) -> int:
-    return -(-recipe.per_defect // recipe.batch_size)
+def _budget(recipe: Recipe, defect: str) -> int:
+    return int(np.ceil(recipe.wanted(defect) * recipe.max_draws))
 
 
 def _drop_surplus(rows: list[ManifestRow], wanted: int, folder: Path) -> list[ManifestRow]:

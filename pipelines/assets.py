@@ -1,22 +1,22 @@
 """One asset per row of the Stage table, made by one factory. DVC decides whether a stage must run; Dagster owns the
 order, the grid, the pools, the checks, what the UI shows, and the schedule."""
 
-import hashlib
 import time
 from typing import Any
 
 import dagster as dg
 
-from defect_core.dvcfile import code_digest
 from defect_core.errors import InputError
 from defect_core.lineage.lock import read_lock
 from defect_core.project import Project
-from defect_core.stages import Instance, Stage, active_stages, instances
+from defect_core.stage_table import Stage
+from defect_core.stages import Instance, active_stages
 from pipelines.checks import check_results, check_specs
-from pipelines.metadata import describe
+from pipelines.events import LOCK_TAG, facts, lock_tag
+from pipelines.kubernetes import step_tags
 from pipelines.partitions import dependency, instance_of, partitions_of
 from pipelines.runner import Log, Runner, RunnerError
-from pipelines.state import data_version
+from pipelines.state import code_version, data_version
 
 RUNNER = "runner"
 GROUPS = {
@@ -26,8 +26,12 @@ GROUPS = {
     "finetune": "generators",
     "finetune_catalogue": "generators",
     "synthesize": "synthetic",
+    "normals": "synthetic",
     "score": "evaluation",
     "segment": "evaluation",
+    "segment_unified": "evaluation",
+    "classify": "evaluation",
+    "detect": "evaluation",
     "release": "release",
     "leaderboard": "evaluation",
 }
@@ -47,12 +51,14 @@ def build_asset(stage: Stage, project: Project) -> dg.AssetsDefinition:
         name=stage.name,
         group_name=GROUPS.get(stage.name, "other"),
         description=stage.about,
+        owners=list(params.owners),
         kinds={"dvc"},
         pool=stage.pool,
+        op_tags=step_tags(stage.pool),
         code_version=code_version(stage, project),
         partitions_def=partitions_of(stage, params),
         deps=[dependency(stage, other, params) for other in active_stages(params) if other.name in stage.after],
-        check_specs=check_specs(stage),
+        check_specs=check_specs(stage, params),
         required_resource_keys={RUNNER},
     )
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
@@ -61,23 +67,26 @@ def build_asset(stage: Stage, project: Project) -> dg.AssetsDefinition:
         runner: Runner = getattr(context.resources, RUNNER)
         try:
             instance = instance_of(stage, key, current.params)
-            version, metadata = bring_up_to_date(current, instance, runner, context.log.info)
+            lock, metadata = bring_up_to_date(current, instance, runner, context.log.info)
         except (InputError, RunnerError, KeyError) as error:
             raise dg.Failure(description=str(error.args[0])) from None
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(version),
+            data_version=dg.DataVersion(data_version(instance, lock)),
             metadata=metadata,
+            tags={LOCK_TAG: lock_tag(instance, lock)},
             check_results=check_results(current, instance),
         )
 
     return asset
 
 
-def bring_up_to_date(project: Project, instance: Instance, runner: Runner, log: Log) -> tuple[str, dict[str, Any]]:
+def bring_up_to_date(
+    project: Project, instance: Instance, runner: Runner, log: Log
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Let the runner do what is stale of one instance.
 
     Returns:
-        The data version and the metadata of the result.
+        dvc.lock as it then is, and the metadata of the result; `changed` says whether the entry is another one.
 
     Raises:
         InputError: a file that the instance reads is missing.
@@ -95,17 +104,9 @@ def bring_up_to_date(project: Project, instance: Instance, runner: Runner, log: 
     runner.bring_up_to_date(instance, log)
     seconds = time.monotonic() - start
     lock = read_lock(project)
-    facts = {
-        "dvc": dg.MetadataValue.text(instance.address),
-        "files": dg.MetadataValue.text(", ".join(instance.outputs + instance.metrics)),
+    data_version(instance, lock)  # says what is wrong where DVC has no record of it
+    return lock, {
+        **facts(project, instance),
         "seconds": dg.MetadataValue.float(round(seconds, 1)),
         "changed": dg.MetadataValue.bool(lock.get(instance.address) != before),
     }
-    return data_version(instance, lock), {**describe(project, instance), **facts}
-
-
-def code_version(stage: Stage, project: Project) -> str:
-    """A digest over the code of all instances of a stage: the files that dvc.yaml lists."""
-    variants = {tuple(instance.code): instance for instance in instances(stage, project.params)}
-    digests = sorted(code_digest(instance) for instance in variants.values())
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]

@@ -3,14 +3,18 @@
 The project is the folder in DEFECTORY_PROJECT, else the one that the current folder lies in.
 """
 
+import os
+
 import dagster as dg
 
+from defect_core.errors import InputError
 from defect_core.project import Project
+from pipelines import kubernetes
 from pipelines.assets import RUNNER, build_assets
 from pipelines.jobs import asset_jobs, build_nightly, build_regenerate
-from pipelines.runner import LocalRunner
+from pipelines.runner import Runner, make_runner
 from pipelines.schedules import build_schedule
-from pipelines.sensors import build_sensor
+from pipelines.sensors import build_sensors
 
 
 def build_definitions(project: Project) -> dg.Definitions:
@@ -30,11 +34,36 @@ def build_definitions(project: Project) -> dg.Definitions:
         assets=build_assets(project),
         jobs=[nightly, build_regenerate(project), *asset_jobs(project.params)],
         schedules=[build_schedule(project, nightly)],
-        sensors=[build_sensor(project)],
-        resources={RUNNER: LocalRunner(project)},
-        # a step only waits for its child process, so a process of its own for each step buys nothing and costs seconds
-        executor=dg.in_process_executor,
+        sensors=build_sensors(project),
+        resources={RUNNER: runner_resource(project)},
+        executor=kubernetes.executor(),
     )
+
+
+def runner_resource(project: Project) -> dg.ResourceDefinition:
+    """Who does the work; what the environment says may be changed for one run in the launchpad."""
+
+    @dg.resource(
+        config_schema={
+            "name": dg.Field(
+                str,
+                default_value=os.environ.get("DEFECTORY_RUNNER") or "local",
+                description="local (a child process), ray, or kubernetes (a child process in the step's pod)",
+            ),
+            "address": dg.Field(
+                str, default_value=os.environ.get("RAY_ADDRESS", ""), description="ray: host:port of the cluster's head"
+            ),
+        },
+        description="Brings one stage instance up to date.",
+    )
+    def runner(context: dg.InitResourceContext) -> Runner:
+        config = context.resource_config
+        try:
+            return make_runner(project, config["name"], config["address"])
+        except InputError as error:
+            raise dg.Failure(description=str(error)) from None
+
+    return runner
 
 
 defs = build_definitions(Project.find())

@@ -4,14 +4,15 @@ import dagster as dg
 from pydantic import Field
 
 from defect_core.errors import InputError
-from defect_core.lineage.lock import read_lock
 from defect_core.params import Params
 from defect_core.project import Project
 from defect_core.scaffold import draw_anew
 from defect_core.stages import Instance, stage_named
 from pipelines.assets import RUNNER, bring_up_to_date
-from pipelines.checks import check_results, check_specs
-from pipelines.partitions import partition_key, partitions_of
+from pipelines.checks import check_specs
+from pipelines.events import Reporter, evaluations
+from pipelines.kubernetes import step_tags
+from pipelines.partitions import partitions_of
 from pipelines.runner import RunnerError
 from pipelines.state import all_instances, around, reads_from, stale_instances
 
@@ -41,7 +42,7 @@ def build_nightly(project: Project) -> dg.JobDefinition:
     """The job that asks DVC what is stale and does only that; what changed shows up as materialised partitions."""
     root = project.root
 
-    @dg.op(name="bring_up_to_date", required_resource_keys={RUNNER}, pool="gpu")
+    @dg.op(name="bring_up_to_date", required_resource_keys={RUNNER}, pool="gpu", tags=step_tags("gpu"))
     def nightly_op(context: dg.OpExecutionContext) -> None:
         current = Project(root)
         _do_all(context, current, stale_instances(current))
@@ -65,7 +66,7 @@ def build_regenerate(project: Project) -> dg.JobDefinition:
     reads them."""
     root = project.root
 
-    @dg.op(name="draw_anew", required_resource_keys={RUNNER}, pool="gpu")
+    @dg.op(name="draw_anew", required_resource_keys={RUNNER}, pool="gpu", tags=step_tags("gpu"))
     def regenerate_op(context: dg.OpExecutionContext, config: Fresh) -> None:
         try:
             addresses = draw_anew(Project(root), config.products, config.generators)
@@ -112,36 +113,20 @@ def _do_all(context: dg.OpExecutionContext, project: Project, stale: list[Instan
 def _do(context: dg.OpExecutionContext, project: Project, instance: Instance) -> str | None:
     """Bring one instance up to date and report what changed; why it failed, else None. One failure stops only
     what depends on it."""
-    before = read_lock(project).get(instance.address)
     runner = getattr(context.resources, RUNNER)
     try:
-        version, metadata = bring_up_to_date(project, instance, runner, context.log.info)
+        lock, metadata = bring_up_to_date(project, instance, runner, context.log.info)
     except (InputError, RunnerError, KeyError) as error:
         context.log.error(f"{instance.address}: {error.args[0]}")
         return str(error.args[0])
-    if read_lock(project).get(instance.address) == before:
+    if not metadata["changed"].value:
         return None
-    context.log_event(
-        dg.AssetMaterialization(
-            instance.stage.name,
-            partition=partition_key(instance),
-            metadata=metadata,
-            tags={"dagster/data_version": version},
-        )
-    )
-    blocking = {spec.name for spec in check_specs(instance.stage) if spec.blocking}
+    reporter = Reporter(project, context.instance, lock)
+    context.log_event(reporter.materialization(instance, metadata))
+    blocking = {spec.name for spec in check_specs(instance.stage, project.params) if spec.blocking}
     wrong = None
-    for result in check_results(project, instance):
-        context.instance.report_runless_asset_event(
-            dg.AssetCheckEvaluation(
-                check_name=result.check_name,
-                asset_key=dg.AssetKey(instance.stage.name),
-                passed=result.passed,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-            )
-        )
+    for result in evaluations(project, instance):
+        context.instance.report_runless_asset_event(result)
         if not result.passed and result.check_name in blocking:
             wrong = f"check {result.check_name} failed: {result.description}"
     return wrong

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from defect_core.factory import read_cost
 from defect_core.project import Project
 from defect_core.stages import Instance
 
@@ -28,6 +29,17 @@ def describe(project: Project, instance: Instance) -> Metadata:
     """Metadata of an instance that is up to date; stages without a description of their own have none."""
     reader = _READERS.get(instance.stage.name)
     return reader(project, instance) if reader else {}
+
+
+def cost(project: Project, instance: Instance) -> Metadata:
+    """What the last work on an instance cost on this machine; nothing where it was never done here."""
+    found = read_cost(project, instance.address)
+    if found is None:
+        return {}
+    return {
+        "work_seconds": dg.MetadataValue.float(float(found["seconds"])),
+        "device": dg.MetadataValue.text(found["device"]),
+    }
 
 
 def numeric_leaves(content: Any, prefix: str = "") -> dict[str, float]:
@@ -140,6 +152,52 @@ def _metrics(project: Project, instance: Instance) -> Metadata:
     return {"table": dg.MetadataValue.md(table), **metadata}
 
 
+def _segment(project: Project, instance: Instance) -> Metadata:
+    """The scores, how the first seed's training went, and what its score maps look like."""
+    metadata = _metrics(project, instance)
+    folder = project.path(instance.outputs[0])
+    path = folder / "curves.json"
+    points = json.loads(path.read_text(encoding="utf-8"))[0]["points"] if path.is_file() else []
+    losses = [float(point["loss"]) for point in points if point.get("loss") is not None]
+    if losses:
+        metadata["loss"] = picture(draw_curve(losses, int(points[-1]["step"])), "training loss, first seed")
+    path = folder / "maps.json"
+    maps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if maps and "product" in instance.fields:
+        metadata["score_maps"] = _map_sheet(project, instance, folder, sorted(maps.items())[:SHEET_COLUMNS])
+    return metadata
+
+
+def _map_sheet(project: Project, instance: Instance, folder: Path, shown: list[tuple[str, str]]) -> dg.MetadataValue:
+    """Test images with their true masks' outlines, and below them the score maps."""
+    from defect_core.data.records import load_image, load_mask, read_records
+    from defect_core.report.page import heat
+    from defect_core.report.sheets import contact_sheet
+
+    product = instance.fields["product"]
+    raw = project.path(f"data/raw/{product}")
+    masks = {record.image: record.mask for record in read_records(project.path(f"data/split/{product}.parquet"))}
+    known = [(file, name) for file, name in shown if masks.get(name)]
+    images = [load_image(raw / name) for _, name in known] + [heat(folder / file) for file, _ in known]
+    outlines = [load_mask(raw / str(masks[name])) for _, name in known] + [None] * len(known)
+    return picture(contact_sheet(images, outlines, columns=len(known)), "test images and score maps")
+
+
+def _adapt(project: Project, instance: Instance) -> Metadata:
+    points = json.loads((project.path(instance.outputs[0]) / "adaptation.json").read_text(encoding="utf-8"))
+    best = min(points, key=lambda point: point["held_out"])
+    metadata: Metadata = {
+        "best_step": dg.MetadataValue.int(best["step"]),
+        "held_out_loss": dg.MetadataValue.float(float(best["held_out"])),
+        "held_out_loss_before": dg.MetadataValue.float(float(points[0]["held_out"])),
+    }
+    for name in ("loss", "held_out"):
+        values = [float(point[name]) for point in points if point[name] is not None]
+        if values:
+            metadata[f"{name}_curve"] = picture(draw_curve(values, points[-1]["step"]), f"{name} over steps")
+    return metadata
+
+
 def _release(project: Project, instance: Instance) -> Metadata:
     content = json.loads(project.path(instance.metrics[0]).read_text(encoding="utf-8"))
     return {
@@ -172,18 +230,26 @@ def _leaderboard(project: Project, instance: Instance) -> Metadata:
 _READERS: dict[str, Callable[[Project, Instance], Metadata]] = {
     "ingest": _ingest,
     "split": _split,
+    "adapt": _adapt,
     "finetune": _finetune,
     "finetune_catalogue": _finetune,
     "synthesize": _synthesize,
+    "normals": _metrics,
     "score": _metrics,
-    "segment": _metrics,
+    "segment": _segment,
+    "segment_unified": _segment,
+    "classify": _segment,
+    "detect": _metrics,
     "release": _release,
     "leaderboard": _leaderboard,
 }
 
 
-def draw_curve(values: Sequence[float], width: int = 480, height: int = 200) -> Any:
-    """A line over the index of the values as uint8 [height, width, 3], with the range of both axes written."""
+def draw_curve(values: Sequence[float], last_step: int | None = None, width: int = 480, height: int = 200) -> Any:
+    """A line over the index of the values as uint8 [height, width, 3], with the range of both axes written.
+
+    `last_step`: the training step of the last value, where that is not their number.
+    """
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -198,7 +264,7 @@ def draw_curve(values: Sequence[float], width: int = 480, height: int = 200) -> 
     draw.line(points if len(points) > 1 else points * 2, fill=(192, 57, 43), width=2)
     for text, y in ((f"{high:.4g}", top), (f"{low:.4g}", height - bottom - 11)):
         draw.text((4, y), text, fill=(60, 60, 60))
-    draw.text((width - right - 70, height - 18), f"step {len(values)}", fill=(60, 60, 60))
+    draw.text((width - right - 70, height - 18), f"step {last_step or len(values)}", fill=(60, 60, 60))
     return np.asarray(image)
 
 

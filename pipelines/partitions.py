@@ -4,10 +4,12 @@ import warnings
 
 import dagster as dg
 
-from defect_core.params import BASELINE_ARM, MIX_ARM, Params
-from defect_core.stages import Instance, Stage, axis_values, instances
+from defect_core.params import Params
+from defect_core.stage_table import Stage
+from defect_core.stages import Instance, axis_values, instances
 
 SCOPE = "scope"
+CATALOGUE = "catalogue"
 
 
 def partitions_of(stage: Stage, params: Params) -> dg.PartitionsDefinition | None:
@@ -15,15 +17,15 @@ def partitions_of(stage: Stage, params: Params) -> dg.PartitionsDefinition | Non
 
     The keys are static: the grid lives in params.yaml, and so in git, not in Dagster's database.
 
-    A stage for generators of the catalogue has a second dimension of one value: Dagster maps a part of an axis onto the
-    whole only between partitions of several dimensions.
+    A stage over all products has a second dimension of one value: Dagster maps a part of an axis onto the whole only
+    between partitions of several dimensions.
     """
     axes = axis_values(stage, params)
     if not stage.grid:
         return None
-    if stage.scope == "catalogue":
+    if _over_products(stage):
         parts = {axis: dg.StaticPartitionsDefinition(axes[axis]) for axis in stage.grid}
-        return dg.MultiPartitionsDefinition({**parts, SCOPE: dg.StaticPartitionsDefinition([stage.scope])})
+        return dg.MultiPartitionsDefinition({**parts, SCOPE: dg.StaticPartitionsDefinition([CATALOGUE])})
     if len(stage.grid) == 1:
         return dg.StaticPartitionsDefinition(axes[stage.grid[0]])
     return dg.MultiPartitionsDefinition({axis: dg.StaticPartitionsDefinition(axes[axis]) for axis in stage.grid})
@@ -34,8 +36,8 @@ def partition_key(instance: Instance) -> str | None:
     cell = {axis: instance.fields[axis] for axis in instance.stage.grid}
     if not cell:
         return None
-    if instance.stage.scope == "catalogue":
-        cell[SCOPE] = instance.stage.scope
+    if _over_products(instance.stage):
+        cell[SCOPE] = CATALOGUE
     return next(iter(cell.values())) if len(cell) == 1 else dg.MultiPartitionKey(cell)
 
 
@@ -59,23 +61,21 @@ def dependency(stage: Stage, upstream: Stage, params: Params) -> dg.AssetDep:
     training that is for generators of its kind. (What a product lends to another one for `zero_shot` is left out: the
     training on the catalogue, which comes in between, needs all products.)
     """
-    if stage.scope == "catalogue":
+    if _over_products(stage) and not ("arm" in stage.grid and "generator" in upstream.grid):
         return dg.AssetDep(upstream.name, partition_mapping=dg.AllPartitionMapping())
     if "generator" in stage.grid and upstream.scope:
-        same = {generator: generator for generator in axis_values(upstream, params)["generator"]}
+        trained = axis_values(upstream, params)["generator"]
+        same = {generator: generator for generator in axis_values(stage, params)["generator"] if generator in trained}
         dimensions = {"generator": dg.DimensionPartitionMapping("generator", dg.StaticPartitionMapping(same))}
         if "product" in upstream.grid:
             dimensions["product"] = dg.DimensionPartitionMapping("product", dg.IdentityPartitionMapping())
         return dg.AssetDep(upstream.name, partition_mapping=_several(dimensions))
     if "arm" in stage.grid and "generator" in upstream.grid:
         arms_of = {generator: _arms_with(generator, params) for generator in params.generators}
-        mapping = _several(
-            {
-                "product": dg.DimensionPartitionMapping("product", dg.IdentityPartitionMapping()),
-                "generator": dg.DimensionPartitionMapping("arm", dg.StaticPartitionMapping(arms_of)),
-            }
-        )
-        return dg.AssetDep(upstream.name, partition_mapping=mapping)
+        dimensions = {"generator": dg.DimensionPartitionMapping("arm", dg.StaticPartitionMapping(arms_of))}
+        if "product" in stage.grid:
+            dimensions["product"] = dg.DimensionPartitionMapping("product", dg.IdentityPartitionMapping())
+        return dg.AssetDep(upstream.name, partition_mapping=_several(dimensions))
     return dg.AssetDep(upstream.name)
 
 
@@ -87,4 +87,9 @@ def _several(dimensions: dict[str, dg.DimensionPartitionMapping]) -> dg.MultiPar
 
 
 def _arms_with(generator: str, params: Params) -> list[str]:
-    return [arm for arm in params.arms if arm != BASELINE_ARM and arm in (generator, MIX_ARM)]
+    return [arm for arm in params.arms if generator in params.arm(arm).generators]
+
+
+def _over_products(stage: Stage) -> bool:
+    """Whether each instance of a stage is about all products together."""
+    return bool(stage.grid) and "product" not in stage.grid

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from defect_core import dvcfile
 from defect_core.errors import InputError
-from defect_core.factory import child_environment
+from defect_core.factory import RUNNERS, child_environment
 from defect_core.project import Project
+from defect_core.sources import record_source
 from defect_core.stages import Instance
 
 Log = Callable[[str], object]
@@ -47,18 +48,28 @@ class Runner(Protocol):
 class LocalRunner:
     """Runs `dvc repro --single-item` in a child process on this machine.
 
+    The child, and so whoever runs DVC by hand, learns from the environment who does the work: see
+    `defect_core.factory.chosen_runner`. DVC's own share stays on this machine.
+
     Args:
         project: where.
         tries: how often to try while another DVC process holds what this one needs.
         wait_s: seconds before the second try; each further wait is twice as long, at most a minute.
+        environment: variables of the child beside those of this process.
     """
 
-    def __init__(self, project: Project, tries: int = 5, wait_s: float = 4.0) -> None:
+    def __init__(
+        self, project: Project, tries: int = 5, wait_s: float = 4.0, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.project = project
+        self.environment = dict(environment or {})
         self.tries = tries
         self.wait_s = wait_s
 
     def bring_up_to_date(self, instance: Instance, log: Log) -> None:
+        if instance.stage.name == "ingest":
+            # DVC does not look into a bucket
+            record_source(self.project, instance.key)
         dvcfile.sync(self.project)
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", instance.address]
         for attempt in range(1, self.tries + 1):
@@ -77,7 +88,7 @@ class LocalRunner:
 
     def _run(self, command: list[str], log: Log) -> tuple[int, list[str]]:
         """Status and last lines of a child; both of its streams go to `log` as they come."""
-        environment = {**child_environment(self.project), "PYTHONUNBUFFERED": "1"}
+        environment = {**child_environment(self.project), **self.environment, "PYTHONUNBUFFERED": "1"}
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         child = subprocess.Popen(
             command, cwd=self.project.root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -96,6 +107,31 @@ class LocalRunner:
             raise
         finally:
             child.stdout.close()
+
+
+class RayRunner(LocalRunner):
+    """Runs DVC here, and the work as tasks of a Ray cluster: see `defect_core.cluster`.
+
+    Args:
+        project: where.
+        address: `host:port` of the cluster's head; "" for processes of this machine.
+    """
+
+    def __init__(self, project: Project, address: str = "") -> None:
+        super().__init__(project, environment={"DEFECTORY_RUNNER": "ray", "RAY_ADDRESS": address})
+
+
+def make_runner(project: Project, name: str, address: str = "") -> Runner:
+    """The runner of that name: one of `defect_core.factory.RUNNERS`. On Kubernetes a step has a pod of its own already.
+
+    Raises:
+        InputError: another name.
+    """
+    if name not in RUNNERS:
+        raise InputError(f"runner: {name!r} is unknown; expected one of {', '.join(RUNNERS)}")
+    return (
+        RayRunner(project, address) if name == "ray" else LocalRunner(project, environment={"DEFECTORY_RUNNER": name})
+    )
 
 
 def _stop_group(child: subprocess.Popen) -> None:

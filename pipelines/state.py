@@ -1,5 +1,6 @@
 """What DVC knows of a project: digests of outputs in dvc.lock, and which instances are stale."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,10 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from defect_core import dvcfile
+from defect_core.dvcfile import code_digest
 from defect_core.factory import child_environment
 from defect_core.lineage.lock import LOCK_FILE
 from defect_core.project import Project
-from defect_core.stages import STAGES, Instance, instances
+from defect_core.sources import record_sources
+from defect_core.stage_table import STAGES, Stage
+from defect_core.stages import Instance, instances
 
 
 def all_instances(project: Project) -> list[Instance]:
@@ -31,20 +35,23 @@ def data_version(instance: Instance, lock: dict[str, Any]) -> str:
     raise KeyError(f"{LOCK_FILE}: {instance.address} has no output {wanted}")
 
 
+def code_version(stage: Stage, project: Project) -> str:
+    """A digest over the code of all instances of a stage: the files that dvc.yaml lists."""
+    variants = {tuple(instance.code): instance for instance in instances(stage, project.params)}
+    digests = sorted(code_digest(instance) for instance in variants.values())
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
 def stale_instances(project: Project) -> list[Instance]:
     """What `dvc repro` would run or look at: the stale instances and all that depends on them, in order.
 
     Raises:
         RuntimeError: DVC could not tell; its last line.
     """
+    # a source that cannot be read counts as stale, so that the run says why, and does the rest
+    unread = [f"ingest@{product}" for product in record_sources(project)]
     dvcfile.sync(project)
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"],
-        cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"dvc status: {(done.stderr.strip().splitlines() or ['failed without a word'])[-1]}")
-    return with_dependants(set(json.loads(done.stdout or "{}")), all_instances(project))
+    return with_dependants([*_status(project), *unread], all_instances(project))
 
 
 def with_dependants(addresses: Iterable[str], ordered: list[Instance]) -> list[Instance]:
@@ -77,3 +84,14 @@ def reads_from(instance: Instance, other: Instance) -> bool:
 
 def _overlap(one: str, other: str) -> bool:
     return one == other or one.startswith(other + "/") or other.startswith(one + "/")
+
+
+def _status(project: Project) -> set[str]:
+    """The addresses that `dvc status` calls changed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"],
+        cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"dvc status: {(done.stderr.strip().splitlines() or ['failed without a word'])[-1]}")
+    return set(json.loads(done.stdout or "{}"))

@@ -11,7 +11,8 @@ from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
 from defect_core.generators.registry import weights_folder
 from defect_core.params import Params, load_params
-from defect_core.report.table import make_leaderboard, print_leaderboard
+from defect_core.report.leaderboard import make_leaderboard
+from defect_core.report.table import print_leaderboard
 from defect_core.stages import active_stages, find_instance, instances, stage_named
 from defect_core.steps import finetune_catalogue, score
 from defect_core.steps import synthesize as synthesize_step

@@ -22,6 +22,19 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"generators": ["paint"]}, "generators: generator 'paint' is unknown; expected one of "),
         ({"generators": ["crop-paste", "crop-paste"]}, "generators: a name stands twice"),
         ({"arms": ["real"]}, "arms: unknown arm 'real'; expected real_only"),
+        ({"arms": ["crop-paste-at-0"]}, "arms: unknown arm 'crop-paste-at-0'; expected"),
+        ({"arms": ["seas-at-50"]}, "arms: unknown arm 'seas-at-50'"),
+        ({"synthesize": {"per_defect": 0}}, "synthesize.per_defect: expected a number of at least 1, or a multiple"),
+        ({"synthesize": {"per_defect": "x2"}}, "multiple of the real count such as 2x, found 'x2'"),
+        ({"synthesize": {"per_defect": "0x"}}, "synthesize.per_defect: expected"),
+        ({"synthesize": {"per_defect": True}}, "synthesize.per_defect: expected"),
+        ({"segment": {"synthetic_fraction": 1.5}}, "segment.synthetic_fraction: expected a number from 0 to 1, or poo"),
+        ({"segment": {"synthetic_fraction": "all"}}, "segment.synthetic_fraction: expected a number from 0 to 1"),
+        ({"segment": {"image_score": "mean"}}, "segment.image_score"),
+        ({"segment_unified": {"steps": 0}}, "segment_unified.steps"),
+        ({"classify": {"seeds": []}}, "classify.seeds"),
+        ({"classify": {"architecture": "vit"}}, "classify.architecture: input should be 'resnet34'"),
+        ({"classify": {"view": "box"}}, "classify.view"),
         ({"finetune": {"crop-paste": {"steps": 3}}}, "finetune.crop-paste.steps: unknown key; expected one of feather"),
         ({"finetune": {"disentangled-inversion": {"steps": 0}}}, "finetune.disentangled-inversion.steps"),
         ({"overrides": {"b": {}}}, "overrides.b: no such product"),
@@ -77,3 +90,12 @@ def test_an_override_goes_before_the_settings_of_all_products(tmp_path):
     assert params.generator_settings("crop-paste", "a").feather == 4
     assert not params.generator_settings("crop-paste", "a").match_colour
     assert params.generator_settings("crop-paste", "b").feather == params.generator_settings("crop-paste").feather == 2
+
+
+def test_a_count_may_be_a_multiple_of_the_real_one(tmp_path):
+    path = tmp_path / "params.yaml"
+    wanted = {}
+    for given in (7, "2x", "0.5x"):
+        path.write_text(yaml.safe_dump({**GOOD, "synthesize": {"per_defect": given}}))
+        wanted[given] = [load_params(path).synthesize.wanted(real) for real in (1, 3, 10)]
+    assert wanted == {7: [7, 7, 7], "2x": [2, 6, 20], "0.5x": [1, 2, 5]}

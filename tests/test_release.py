@@ -150,7 +150,7 @@ def test_scores_of_another_protocol_are_not_compared_but_measured_again(project,
     project.path("params.yaml").write_text(PARAMS.replace("[0, 1]", "[0, 1], steps: 900"))
     asked = []
 
-    def measure(_, product, arm, folders):
+    def measure(_, product, arm, folders, fraction=None):
         asked.append([folder.relative_to(project.root).as_posix() for folder in folders])
         return _entry(0.90)
 

@@ -11,7 +11,8 @@ from defect_core.errors import InputError
 from defect_core.generators.registry import generator_names
 from defect_core.params import Params
 from defect_core.project import Project
-from defect_core.stages import STAGES, code_root, find_instance, instances
+from defect_core.stage_table import STAGES
+from defect_core.stages import code_root, find_instance, instances
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Modules that carry values and messages but decide no result; parameters are tracked by DVC itself.
@@ -21,6 +22,7 @@ CARRIERS = {
     "defect_core.params",
     "defect_core.progress",
     "defect_core.project",
+    "defect_core.stage_table",
     "defect_core.stages",
     "defect_core.steps",
     "defect_core.generators",
@@ -37,9 +39,11 @@ def params():
         sources={"a": {"path": "x"}, "b": {"layout": "demo"}},
         generators=("crop-paste", "defectdiffu", "disentangled-inversion"),
         zero_shot=({"product": "a", "defect": "dent", "from": "b"},),
-        arms=("real_only", "crop-paste", "mix"),
+        arms=("real_only", "crop-paste", "crop-paste-at-25", "mix"),
         adapt={},
         release={},
+        segment_unified={},
+        classify={},
     )
 
 
@@ -62,6 +66,26 @@ def test_every_input_is_written_by_a_stage_named_in_after_or_is_raw_material(par
                 assert near and near <= set(cell.stage.after), (cell.address, path, near)
 
 
+def test_optional_judges_leave_a_project_without_them_as_it_was(params):
+    plain = params.model_copy(update={"segment_unified": None, "classify": None})
+    for project in (plain, params):
+        cells = [cell for stage in STAGES for cell in instances(stage, project)]
+        judged = {cell.stage.name for cell in cells} & {"segment_unified", "classify"}
+        (board,) = (cell for cell in cells if cell.stage.name == "leaderboard")
+        extra = {"metrics/segment_unified", "metrics/classify"} & set(board.inputs)
+        assert len(judged) == len(extra) == (0 if project is plain else 2)
+    assert {c.address: c.inputs for s in STAGES for c in instances(s, plain) if s.name != "leaderboard"}.items() <= {
+        c.address: c.inputs for s in STAGES for c in instances(s, params)
+    }.items()
+
+
+def test_an_arm_of_a_sweep_reads_the_set_of_its_generator(params):
+    cell = find_instance("segment", params, product="a", arm="crop-paste-at-25", generator=None)
+    assert cell.inputs[-1] == "data/synthetic/a/crop-paste" and cell.outputs == ["data/segment/a/crop-paste-at-25"]
+    unified = find_instance("segment_unified", params, product=None, arm="crop-paste-at-25", generator=None)
+    assert unified.inputs[2:] == ["data/synthetic/a/crop-paste", "data/synthetic/b/crop-paste"]
+
+
 def _overlap(one, other):
     return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
 
@@ -81,6 +105,8 @@ def test_stages_stand_in_an_order_in_which_they_can_run():
             sources={"a": {"layout": "demo"}},
             generators=generator_names(),
             adapt={},
+            normals={},
+            detect={},
             release={},
         )
     ),

@@ -1,18 +1,20 @@
 """Bulk synthesis: counts, manifest, the filter, and a run that was killed."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from defect_core.data.manifest import read_manifest
-from defect_core.data.records import load_image, load_mask
+from defect_core.data.records import Record, load_image, load_mask, save_png, write_records
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
 from defect_core.generators.registry import generator_class, generator_config
 from defect_core.inspection import inspect_pair
-from defect_core.project import folder_digest
-from defect_core.synthesis import Recipe, draw_seed, synthesize
+from defect_core.project import Project, folder_digest
+from defect_core.steps.synthesize import read_order
+from defect_core.synthesis import Recipe, batch_around, draw_seed, synthesize
 
 RECIPE = Recipe(
     "plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4, model_digest="m"
@@ -57,6 +59,33 @@ def test_the_manifest_lists_exactly_the_accepted_files(generator, examples, tmp_
         assert names[row.source_mask].defect == row.defect
         assert row.change_outside == 0 and row.change_inside == row.quality > 2
         assert names[row.nearest_image].defect == row.defect and row.nearest_distance >= 0
+
+
+def test_each_defect_may_want_its_own_number(generator, examples, tmp_path):
+    recipe = dataclasses.replace(RECIPE, per_defect={"dent": 1, "stain": 5})
+    synthesize(generator, recipe, examples, tmp_path / "out")
+    rows = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert {d: sum(r.accepted for r in rows if r.defect == d) for d in ("dent", "stain")} == {"dent": 1, "stain": 5}
+    assert Recipe(**json.loads((tmp_path / "out" / "recipe.json").read_text())) == recipe
+    assert [len(batch_around(recipe, defect, 0)) for defect in ("dent", "stain")] == [2, 2]
+    assert list(batch_around(recipe, "stain", 9)) == [8, 9] and list(batch_around(recipe, "dent", 1)) == [0, 1]
+
+
+def test_a_multiple_counts_the_real_training_images_of_each_defect(tmp_path):
+    rows = []
+    for defect, split in (("good", "train"), *[("dent", "train")] * 2, *[("dent", "test")] * 4, ("stain", "train")):
+        name = f"{defect}/{len(rows)}.png"
+        mask = None if defect == "good" else f"masks/{name}"
+        save_png(np.zeros((16, 16, 3), np.uint8), tmp_path / "data/raw/plate" / name)
+        if mask:
+            save_png(np.ones((16, 16), bool), tmp_path / "data/raw/plate" / mask)
+        rows.append(Record("plate", defect, name, mask, split, name, 16, 16))
+    (tmp_path / "data/split").mkdir()
+    write_records(rows, tmp_path / "data/split/plate.parquet")
+    for given, wanted in (("2x", {"dent": 4, "stain": 2}), (7, 7)):
+        settings = {"products": ["plate"], "sources": {"plate": {"path": "x"}}, "synthesize": {"per_defect": given}}
+        (tmp_path / "params.yaml").write_text(json.dumps(settings))
+        assert read_order(Project(tmp_path), "plate", "crop-paste").recipe.per_defect == wanted
 
 
 def test_a_killed_run_ends_with_the_same_bytes(generator, examples, tmp_path):

@@ -11,7 +11,8 @@ from posixpath import normpath
 from typing import Any
 
 from defect_core.lineage.snapshot import Snapshot
-from defect_core.stages import STAGES
+from defect_core.params import source_input
+from defect_core.stage_table import STAGES
 
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 
@@ -154,7 +155,7 @@ class Lineage:
         for side in self.sides:
             source = (side.params.get("sources") or {}).get(product)
             if source is not None:
-                found.add(normpath((source or {}).get("path") or "data/README.md"))
+                found.add(normpath(source_input(product, (source or {}).get("path"))))
         return found | {"data/README.md"}
 
     def _digests(self, kind: str, address: str, side: int) -> dict[str, str]:

@@ -16,11 +16,11 @@ def compare(project: Project, before: str, after: str) -> dict[str, Any]:
 
     Returns:
         `before`, `after`: `name` and `commit`; `scores`: one entry per score that differs, with `product`, `arm`,
-        `kind` (`segment` or `score`), `score`, `before`, `after`, `change`, `spread` (see `joint_spread`), `beyond`
-        (None where no spread is known) and `why`, numbers of `causes`; `same`: how many scores are equal; `causes`:
-        `number`, `kind`, `what`, `before`, `after`, `files`, `reaches` (how many differing scores go back to it);
-        `sets`: synthetic sets that differ, with DVC's digest on both sides; `pending`: what differs, but nothing on
-        record has run with it.
+        `kind` (`segment`, `segment_unified`, `classify` or `score`), `score`, `before`, `after`, `change`, `spread`
+        (see `joint_spread`), `beyond` (None where no spread is known) and `why`, numbers of `causes`; `same`: how many
+        scores are equal; `causes`: `number`, `kind`, `what`, `before`, `after`, `files`, `reaches` (how many differing
+        scores go back to it); `sets`: synthetic sets that differ, with DVC's digest on both sides; `pending`: what
+        differs, but nothing on record has run with it.
 
     Raises:
         InputError: an unknown revision.
@@ -105,7 +105,8 @@ def cause_line(cause: dict[str, Any]) -> str:
 
 def _moved(path: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """The scores of one file that differ, and how many do not."""
-    _, kind, product, name = path.removesuffix(".json").split("/", 3)
+    _, kind, *products, name = path.removesuffix(".json").split("/")
+    product = products[0] if products else "all products"
     values = [_scores(content, kind) for content in (before, after)]
     spreads = [content.get("std") or {} for content in (before, after)]
     entries, same = [], 0
@@ -133,7 +134,7 @@ def _moved(path: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[li
 
 
 def _scores(content: dict[str, Any], kind: str) -> dict[str, float]:
-    found = content.get("mean") if kind == "segment" else content.get("scores", {}).get("pooled")
+    found = content.get("scores", {}).get("pooled") if kind == "score" else content.get("mean")
     numbers = {k: v for k, v in (found or {}).items() if isinstance(v, int | float) and not isinstance(v, bool)}
     rate = (content.get("acceptance") or {}).get("acceptance_rate")
     return numbers if rate is None else numbers | {"acceptance_rate": rate}

@@ -15,7 +15,7 @@ from defect_core.lineage.lock import LOCK_FILE, parse_lock
 from defect_core.project import PARAMS_FILE, Project
 
 WORKSPACE = "workspace"
-METRICS = ("metrics/segment/", "metrics/score/")
+METRICS = ("metrics/segment/", "metrics/segment_unified/", "metrics/classify/", "metrics/score/")
 
 
 @dataclass(frozen=True)

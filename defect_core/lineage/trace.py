@@ -108,7 +108,7 @@ def verify(project: Project, image: Path) -> str:
     normals = [example for example in examples if example.mask is None and example.product == row.product]
     sources = [example for example in examples if example.defect == row.defect]
     index = int(row.sample_id.rpartition("-")[2])
-    batch = batch_around(recipe, index)
+    batch = batch_around(recipe, row.defect, index)
     made = [make_request(recipe, row.defect, number, normals, sources) for number in batch]
     request, normal = made[index - batch.start]
     if (normal, request.source.name) != (row.source_image, row.source_mask):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.metrics.localisation import image_score, region_weights
+from defect_core.metrics.spread import interval_of
 
 BINS = 1024
 _CHUNK = 100  # draws at once; bounds the memory
@@ -88,6 +89,16 @@ def bootstrap_intervals(
         in which a score is not defined (no defect image, or no good one) are left out; None where that are more
         than half of them.
     """
+    return {name: interval_of(drawn, level) for name, drawn in bootstrap_draws(tables, seed, draws, fpr_limit).items()}
+
+
+def bootstrap_draws(
+    tables: Sequence[ImageTables], seed: int, draws: int = 400, fpr_limit: float = 0.3
+) -> dict[str, Array]:
+    """What each draw of the test images gives, as a mean over seeds: `[draws]` by score, NaN where it is not defined.
+
+    Args: see `bootstrap_intervals`.
+    """
     count = len(tables[0].label)
     rng = np.random.default_rng(seed)
     values: dict[str, list[Array]] = {}
@@ -97,14 +108,7 @@ def bootstrap_intervals(
         found = [_scores(table, weights, fpr_limit) for table in tables]
         for name in found[0]:
             values.setdefault(name, []).append(np.mean([scores[name] for scores in found], axis=0))
-    tail = 50 * (1 - level)
-    intervals: dict[str, list[float] | None] = {}
-    for name, parts in values.items():
-        whole = np.concatenate(parts)
-        whole = whole[np.isfinite(whole)]
-        enough = 2 * len(whole) > draws
-        intervals[name] = [round(float(v), 6) for v in np.percentile(whole, [tail, 100 - tail])] if enough else None
-    return intervals
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def _scores(table: ImageTables, weights: Array, fpr_limit: float) -> dict[str, Array]:

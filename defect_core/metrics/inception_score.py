@@ -12,10 +12,11 @@ def inception_score(probabilities: ArrayLike, splits: int = 1) -> float:
 
     Args:
         probabilities: `[N,K]`, rows sum to 1.
-        splits: consecutive parts of the images; shuffle them beforehand.
+        splits: consecutive parts of the images, part i from floor(i N / splits) as torch-fidelity cuts them; shuffle
+            them beforehand.
 
     Raises:
-        ValueError: no rows, or fewer rows than splits.
+        ValueError: no rows, fewer rows than splits, or no split.
 
     >>> inception_score([[1.0, 0.0], [0.0, 1.0]])
     2.0
@@ -23,10 +24,13 @@ def inception_score(probabilities: ArrayLike, splits: int = 1) -> float:
     1.0
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 2 or len(p) < max(1, splits):
-        raise ValueError(f"probabilities: found shape {p.shape}; expected [N,K] with N of at least {max(1, splits)}")
+    if splits < 1:
+        raise ValueError(f"splits: found {splits}; expected at least 1")
+    if p.ndim != 2 or len(p) < splits:
+        raise ValueError(f"probabilities: found shape {p.shape}; expected [N,K] with N of at least {splits}")
     scores = []
-    for part in np.array_split(p, splits):
+    for i in range(splits):
+        part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
         marginal = part.mean(0, keepdims=True)
         # 0 * log(0 / q) is 0
         ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)

@@ -92,5 +92,6 @@ def _unit(training: NDArray[np.float64]) -> float | None:
     squares = (training**2).sum(1)
     inside = np.maximum(squares[:, None] + squares[None] - 2 * training @ training.T, 0.0)
     np.fill_diagonal(inside, np.inf)
-    unit = float(np.median(np.sqrt(inside.min(1))))
+    # as above: equal rows must be exactly zero apart
+    unit = float(np.median(np.linalg.norm(training - training[inside.argmin(1)], axis=1)))
     return unit if unit > 1e-9 else None

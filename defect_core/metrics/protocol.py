@@ -38,14 +38,13 @@ from defect_core.metrics.sheet import (
     SPLITS_FROM,
     Board,
     Sides,
-    library_fid_kid,
     score_inception,
     score_lite0,
     score_lpips,
 )
 from defect_core.metrics.store import FeatureStore
 
-__all__ = ["library_fid_kid", "score_sets"]
+__all__ = ["score_sets"]
 
 _LPIPS_NAMES = ("lpips", "lpips_diversity", "ic_lpips", "ic_lpips_masked")
 _INCEPTION_NAMES = ("fid", "kid", "is", "precision", "recall", "density", "coverage")
@@ -138,7 +137,7 @@ def score_sets(
             continue
         protocol["networks"][key] = {"name": network.name, "digest": network.digest}
         if key == "inception":
-            protocol["fid"] = "torchmetrics, pooled; per defect the same formula in factored form"
+            protocol["fid"] = "factored form of the formula; equal to torch-fidelity's to 1e-4"
             score_inception(board, network, sides, store, seed)
         else:
             score_lpips(board, network, sides, store, seed)

@@ -1,11 +1,9 @@
 """The sheet of scores that `protocol.score_sets` fills: which score, of which features, and why one is missing."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from defect_core.metrics.features import InceptionFeatures, Lite0Features, LpipsDistance, pairwise_distance
@@ -114,13 +112,7 @@ def score_lite0(board: Board, network: Lite0Features, sides: Sides, store: Featu
     target = real if sides.target is sides.real else {d: see(images) for d, images in sides.target.items()}
     pooled = {d: (made[d]["pooled"], target[d]["pooled"]) for d in made}
     _put_distances(board, ("frechet_lite0", "kernel_lite0"), pooled, seed)
-    a, b = _all(pooled)
-    if min(len(a), len(b)) > 1:
-        board.put("frechet_lite0", frechet_distance(a, b))
-        board.put("kernel_lite0", _kernel(a, b, seed))
-    else:
-        for name in ("frechet_lite0", "kernel_lite0"):
-            board.absent(name, FEW)
+    a, b = _put_pooled(board, ("frechet_lite0", "kernel_lite0"), pooled, seed)
     _put_precision(board, a, b, "_lite0")
 
 
@@ -133,14 +125,7 @@ def score_inception(board: Board, network: InceptionFeatures, sides: Sides, stor
     made = {d: see(images) for d, images in sides.made.items()}
     features = {d: (made[d]["pool3"], see(sides.target[d])["pool3"]) for d in made}
     _put_distances(board, ("fid", "kid"), features, seed)
-    a, b = _all(features)
-    if min(len(a), len(b)) > 1:
-        fid, kid = library_fid_kid(b, a, seed)
-        board.put("fid", fid)
-        board.put("kid", kid)
-    else:
-        for name in ("fid", "kid"):
-            board.absent(name, FEW)
+    a, b = _put_pooled(board, ("fid", "kid"), features, seed)
     _put_precision(board, a, b, "")
     if not network.has_logits:
         board.absent("is", "the Inception weights at hand lack the last layer; torch-fidelity's own file has it")
@@ -174,29 +159,6 @@ def score_lpips(board: Board, network: LpipsDistance, sides: Sides, store: Featu
         board.average(name)
     if not masked:
         board.absent("ic_lpips_masked", "no masks given")
-
-
-def library_fid_kid(real: NDArray[np.float32], generated: NDArray[np.float32], seed: int) -> tuple[float, float]:
-    """FID and mean KID of features `[N,D]`, `[M,D]` as torchmetrics computes them (KID is not multiplied).
-
-    The features stand in for the images, and the network is the identity: each image is seen once, not twice.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    identity = torch.nn.Identity()
-    identity.num_features = real.shape[1]
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # KID announces that it keeps features in memory
-        torch.manual_seed(seed)  # KID draws its subsets from torch's global generator
-        size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
-        fid = FrechetInceptionDistance(feature=identity)
-        kid = KernelInceptionDistance(feature=identity, subsets=KERNEL_SUBSETS, subset_size=size)
-        for metric in (fid, kid):
-            # in double precision, or the smallest of the 2048 eigenvalues are noise
-            metric.update(torch.from_numpy(real).double(), real=True)
-            metric.update(torch.from_numpy(generated).double(), real=False)
-        return float(fid.compute()), float(kid.compute()[0])
 
 
 def _lpips_of(network: LpipsDistance, groups: list[Images], seed: int) -> dict[str, Any]:
@@ -251,6 +213,20 @@ def _put_distances(board: Board, names: tuple[str, str], features: dict, seed: i
                 board.absent(f"{d}/{name}", FEW)
 
 
+def _put_pooled(
+    board: Board, names: tuple[str, str], features: dict[str, tuple[NDArray, NDArray]], seed: int
+) -> tuple[NDArray, NDArray]:
+    """The two distances over all defects together; gives the pooled features (generated, real)."""
+    a, b = (np.concatenate(side) for side in zip(*features.values(), strict=True))
+    if min(len(a), len(b)) > 1:
+        board.put(names[0], frechet_distance(a, b))
+        board.put(names[1], _kernel(a, b, seed))
+    else:
+        for name in names:
+            board.absent(name, FEW)
+    return a, b
+
+
 def _put_precision(board: Board, made: NDArray, real: NDArray, ending: str) -> None:
     for name in ("precision", "recall", "density", "coverage"):
         if min(len(made), len(real)) > 1:
@@ -275,11 +251,6 @@ def _listed(rows: Any, defect: str, names: tuple[Any, Any]) -> list[dict[str, An
         }
         for pair in nearest_pairs(*rows, count=PAIRS_SHOWN)
     ]
-
-
-def _all(features: dict[str, tuple[NDArray, NDArray]]) -> tuple[NDArray, NDArray]:
-    a, b = (np.concatenate(side) for side in zip(*features.values(), strict=True))
-    return a, b
 
 
 def _kernel(a: NDArray, b: NDArray, seed: int) -> float:

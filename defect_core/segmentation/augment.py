@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def augment_batch(
-    images: Tensor, masks: Tensor, generator: torch.Generator, max_rotation: float = 8.0
+    images: Tensor, masks: Tensor, generator: torch.Generator, max_rotation: float = 8.0, mirror: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Flip, turn by multiples of 90 degrees, then rotate, scale and shift a little; change brightness, contrast.
 
@@ -20,6 +20,7 @@ def augment_batch(
         masks: `[B,1,S,S]` float in 0..1.
         generator: on the CPU; decides everything.
         max_rotation: bound of the small rotation in degrees; scale is within 0.9..1.1, shift within 5 % of S.
+        mirror: whether to flip and to turn by multiples of 90 degrees.
 
     Returns:
         images in 0..255 and masks in 0..1, of the same shapes.
@@ -32,6 +33,8 @@ def augment_batch(
     turns = torch.randint(0, 4, (count,), generator=generator) * (math.pi / 2)
     angle = turns + uniform(-max_rotation, max_rotation) * (math.pi / 180)
     scale, flip = uniform(0.9, 1.1), torch.randint(0, 2, (count,), generator=generator) * 2.0 - 1.0
+    if not mirror:
+        angle, flip = angle - turns, torch.ones_like(flip)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     top = torch.stack([cos * flip, -sin, uniform(-0.1, 0.1)], dim=1)
     bottom = torch.stack([sin * flip, cos, uniform(-0.1, 0.1)], dim=1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from defect_core.errors import InputError
 
 ARCHITECTURES = ("unet", "upernet", "deeplabv3plus", "segformer")
+POOLED = "pooled"
 EMBEDDED_ENCODER = "tu-tf_efficientnet_lite0"
 
 
@@ -27,7 +28,8 @@ class SegmenterConfig:
         frozen_stages: of the default encoder; the stem and so many first stages keep their ImageNet weights (generic
             edges at the finest grid: the dearest to train and the least to gain).
         good_fraction: part of each batch that is good images, the same in every arm.
-        synthetic_fraction: part of the defect half that is synthetic where an arm has synthetic data.
+        synthetic_fraction: part of the defect half that is synthetic where an arm has synthetic data; `pooled`: as
+            many as there are, so that every defect image, real or synthetic, is drawn equally often.
         val_fraction: part of the real training defects held out for the validation curve and the best model on it.
     """
 
@@ -42,13 +44,15 @@ class SegmenterConfig:
     decoder_channels: tuple[int, ...] = (96, 64, 32, 24, 16)
     frozen_stages: int = 3
     good_fraction: float = 0.5
-    synthetic_fraction: float = 0.5
+    synthetic_fraction: float | str = 0.5
     val_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
             raise InputError(f"segment.image_size: found {self.image_size}; expected a multiple of 32, at least 32")
         for name in ("good_fraction", "synthetic_fraction", "val_fraction"):
+            if name == "synthetic_fraction" and self.synthetic_fraction == POOLED:
+                continue
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"segment.{name}: found {getattr(self, name)}; expected a number from 0 to 1")
         if self.architecture not in ARCHITECTURES:
@@ -72,3 +76,28 @@ class SegmenterConfig:
     def good_per_batch(self) -> int:
         """Good images in every batch; at least one image of a batch is defective."""
         return min(round(self.batch_size * self.good_fraction), self.batch_size - 1)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """One detector of anomalib, trained on good images.
+
+    Attributes:
+        model: `patchcore` or `draem`.
+        backbone: PatchCore's network, a name of timm.
+        layers: its stages by number, from 0 at stride 2; the paper's layer2 and layer3 of a ResNet are 2 and 3.
+        weights: `embedded` (EfficientNet-Lite0), `none` (random), `imagenet` (timm fetches them), or a safetensors file
+            with timm's names, in the project or in DEFECTORY_WEIGHTS.
+        coreset: part of the patches that is remembered (paper: 0.1, 0.01).
+        steps, learning_rate: of DRAEM.
+        batch_size: images at once.
+    """
+
+    model: str = "patchcore"
+    backbone: str = "tf_efficientnet_lite0"
+    layers: tuple[int, ...] = (2, 3)
+    weights: str = "embedded"
+    coreset: float = 0.1
+    steps: int = 700
+    learning_rate: float = 1e-4
+    batch_size: int = 8

@@ -10,7 +10,7 @@ from PIL import Image
 
 from defect_core.data.masks import downsample_mask
 from defect_core.data.records import load_image, load_mask
-from defect_core.segmentation.config import SegmenterConfig
+from defect_core.segmentation.config import POOLED, SegmenterConfig
 
 
 class Sample(NamedTuple):
@@ -82,9 +82,7 @@ def batch_plans(config: SegmenterConfig, n_good: int, n_real: int, n_synthetic: 
     )
     good_places = config.good_per_batch if n_good else 0
     defect_places = config.batch_size - good_places
-    share = config.synthetic_fraction * defect_places if n_synthetic else 0.0
-    if not n_real:
-        share = defect_places
+    share = synthetic_share(config.synthetic_fraction, n_real, n_synthetic) * defect_places
     for step in range(config.steps):
         made = int((step + 1) * share + 1e-9) - int(step * share + 1e-9)
         yield BatchPlan(
@@ -92,6 +90,17 @@ def batch_plans(config: SegmenterConfig, n_good: int, n_real: int, n_synthetic: 
             [next(real) for _ in range(defect_places - made)],
             [next(synthetic) for _ in range(made)],
         )
+
+
+def synthetic_share(fraction: float | str, n_real: int, n_synthetic: int) -> float:
+    """The part of the defect places, 0 to 1, that really goes to synthetic images.
+
+    Args:
+        fraction: 0 to 1, or `pooled`: the part that they are of all defect images.
+    """
+    if not n_synthetic or not n_real:
+        return 1.0 if n_synthetic else 0.0
+    return n_synthetic / (n_real + n_synthetic) if fraction == POOLED else float(fraction)
 
 
 def hold_out(samples: Sequence[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:

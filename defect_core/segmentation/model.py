@@ -25,6 +25,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, config: SegmenterConfig, pretrained: bool = True) -> None:
         super().__init__()
+        self.pretrained = config.encoder_weights != "none"
         self.network = _build(config, pretrained)
         ours = config.encoder_weights != "imagenet"
         mean, std = ((LITE0_MEAN,) * 3, (LITE0_STD,) * 3) if ours else (IMAGENET_MEAN, IMAGENET_STD)
@@ -45,8 +46,9 @@ class Segmenter(nn.Module):
 
     def train(self, mode: bool = True) -> "Segmenter":
         super().train(mode)
-        # a batch of 8 is too small to re-estimate ImageNet's batch statistics
-        for module in self.network.encoder.modules():
+        # a batch of 8 is too small to re-estimate ImageNet's batch statistics; an encoder that starts at random has
+        # none to keep
+        for module in self.network.encoder.modules() if self.pretrained else ():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self

@@ -75,8 +75,10 @@ def train_segmenter(
     model = model.to(device).train()
     encoder = {id(p) for p in model.network.encoder.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
+    # a pretrained encoder needs no more than a third of the rate
+    slower = 3 if model.pretrained else 1
     groups = [
-        {"params": [p for p in trained if id(p) in encoder], "lr": config.learning_rate / 3},
+        {"params": [p for p in trained if id(p) in encoder], "lr": config.learning_rate / slower},
         {"params": [p for p in trained if id(p) not in encoder], "lr": config.learning_rate},
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)

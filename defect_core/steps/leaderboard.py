@@ -1,8 +1,8 @@
 """leaderboard: one table over everything, and the report, into `metrics/leaderboard.json` and `report/`."""
 
 from defect_core.project import Project, write_json
+from defect_core.report.leaderboard import make_leaderboard
 from defect_core.report.page import write_report
-from defect_core.report.table import make_leaderboard
 
 
 def run(project: Project) -> None:

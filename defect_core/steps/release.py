@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from defect_core.arms import BASELINE_ARM, parse_arm
 from defect_core.dvcfile import code_digest
 from defect_core.errors import InputError
 from defect_core.metrics.spread import beyond_spread, joint_spread
-from defect_core.params import BASELINE_ARM, MIX_ARM
 from defect_core.project import Project, folder_digest, write_json
 from defect_core.stages import find_instance
 from defect_core.steps.segment import measure
@@ -31,7 +31,8 @@ def run(project: Project, product: str) -> None:
     if last and last["sets"] != candidate["sets"] and last["protocol"] != protocol:
         # scores taken on other images, settings or code cannot be compared: the last release is measured again
         folders = [target / generator for generator in last["sets"]]
-        measured = measure(project, product, "last release", folders)
+        fraction = parse_arm(last["arm"], tuple(last["sets"])).fraction
+        measured = measure(project, product, "last release", folders, fraction=fraction)
         reference = {**last, "mean": measured["mean"], "std": measured["std"]}
     if last and last["sets"] == candidate["sets"]:
         promoted, reason = False, "the set that is offered is the one already released"
@@ -122,7 +123,7 @@ def _candidate(project: Project, product: str, protocol: dict[str, str]) -> dict
     )
     entries = [_segment(project, product, arm) for arm in offered]
     best = max(entries, key=lambda entry: entry["mean"].get(params.release.score) or 0.0)
-    generators = params.generators if best["arm"] == MIX_ARM else (best["arm"],)
+    generators = params.arm(best["arm"]).generators
     sets = {name: folder_digest(project.path(f"data/synthetic/{product}/{name}")) for name in generators}
     return {
         "arm": best["arm"],

@@ -1,28 +1,32 @@
 """segment: the downstream judge of one arm, into `data/segment/<product>/<arm>` and `metrics/segment/`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from defect_core.arms import Arm
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import Record, save_png
 from defect_core.errors import InputError
 from defect_core.examples import split_records_of
-from defect_core.params import BASELINE_ARM, MIX_ARM
+from defect_core.metrics.spread import over_seeds
+from defect_core.params import Segment
 from defect_core.project import Project, write_json
 from defect_core.segmentation import Sample, SegmenterConfig, load_samples
+from defect_core.segmentation.data import hold_out, synthetic_share
 
 GOOD_LIMIT = 256
 SHOWN_MAPS = 24
+INTERVAL = "95 % of the means over seeds, test images drawn with replacement"
 
 
 def run(project: Project, product: str, arm: str) -> None:
     from defect_core.segmentation.model import save_segmenter
 
-    settings = project.params.segment
+    settings, chosen = project.params.segment, project.params.arm(arm)
     curves: list[dict[str, Any]] = []
     key = {"settings": settings.model_dump(), "arm": arm}
     with project.building(f"data/segment/{product}/{arm}", key) as work:
@@ -34,13 +38,19 @@ def run(project: Project, product: str, arm: str) -> None:
                 defects = sum(record.mask is not None for record in records)
                 _save_maps(work, [record.image for record in records], result.maps, defects)
 
-        measured = measure(project, product, arm, _synthetic(project, product, arm), keep)
+        folders = synthetic_folders(project, product, chosen)
+        measured = measure(project, product, arm, folders, keep, chosen.fraction)
         (work / "curves.json").write_text(json.dumps(curves, indent=2, sort_keys=True) + "\n")
     write_json(project.path(f"metrics/segment/{product}/{arm}.json"), measured)
 
 
 def measure(
-    project: Project, product: str, arm: str, folders: list[Path], keep: Callable[..., None] | None = None
+    project: Project,
+    product: str,
+    arm: str,
+    folders: list[Path],
+    keep: Callable[..., None] | None = None,
+    fraction: float | None = None,
 ) -> dict[str, Any]:
     """Train and test one segmenter per seed, with the accepted pairs of some synthetic sets.
 
@@ -49,16 +59,65 @@ def measure(
         folders: of synthetic sets; none for a training on real images alone.
         keep: called after each seed with its number, the segmenter's config, what training and evaluation returned,
             and the records tested.
+        fraction: part of the defect places that goes to synthetic pairs; None: `segment.synthetic_fraction`.
 
     Raises:
         InputError: a set without an accepted pair.
     """
-    from defect_core.metrics.bootstrap import bootstrap_intervals
-    from defect_core.segmentation.evaluate import PRO_FPR_LIMIT, evaluate_segmenter
+    from defect_core.segmentation.evaluate import evaluate_segmenter
     from defect_core.segmentation.train import train_segmenter
 
     settings = project.params.segment
-    config = SegmenterConfig(
+    config = segmenter_config(settings, fraction)
+    images = read_images(project, product, folders)
+    last, best = [], []
+    for number, seed in enumerate(settings.seeds):
+        label = f"segmenter {product} {arm}, seed {seed} ({number + 1}/{len(settings.seeds)})"
+        trained = train_segmenter(
+            images.real, images.good, images.synthetic, config, project.params.seed * 1000 + seed, label
+        )
+        last.append(evaluate_segmenter(trained.model, images.tested, settings.image_score))
+        if trained.best is not None:
+            best.append(evaluate_segmenter(trained.best, images.tested, settings.image_score))
+        if keep is not None:
+            keep(number, config, trained, last[-1], images.records)
+    result = summarise(settings.seeds, last, project.params.seed)
+    result |= {"product": product, "arm": arm}
+    result["protocol"] = last[0].scores["protocol"] | protocol_of(config, images) | {"seeds": len(settings.seeds)}
+    if len(best) == len(last):
+        result["best_on_validation"] = summarise(settings.seeds, best, project.params.seed)
+    return result
+
+
+class ArmImages(NamedTuple):
+    """What an arm trains on (`real` defects, `good` images, `synthetic` defects) and is tested on, with the records
+    of the tested images in the same order.
+    """
+
+    real: list[Sample]
+    good: list[Sample]
+    synthetic: list[Sample]
+    tested: list[Sample]
+    records: list[Record]
+
+
+def read_images(project: Project, product: str, folders: Sequence[Path]) -> ArmImages:
+    """The images of one product at the segmenter's size, with the accepted pairs of some synthetic sets."""
+    size, raw = project.params.segment.image_size, project.path(f"data/raw/{product}")
+    train, test = (split_records_of(project, product, side) for side in ("train", "test"))
+    ordered = [r for r in test if r.mask is not None] + [r for r in test if r.mask is None]
+    return ArmImages(
+        real=load_samples([r for r in train if r.mask is not None], raw, size),
+        good=load_samples([r for r in train if r.mask is None], raw, size, limit=GOOD_LIMIT),
+        synthetic=[sample for folder in folders for sample in _accepted(project, folder, size)],
+        tested=load_samples(ordered, raw, size),
+        records=ordered,
+    )
+
+
+def segmenter_config(settings: Segment, fraction: float | None = None) -> SegmenterConfig:
+    """The segmenter that params.yaml asks for; `fraction` goes before its synthetic fraction."""
+    return SegmenterConfig(
         image_size=settings.image_size,
         steps=settings.steps,
         batch_size=settings.batch_size,
@@ -67,62 +126,53 @@ def measure(
         encoder=settings.encoder,
         encoder_weights=settings.encoder_weights,
         frozen_stages=settings.frozen_stages,
-        synthetic_fraction=settings.synthetic_fraction,
+        synthetic_fraction=settings.synthetic_fraction if fraction is None else fraction,
         val_fraction=settings.validation_fraction,
     )
-    size, raw = settings.image_size, project.path(f"data/raw/{product}")
-    train, test = (split_records_of(project, product, side) for side in ("train", "test"))
-    real = load_samples([r for r in train if r.mask is not None], raw, size)
-    good = load_samples([r for r in train if r.mask is None], raw, size, limit=GOOD_LIMIT)
-    synthetic = [sample for folder in folders for sample in _accepted(project, folder, size)]
-    ordered = [r for r in test if r.mask is not None] + [r for r in test if r.mask is None]
-    tested = load_samples(ordered, raw, size)
-
-    per_seed: list[dict[str, Any]] = []
-    best: list[dict[str, Any]] = []
-    tables = []
-    for number, seed in enumerate(settings.seeds):
-        label = f"segmenter {product} {arm}, seed {seed} ({number + 1}/{len(settings.seeds)})"
-        trained = train_segmenter(real, good, synthetic, config, project.params.seed * 1000 + seed, label)
-        result = evaluate_segmenter(trained.model, tested)
-        per_seed.append({"seed": seed, **result.scores})
-        tables.append(result.tables)
-        if trained.best is not None:
-            best.append({"seed": seed, **evaluate_segmenter(trained.best, tested).scores})
-        if keep is not None:
-            keep(number, config, trained, result, ordered)
-    counts = {"train_defects": len(real), "train_good": len(good), "synthetic": len(synthetic)}
-    summary = summarise(product, arm, per_seed, counts)
-    intervals = bootstrap_intervals(tables, project.params.seed, fpr_limit=PRO_FPR_LIMIT)
-    summary["interval"] = {name: intervals.get(name) for name in summary["mean"]}
-    summary["protocol"]["interval"] = "95 % of the means over seeds, test images drawn with replacement"
-    summary["protocol"]["network"] = f"{config.architecture}, {config.encoder}, weights: {config.encoder_weights}"
-    if len(best) == len(per_seed):
-        chosen = summarise(product, arm, best, counts)
-        summary["best_on_validation"] = {name: chosen[name] for name in ("mean", "std", "per_seed")}
-    return summary
 
 
-def summarise(product: str, arm: str, per_seed: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
-    """Mean and sample standard deviation over the seeds of every score; None where a seed has none."""
-    names = [name for name, value in per_seed[0].items() if isinstance(value, float) and "threshold" not in name]
-    mean, spread = {}, {}
-    for name in names:
-        values = [scores[name] for scores in per_seed]
-        mean[name] = round(float(np.mean(values)), 6) if None not in values else None
-        several = None not in values and len(values) > 1
-        spread[name] = round(float(np.std(values, ddof=1)), 6) if several else None
-    protocol = {**per_seed[0]["protocol"], **counts, "model": "of the last step", "seeds": len(per_seed)}
-    slim = [{k: v for k, v in scores.items() if k != "protocol"} for scores in per_seed]
-    return {"product": product, "arm": arm, "mean": mean, "std": spread, "per_seed": slim, "protocol": protocol}
+def protocol_of(config: SegmenterConfig, images: ArmImages) -> dict[str, Any]:
+    """What the numbers of an arm rest on; the same for every arm but for the synthetic pairs and their share."""
+    learned = len(hold_out(images.real, config.val_fraction)[0])
+    return {
+        "train_defects": len(images.real),
+        "validation_defects": len(images.real) - learned,
+        "train_good": len(images.good),
+        "synthetic": len(images.synthetic),
+        "synthetic_share": round(synthetic_share(config.synthetic_fraction, learned, len(images.synthetic)), 4),
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "good_per_batch": config.good_per_batch if images.good else 0,
+        "network": f"{config.architecture}, {config.encoder}, weights: {config.encoder_weights}",
+        "model": "of the last step",
+        "interval": INTERVAL,
+    }
 
 
-def _synthetic(project: Project, product: str, arm: str) -> list[Path]:
+def summarise(seeds: Sequence[int], results: Sequence[Any], base_seed: int) -> dict[str, Any]:
+    """What the evaluations of all seeds come to.
+
+    Returns:
+        `mean`, `std` and `reasons` (see `metrics.spread.over_seeds`), `interval` by score, None where it is not
+        known, and `per_seed`.
+    """
+    from defect_core.metrics.bootstrap import bootstrap_intervals
+    from defect_core.segmentation.evaluate import PRO_FPR_LIMIT
+
+    slim = [{k: v for k, v in result.scores.items() if k != "protocol"} for result in results]
+    per_seed = [{"seed": seed, **scores} for seed, scores in zip(seeds, slim, strict=True)]
+    found = over_seeds(slim)
+    intervals = bootstrap_intervals([result.tables for result in results], base_seed, fpr_limit=PRO_FPR_LIMIT)
+    return {
+        **found._asdict(),
+        "interval": {name: intervals.get(name) if found.mean[name] is not None else None for name in found.mean},
+        "per_seed": per_seed,
+    }
+
+
+def synthetic_folders(project: Project, product: str, arm: Arm) -> list[Path]:
     """The folders of the synthetic sets that an arm trains on."""
-    if arm == BASELINE_ARM:
-        return []
-    generators = project.params.generators if arm == MIX_ARM else (arm,)
-    return [project.path(f"data/synthetic/{product}/{generator}") for generator in generators]
+    return [project.path(f"data/synthetic/{product}/{generator}") for generator in arm.generators]
 
 
 def _accepted(project: Project, folder: Path, size: int) -> list[Sample]:

@@ -1,25 +1,60 @@
 """synthesize: image-mask pairs with their manifest, into `data/synthetic/<product>/<generator>`."""
 
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from defect_core.errors import InputError
 from defect_core.examples import load_examples, open_backbone
-from defect_core.generators.base import Example
+from defect_core.generators.base import Example, Generator
 from defect_core.generators.registry import generator_class, weights_folder
 from defect_core.project import Project, folder_digest
 from defect_core.synthesis import Recipe, draw_seed, synthesize
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a set is made from: the recipe, the training images, and the folder of the fitted generator."""
+
+    recipe: Recipe
+    examples: list[Example]
+    weights: Path
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the set; work under another key is no use."""
+        return {
+            "recipe": self.recipe.__dict__,
+            "examples": [[example.product, example.name] for example in self.examples],
+        }
+
+
 def run(project: Project, product: str, generator: str) -> None:
+    order = read_order(project, product, generator)
+    fitted = open_generator(project, order)
+    with project.building(output_folder(product, generator), order.key) as work:
+        synthesize(fitted, order.recipe, order.examples, work)
+
+
+def output_folder(product: str, generator: str) -> str:
+    """Where a set lies in a project."""
+    return f"data/synthetic/{product}/{generator}"
+
+
+def read_order(project: Project, product: str, generator: str) -> Order:
+    """What params.yaml and the files upstream ask for."""
     params = project.params
-    folder = project.path(weights_folder(product, generator))
-    backbone = open_backbone(project, product, generator)
-    fitted = generator_class(generator).load(folder, backbone)
+    weights = project.path(weights_folder(product, generator))
     settings = params.synthesize
-    digest = folder_digest(folder)
+    examples = examples_for(project, product, generator)
+    real = Counter(example.defect for example in examples if example.mask is not None)
+    fixed = isinstance(settings.per_defect, int)
     recipe = Recipe(
         product=product,
         generator=generator,
         base_seed=draw_seed(params.seed, params.draw(product, generator)),
-        per_defect=settings.per_defect,
+        per_defect=settings.per_defect if fixed else {name: settings.wanted(real[name]) for name in sorted(real)},
         batch_size=settings.batch_size,
         max_draws=settings.max_draws,
         min_change=settings.min_change,
@@ -27,12 +62,15 @@ def run(project: Project, product: str, generator: str) -> None:
         max_change_outside=settings.max_change_outside,
         min_on_product=settings.min_on_product,
         min_distance=settings.min_distance,
-        model_digest=digest,
+        model_digest=folder_digest(weights),
     )
-    examples = examples_for(project, product, generator)
-    key = {"recipe": recipe.__dict__, "examples": [[example.product, example.name] for example in examples]}
-    with project.building(f"data/synthetic/{product}/{generator}", key) as work:
-        synthesize(fitted, recipe, examples, work)
+    return Order(recipe, examples, weights)
+
+
+def open_generator(project: Project, order: Order) -> Generator:
+    """The fitted generator of an order, on this machine's accelerator."""
+    product, name = order.recipe.product, order.recipe.generator
+    return generator_class(name).load(order.weights, open_backbone(project, product, name))
 
 
 def examples_for(project: Project, product: str, generator: str) -> list[Example]:

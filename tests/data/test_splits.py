@@ -1,10 +1,15 @@
 """The split policies against an oracle, and leaks."""
 
 import dataclasses
+import hashlib
+import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from defect_core.data.records import Record
+from defect_core.data.layouts import ingest
+from defect_core.data.records import Record, read_records
 from defect_core.data.splits import assert_disjoint, split_records
 from defect_core.errors import InputError
 
@@ -39,6 +44,42 @@ def test_policies_take_the_first_ids_in_natural_order(count):
         if policy == "two_fold":
             swapped = split_records(_records(count), policy, fold=1)
             assert _train_ids(swapped) == set(range(train, count))
+
+
+def _oracle(names, policy, fold, min_train):
+    """The training side as §14 of the brief and the docstring say it: names sorted by number, counted by hand."""
+    ordered = sorted(names, key=lambda name: int("".join(c for c in name if c.isdigit())))
+    if policy == "two_fold":
+        half = ordered[: len(ordered) // 2]
+        return half if fold == 0 else ordered[len(half) :]
+    part = {"first_third": 3, "half": 2}[policy]
+    count = 0
+    while (count + 1) * part <= len(ordered):
+        count += 1
+    return ordered[: max(count, min_train)]
+
+
+@pytest.mark.parametrize("min_train", [1, 2, 5])
+@pytest.mark.parametrize(("policy", "fold"), [("first_third", 0), ("half", 0), ("two_fold", 0), ("two_fold", 1)])
+def test_every_policy_agrees_with_the_oracle_for_one_to_thirty_images(policy, fold, min_train):
+    for count in range(1, 31):
+        # gaps in the numbering, names that sort otherwise as text, and a shuffled table
+        names = [f"cut/{3 * i + 5}{'_b' if i % 4 == 1 else ''}.{'jpg' if i % 5 == 2 else 'png'}" for i in range(count)]
+        names.sort(key=lambda name: hash_order(name))
+        records = [Record("p", "cut", name, None, "", name, 9, 9) for name in names]
+        expected = set(_oracle(names, policy, fold, min_train))
+        if len(expected) < min_train or len(expected) in (0, count):
+            with pytest.raises(InputError, match=rf"'cut' has {count} example.*expected at least {min_train} to train"):
+                split_records(records, policy, fold, min_train)
+            continue
+        done = split_records(records, policy, fold, min_train)
+        train, test = ({r.sha256 for r in done if r.split == side} for side in ("train", "test"))
+        assert train == expected and not train & test and train | test == set(names)
+
+
+def hash_order(name):
+    """An order that has nothing to do with the names' own."""
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def test_min_train():
@@ -99,3 +140,38 @@ def test_a_planted_leak_is_found():
     with pytest.raises(InputError, match=r"good/0\.png \(train\) and good/other\.png \(test\)"):
         assert_disjoint([*records, across])
     assert_disjoint(split_records(records, "first_third"))
+
+
+@pytest.mark.parametrize("policy", ["first_third", "half", "two_fold"])
+@pytest.mark.parametrize("disguise", ["other name", "other format", "good image called a defect"])
+def test_a_leak_planted_as_a_file_is_found_by_its_pixels(tmp_path, policy, disguise):
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+
+    def picture(name, pixels=None, **options):
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8) if pixels is None else pixels).save(path, **options)
+
+    spot = np.zeros((20, 24), np.uint8)
+    spot[4:9, 5:9] = 255
+    for number in range(6):
+        picture(f"good/{number}.png")
+        picture(f"cut/{number}.png")
+        picture(f"masks/cut/{number}.png", spot)
+    copied = "good/0.png" if disguise == "good image called a defect" else "cut/0.png"
+    pixels = np.asarray(Image.open(source / copied))
+    if disguise == "other format":
+        picture("cut/9.bmp", pixels)
+    else:
+        picture("cut/9.png", pixels, compress_level=0)
+    picture("masks/cut/9.png", spot)
+    if disguise == "good image called a defect":
+        with pytest.raises(InputError, match=r"cut/9.png \(cut\) and .*good/0.png \(good\) hold the same image"):
+            ingest(source, "p", tmp_path / "raw", "folder")
+        return
+    ingest(source, "p", tmp_path / "raw", "folder")
+    listed = json.loads((tmp_path / "raw/left_out.json").read_text())["duplicates"]
+    assert len(listed) == 1 and listed[0]["image"].startswith("cut/9.") and listed[0]["same_as"] == "cut/0.png"
+    done = split_records(read_records(tmp_path / "raw/records.parquet"), policy)
+    train, test = ({r.sha256 for r in done if r.split == side} for side in ("train", "test"))
+    assert len(train | test) == 12 and not train & test

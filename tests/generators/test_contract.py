@@ -88,6 +88,24 @@ def _requests(examples, count, name="x"):
     return requests
 
 
+def test_good_images_follow_their_seed_and_their_reference_where_promised(fitted, examples):
+    _, generator, folder = fitted
+    references = [examples[0].image, examples[1].image[:64, :64]]
+    if not generator.promises.makes_normals:
+        with pytest.raises(InputError, match="draws no normal images; expected a generator that does"):
+            list(generator.draw_normals([1], references))
+        return
+    images = list(generator.draw_normals([5, 6, 7], references))
+    assert [image.shape for image in images] == [references[i].shape for i in (0, 1, 0)]
+    assert all(image.dtype == np.uint8 and image.std() > 0 for image in images)
+    assert (images[0] != images[2]).any()
+    loaded = generator_class(generator.name).load(folder / "saved", _backbone(generator.name))
+    alone = next(loaded.draw_normals([7], references[:1]))
+    assert np.abs(images[2].astype(int) - alone).max() <= 1  # another batch size may round the last bit otherwise
+    with pytest.raises(InputError, match="expected at least one"):
+        list(generator.draw_normals([1], []))
+
+
 def test_masks_are_nonempty_and_of_the_image_size(fitted, examples):
     _, generator, _ = fitted
     requests = _requests(examples, 3)

@@ -10,7 +10,8 @@ import yaml
 from defect_core import dvcfile
 from defect_core.data.records import save_png
 from defect_core.project import Project
-from defect_core.stages import STAGES, find_instance, instances, run_stage
+from defect_core.stage_table import STAGES
+from defect_core.stages import find_instance, instances, run_stage
 
 SCORES = ("pixel_ap", "pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc", "image_ap", "image_f1_max")
 

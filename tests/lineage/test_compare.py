@@ -14,7 +14,8 @@ from defect_core import cli
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import load_image
 from defect_core.errors import InputError
-from defect_core.lineage.compare import compare
+from defect_core.lineage.compare import _moved, compare
+from defect_core.lineage.snapshot import _is_metrics
 from defect_core.project import Project
 
 
@@ -253,3 +254,13 @@ def test_the_page_says_which_set_the_cache_does_not_hold(project, tmp_path, monk
     pretend(project)
     assert _call(monkeypatch, capsys, project.root, "HEAD", "--html", str(tmp_path / "page"))[0] == 0
     assert "does not hold the set before and after" in (tmp_path / "page/index.html").read_text()
+
+
+def test_scores_of_the_optional_judges_are_compared_too():
+    for path, score in (("classify/nut/mix", "accuracy"), ("segment_unified/mix", "pixel_ap")):
+        before, after = ({"mean": {score: value}, "std": {score: 0.01}} for value in (0.5, 0.6))
+        (entry,), same = _moved(f"metrics/{path}.json", before, after)
+        product = "nut" if "nut" in path else "all products"
+        assert (entry["kind"], entry["product"], entry["arm"]) == (path.split("/")[0], product, "mix")
+        assert entry["score"] == score and entry["beyond"] and same == 0
+        assert _is_metrics(f"metrics/{path}.json")

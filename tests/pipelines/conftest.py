@@ -54,7 +54,7 @@ class Outcome:
     lines: list = field(default_factory=list)
 
 
-def _materialise(project, name, key, runner=None):
+def _materialise(project, name, key, runner=None, instance=None):
     """Materialise one partition of one asset, as the UI would."""
     runner = runner or Recording(project)
     result = dg.materialize(
@@ -63,6 +63,7 @@ def _materialise(project, name, key, runner=None):
         partition_key=key,
         resources={RUNNER: runner},
         raise_on_error=False,
+        instance=instance,
     )
     return Outcome(result, getattr(runner, "lines", []))
 
@@ -96,6 +97,12 @@ def laid_down(tmp_path_factory):
 @pytest.fixture
 def materialise():
     return _materialise
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Draws a product's images into a folder, from a seed."""
+    return draw_images
 
 
 @pytest.fixture

@@ -12,18 +12,25 @@ import yaml
 
 from defect_core import dvcfile
 from defect_core.dvcfile import render
+from defect_core.errors import InputError
 from defect_core.factory import child_environment
 from defect_core.params import Params
 from defect_core.project import Project
 from defect_core.scaffold import init_project
-from defect_core.stages import STAGES, instances, stage_named
+from defect_core.stage_table import STAGES
+from defect_core.stages import instances, stage_named
 from pipelines.assets import GROUPS, code_version
 from pipelines.definitions import build_definitions
 from pipelines.partitions import instance_of, partition_key, partitions_of
 from pipelines.state import around, reads_from, with_dependants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ARMS = ("real_only", "crop-paste", "disentangled-inversion", "mix")
+JUDGED = {  # what reads the set that crop-paste draws for nut
+    f"{judge}{arm}"
+    for judge in ("segment@nut-", "classify@nut-", "segment_unified@")
+    for arm in ("crop-paste", "crop-paste-at-25", "mix")
+}
+ARMS = ("real_only", "crop-paste", "crop-paste-at-25", "disentangled-inversion", "mix")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +39,9 @@ def sample(tmp_path_factory):
     root = tmp_path_factory.mktemp("graph")
     root.joinpath("params.yaml").write_text(
         "products: [bolt, nut]\nsources: {bolt: {layout: demo}, nut: {path: images/nut}}\n"
-        "generators: [crop-paste, defectdiffu, disentangled-inversion]\n"
-        f"arms: [{', '.join(ARMS)}]\nadapt: {{}}\nrelease: {{}}\n"
+        "generators: [crop-paste, defectdiffu, disentangled-inversion, seas]\n"
+        f"arms: [{', '.join(ARMS)}]\nadapt: {{}}\nrelease: {{}}\nclassify: {{}}\nsegment_unified: {{}}\n"
+        "normals: {}\ndetect: {}\n"
     )
     return Project(root)
 
@@ -78,7 +86,9 @@ def test_every_stage_is_one_asset_with_its_text_pool_and_group(graph):
 
 
 def test_a_stage_that_is_switched_off_is_no_asset(sample, tmp_path):
-    text = sample.path("params.yaml").read_text().replace("adapt: {}", "").replace("release: {}", "")
+    text = sample.path("params.yaml").read_text()
+    for section in ("adapt", "release", "classify", "segment_unified", "normals", "detect"):
+        text = text.replace(f"{section}: {{}}\n", "")
     tmp_path.joinpath("params.yaml").write_text(text)
     graph = build_definitions(Project(tmp_path)).resolve_asset_graph()
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {s.name for s in STAGES if not s.section}
@@ -120,8 +130,9 @@ def test_a_partition_needs_exactly_what_dvc_yaml_says_it_reads(sample, graph, dv
     [
         ("real_only", []),
         ("crop-paste", ["crop-paste"]),
+        ("crop-paste-at-25", ["crop-paste"]),
         ("disentangled-inversion", ["disentangled-inversion"]),
-        ("mix", ["crop-paste", "defectdiffu", "disentangled-inversion"]),
+        ("mix", ["crop-paste", "defectdiffu", "disentangled-inversion", "seas"]),
     ],
 )
 def test_an_arm_needs_the_generators_it_trains_on(graph, arm, generators):
@@ -142,10 +153,9 @@ def test_dependants_follow_the_files_and_not_only_the_names(sample):
     assert found == {
         "synthesize@nut-crop-paste",
         "score@nut-crop-paste",
-        "segment@nut-crop-paste",
-        "segment@nut-mix",
         "release@nut",
         "leaderboard",
+        *JUDGED,
     }
     assert with_dependants([], cells) == []
     by_name = {cell.address: cell for cell in cells}
@@ -161,10 +171,9 @@ def test_what_lies_around_an_instance_is_its_ancestors_and_dependants(sample):
         "finetune@nut-crop-paste",
         "synthesize@nut-crop-paste",
         "score@nut-crop-paste",
-        "segment@nut-crop-paste",
-        "segment@nut-mix",
         "release@nut",
         "leaderboard",
+        *JUDGED,
     }
 
 
@@ -190,12 +199,30 @@ def test_the_chains_to_launch_by_hand_share_their_partitions(sample, tmp_path):
 def test_checks_and_their_weight(graph):
     found = {(key.asset_key.to_user_string(), key.name): graph.get(key).blocking for key in graph.asset_check_keys}
     assert found == {
+        ("ingest", "real_masks_sane"): True,
         ("split", "disjoint_split"): True,
         ("synthesize", "pairs_aligned"): True,
+        ("synthesize", "masks_sane"): True,
         ("synthesize", "background_kept"): True,
+        ("synthesize", "no_real_image"): True,
         ("synthesize", "enough_accepted"): False,
+        ("synthesize", "mask_sizes_like_real"): False,
+        ("score", "not_memorised"): False,
         ("segment", "not_worse_than_real_only"): False,
     }
+    for key in graph.asset_check_keys:
+        assert graph.get(key).partitions_def == graph.get(key.asset_key).partitions_def
+
+
+def test_every_asset_names_its_owners(sample, graph, tmp_path):
+    assert {tuple(graph.get(key).owners) for key in graph.get_all_asset_keys()} == {("team:inspection",)}
+    text = sample.path("params.yaml").read_text()
+    tmp_path.joinpath("params.yaml").write_text(text + "owners: [team:paint_shop]\n")
+    other = build_definitions(Project(tmp_path)).resolve_asset_graph()
+    assert {tuple(other.get(key).owners) for key in other.get_all_asset_keys()} == {("team:paint_shop",)}
+    tmp_path.joinpath("params.yaml").write_text(text + "owners: [Anna]\n")
+    with pytest.raises(InputError, match="owners: 'Anna'; expected team:NAME"):
+        Project(tmp_path).params  # noqa: B018
 
 
 def test_definitions_load_fast_and_without_networks(sample):

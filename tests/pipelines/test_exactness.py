@@ -10,7 +10,8 @@ from defect_core import dvcfile
 from defect_core.factory import child_environment
 from defect_core.project import Project
 from defect_core.scaffold import draw_anew, init_project
-from defect_core.stages import STAGES, code_root, instances
+from defect_core.stage_table import STAGES
+from defect_core.stages import code_root, instances
 from pipelines.state import stale_instances
 
 PARAMS = """\

@@ -7,11 +7,13 @@ import dagster as dg
 import pytest
 import yaml
 
+from defect_core.lineage.lock import read_lock
 from defect_core.project import Project
 from defect_core.stages import find_instance
 from pipelines import jobs, schedules
 from pipelines.assets import RUNNER
 from pipelines.definitions import build_definitions
+from pipelines.events import unreported
 from pipelines.runner import RunnerError
 
 WHEN = datetime(2026, 1, 2, 2, tzinfo=UTC)
@@ -71,7 +73,8 @@ def test_what_changed_shows_up_as_a_materialised_partition(project, monkeypatch,
     assert found.metadata["train"].value > 0
     key = dg.AssetCheckKey(dg.AssetKey("split"), "disjoint_split")
     record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
-    assert record.event.dagster_event.event_specific_data.passed
+    assert record.event.dagster_event.event_specific_data.passed and record.partition == "bolt"
+    assert [cell.address for cell in unreported(project, instance, read_lock(project))] == ["ingest@bolt"]
 
 
 def test_a_failure_stops_only_what_depends_on_it(project, monkeypatch, instance):
@@ -110,9 +113,9 @@ def test_regenerate_draws_anew_and_redoes_only_what_lies_around(project, monkeyp
     assert "product 'screw' is not in params.yaml" in failure.step_failure_data.user_failure_data.description
 
 
-def _tick(project, instance):
+def _tick(project, instance, when=WHEN):
     schedule = build_definitions(project).resolve_schedule_def("nightly_schedule")
-    return schedule.evaluate_tick(dg.build_schedule_context(instance=instance, scheduled_execution_time=WHEN))
+    return schedule.evaluate_tick(dg.build_schedule_context(instance=instance, scheduled_execution_time=when))
 
 
 def test_the_schedule_skips_when_nothing_is_stale(project, monkeypatch, instance):
@@ -128,6 +131,20 @@ def test_the_schedule_starts_one_run_a_night(project, monkeypatch, instance):
     instance.add_run(dg.DagsterRun(job_name=jobs.NIGHTLY, run_id=str(uuid4()), status=dg.DagsterRunStatus.STARTED))
     tick = _tick(project, instance)
     assert not tick.run_requests and "not finished" in tick.skip_message
+
+
+def test_missed_nights_are_made_up_for_by_one_run(project, monkeypatch, instance):
+    """After an outage Dagster evaluates the missed ticks one after another."""
+    _stale(project, monkeypatch, "ingest", "split")
+    asked = []
+    for day in (2, 3, 4):
+        tick = _tick(project, instance, WHEN.replace(day=day))
+        for request in tick.run_requests:
+            asked.append(request.run_key)
+            instance.add_run(
+                dg.DagsterRun(job_name=jobs.NIGHTLY, run_id=str(uuid4()), status=dg.DagsterRunStatus.STARTING)
+            )
+    assert asked == ["nightly-2026-01-02"]
 
 
 def test_the_schedule_is_on_from_the_start(project):

@@ -1,4 +1,7 @@
-"""Remotes under a real DVC: push, wipe, pull, the same hashes; in a folder, and in a real S3 server's bucket."""
+"""Remotes under a real DVC: push, wipe, pull, the same hashes; in a folder, and in a real S3 server's bucket.
+
+Raw images in a bucket: taken in like those of a folder; a changed object is noticed.
+"""
 
 import importlib.util
 import os
@@ -13,10 +16,17 @@ import numpy as np
 import pytest
 
 from defect_core import dvcfile
-from defect_core.data.records import save_png
+from defect_core.data.layouts import ingest
+from defect_core.data.records import read_records, save_png
+from defect_core.errors import InputError
 from defect_core.factory import child_environment
 from defect_core.project import Project, folder_digest
-from defect_core.scaffold import init_project
+from defect_core.scaffold import add_product, init_project
+from defect_core.sources import record_sources
+from defect_core.stages import find_instance
+from pipelines.runner import LocalRunner
+from pipelines.sensors import source_state
+from pipelines.state import stale_instances
 
 PARAMS = """\
 products: [bolt]
@@ -102,10 +112,102 @@ def s3():
         server.wait(20)
 
 
+KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "*"}
+
+
 def test_a_bucket_as_remote(project, s3):
-    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "*"}
     _dvc(project, "remote", "add", "-d", "store", "s3://factory/cache")
     _dvc(project, "remote", "modify", "store", "endpointurl", s3)
-    _push_wipe_pull(project, **{**os.environ, **keys})
+    _push_wipe_pull(project, **{**os.environ, **KEYS})
     listed = urllib.request.urlopen(f"{s3}/factory?list-type=2", timeout=10).read().decode()
     assert listed.count("<Key>cache/files/md5/") == 5
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch, tmp_path):
+    """The server's bucket for this process; nothing of this machine's own keys and profiles."""
+    import s3fs
+
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": s3, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield s3fs.S3FileSystem()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def _ingest(project, product):
+    said = []
+    LocalRunner(project).bring_up_to_date(find_instance("ingest", project.params, product=product), said.append)
+    return said
+
+
+def test_raw_images_in_a_bucket(bucket, tmp_path, images):
+    made = init_project(tmp_path / "factory")
+    for seed, product in enumerate(("bolt", "nut")):
+        images(tmp_path / product, seed)
+        bucket.put(str(tmp_path / product), f"factory/raw/{product}", recursive=True)
+        add_product(Project(made.root), product, f"s3://factory/raw/{product}", "auto", [], None)
+    made = Project(made.root)
+    for product in made.params.products:
+        _ingest(made, product)
+    ingest(tmp_path / "bolt", "bolt", tmp_path / "copy")
+    table = made.path("data/raw/bolt/records.parquet")
+    bolt = read_records(table)
+    assert bolt and bolt == read_records(tmp_path / "copy/records.parquet")
+    assert folder_digest(table.parent) == folder_digest(tmp_path / "copy")
+
+    before = source_state(made, "bolt")
+    images(tmp_path / "other", 7)
+    bucket.put(str(tmp_path / "other/test/crack/002.png"), "factory/raw/bolt/test/crack/002.png")
+    assert source_state(made, "bolt") != before
+    stale = {cell.address for cell in stale_instances(made)}
+    assert "ingest@bolt" in stale and "ingest@nut" not in stale
+    _ingest(made, "bolt")
+    changed = read_records(table)
+    assert [r.image for r, old in zip(changed, bolt, strict=True) if r != old] == ["crack/002.png"]
+
+    bucket.rm("factory/raw/nut", recursive=True)
+    assert list(record_sources(made)) == ["nut"], "and the run that tries it says why"
+    with pytest.raises(InputError, match=r"^s3://factory/raw/nut: nothing there; expected a bucket"):
+        _ingest(made, "nut")
+
+
+def test_mistakes_with_a_bucket_are_one_line(bucket, tmp_path, monkeypatch):
+    made = init_project(tmp_path / "factory")
+    for url, said in (
+        ("s3://factory/nothing", "s3://factory/nothing: nothing there; expected a bucket"),
+        ("s3://no-such-bucket/raw", "s3://no-such-bucket/raw: nothing there; expected a bucket"),
+        ("s4://factory/raw", "s4://factory/raw: cannot be read: Protocol not known: s4"),
+        ("ftp://anna:secret@host/raw", "a source's URL holds a password"),
+    ):
+        with pytest.raises(InputError) as error:
+            add_product(made, "bolt", url, "auto", [], None)
+        assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    type(bucket).clear_instance_cache()
+    with pytest.raises(InputError, match=r"^s3://factory/raw: no credentials; expected some"):
+        add_product(made, "bolt", "s3://factory/raw", "auto", [], None)
+    assert Project(made.root).params.products == () and not made.path("data/source").exists()
+
+
+def test_a_broken_file_is_named_by_its_url(tmp_path, images):
+    import fsspec
+
+    images(tmp_path / "bolt", 0)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "bolt"), "/raw/bolt", recursive=True)
+    store.pipe("/raw/bolt/train/good/002.png", b"no image")
+    made = init_project(tmp_path / "factory")
+    with pytest.raises(InputError, match=r"^memory://raw/bolt/train/good/002.png: "):
+        add_product(made, "bolt", "memory://raw/bolt", "auto", [], None)
+    store.rm("/raw/bolt/train/good/002.png")
+    assert add_product(made, "bolt", "memory://raw/bolt", "auto", [], None)["good"] == 5
+    made = Project(made.root)
+    record = made.path("data/source/bolt.json").read_bytes()
+    assert record_sources(made) == {} and made.path("data/source/bolt.json").read_bytes() == record
+    store.pipe("/raw/bolt/train/good/001.png", store.cat("/raw/bolt/train/good/001.png")[::-1])  # of the same size
+    assert record_sources(made) == {}
+    assert made.path("data/source/bolt.json").read_bytes() != record

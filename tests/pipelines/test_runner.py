@@ -3,12 +3,14 @@
 import sys
 import time
 
+import dagster as dg
 import psutil
 import pytest
 
 from defect_core.errors import InputError
 from defect_core.stages import find_instance
-from pipelines.runner import LocalRunner, RunnerError
+from pipelines.definitions import runner_resource
+from pipelines.runner import LocalRunner, RunnerError, make_runner
 
 BUSY = (255, ["ERROR: failed to reproduce 'split@bolt': 'data/raw/bolt' is busy, it is being blocked by:"])
 
@@ -96,3 +98,23 @@ def _alive(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize(("name", "address"), [("local", ""), ("ray", "10.0.0.1:6379"), ("kubernetes", "")])
+def test_the_child_learns_who_does_the_work(laid_down, name, address):
+    program = "import os; print(os.environ['DEFECTORY_RUNNER'], os.environ.get('RAY_ADDRESS', ''))"
+    status, lines = make_runner(laid_down[0], name, address)._run([sys.executable, "-c", program], lambda line: None)
+    assert (status, lines) == (0, [f"{name} {address}".strip()])
+
+
+def test_a_run_may_choose_another_runner_than_the_environment(laid_down, monkeypatch):
+    monkeypatch.setenv("DEFECTORY_RUNNER", "local")
+    resource = runner_resource(laid_down[0])
+
+    def made(config):
+        return resource(dg.build_init_resource_context(config=config))
+
+    assert type(made({})) is LocalRunner
+    assert made({"name": "ray", "address": "a:1"}).environment == {"DEFECTORY_RUNNER": "ray", "RAY_ADDRESS": "a:1"}
+    with pytest.raises(dg.Failure, match="'slurm' is unknown; expected one of local, ray, kubernetes"):
+        made({"name": "slurm"})

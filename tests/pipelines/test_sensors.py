@@ -7,7 +7,7 @@ import pytest
 
 from defect_core.project import Project
 from pipelines.definitions import build_definitions
-from pipelines.sensors import build_sensor
+from pipelines.sensors import build_image_sensor
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ class Ticking:
     """The sensor with its cursor, tick after tick: the partitions it asks for."""
 
     def __init__(self, project):
-        self.sensor, self.cursor = build_sensor(project), None
+        self.sensor, self.cursor = build_image_sensor(project), None
 
     def __call__(self):
         with dg.build_sensor_context(cursor=self.cursor) as context:

@@ -7,9 +7,11 @@ import json
 import numpy as np
 from PIL import Image
 
+from defect_core import factory
+from defect_core.data.records import Record, save_png, write_records
 from defect_core.project import Project
 from defect_core.stages import find_instance
-from pipelines.metadata import describe, draw_curve, markdown_table, numeric_leaves, picture
+from pipelines.metadata import cost, describe, draw_curve, markdown_table, numeric_leaves, picture
 
 PARAMS = "products: [nut]\nsources: {nut: {layout: demo}}\ngenerators: [crop-paste]\narms: [real_only, crop-paste]\n"
 
@@ -18,6 +20,10 @@ def _described(folder, name, **axes):
     folder.joinpath("params.yaml").write_text(PARAMS)
     project = Project(folder)
     return describe(project, find_instance(name, project.params, **axes))
+
+
+def _decoded(text):
+    return Image.open(io.BytesIO(base64.b64decode(text.partition("base64,")[2].rstrip(")"))))
 
 
 def _write(path, content):
@@ -29,8 +35,7 @@ def test_the_worst_picture_stays_below_a_hundred_kilobytes():
     noise = np.random.default_rng(0).integers(0, 256, (294, 782, 3), dtype=np.uint8)
     text = picture(noise, "noise").value
     assert len(text) < 100_000
-    decoded = Image.open(io.BytesIO(base64.b64decode(text.partition("base64,")[2].rstrip(")"))))
-    assert decoded.size == (782, 294)
+    assert _decoded(text).size == (782, 294)
 
 
 def test_numbers_are_found_at_any_depth_and_nothing_else():
@@ -97,3 +102,48 @@ def test_the_leaderboard_names_the_best_arm(tmp_path):
     shown = _described(tmp_path, "leaderboard")
     assert shown["best_arm_nut"].value == "crop-paste"
     assert "| nut | crop-paste | +10.0 | 50.0 ± 1.0 |" in shown["leaderboard"].value
+
+
+def test_a_segmenter_shows_its_loss_and_its_maps_beside_the_images(tmp_path):
+    _write(tmp_path / "metrics/segment/nut/real_only.json", {"mean": {"pixel_ap": 0.25}})
+    folder = tmp_path / "data/segment/nut/real_only"
+    _write(folder / "curves.json", [{"seed": 0, "points": [{"step": 1, "loss": 2.0}, {"step": 40, "loss": 1.0}]}])
+    axes = {"product": "nut", "arm": "real_only"}
+    shown = _described(tmp_path, "segment", **axes)
+    assert "data:image/jpeg" in shown["loss"].value and "score_maps" not in shown
+    _write(folder / "maps.json", {"maps/000.png": "crack/0.png"})
+    pixels, mask = np.full((20, 20, 3), 90, np.uint8), np.eye(20, dtype=bool)
+    for name, array in (("crack/0.png", pixels), ("masks/0.png", mask)):
+        save_png(array, tmp_path / "data/raw/nut" / name)
+    save_png(pixels[:, :, 0], folder / "maps/000.png")
+    record = Record("nut", "crack", "crack/0.png", "masks/0.png", "test", "0", 20, 20)
+    write_records([record], tmp_path / "data/split/nut.parquet")
+    sheet = _decoded(_described(tmp_path, "segment", **axes)["score_maps"].value)
+    assert sheet.size == (96, 194)  # the image above its map
+    assert _described(tmp_path, "segment", **axes)["pixel_ap"].value == 0.25
+
+
+def test_an_adapted_backbone_shows_what_early_stopping_saw(tmp_path):
+    points = [{"step": 0, "loss": None, "held_out": 0.5}, {"step": 100, "loss": 0.4, "held_out": 0.3}]
+    points.append({"step": 200, "loss": 0.2, "held_out": 0.35})
+    _write(tmp_path / "data/backbone/nut/adaptation.json", points)
+    tmp_path.joinpath("params.yaml").write_text(PARAMS + "adapt: {}\n")
+    project = Project(tmp_path)
+    shown = describe(project, find_instance("adapt", project.params, product="nut"))
+    assert (shown["best_step"].value, shown["held_out_loss"].value, shown["held_out_loss_before"].value) == (
+        100, 0.3, 0.5,
+    )  # fmt: skip
+    assert {"loss_curve", "held_out_curve"} <= set(shown)
+
+
+def test_the_cost_is_that_of_the_last_work_here(tmp_path, monkeypatch):
+    tmp_path.joinpath("params.yaml").write_text(PARAMS)
+    project = Project(tmp_path)
+    instance = find_instance("ingest", project.params, product="nut")
+    assert cost(project, instance) == {}
+    monkeypatch.setattr(factory, "run_stage", lambda *_: 12.34)
+    factory.run_one(project, "ingest", product="nut")
+    found = cost(project, instance)
+    assert (found["work_seconds"].value, found["device"].value) == (12.3, "cpu")
+    tracked = [path for path in tmp_path.rglob("*") if path.is_file() and ".defectory" not in path.parts]
+    assert [path.name for path in tracked] == ["params.yaml"]

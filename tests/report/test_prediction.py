@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from defect_core.report.prediction import predict_gain
+from defect_core.report.prediction import predict_gain, rank_interval
 from defect_core.report.table import interval, print_leaderboard
 
 
@@ -28,11 +30,14 @@ def test_a_score_that_falls_as_the_gain_rises_predicts_at_minus_one():
 
 
 def test_rows_without_scores_or_gain_are_left_out_and_too_few_have_a_reason():
-    rows = _rows([None, {"fid": 1, "kid": 2}, {"fid": 2}, {"fid": 3}, {"fid": 4}, {"fid": 5}], [None, 1, 2, 3, 5, 4])
+    scores = [None, {"fid": 0, "kid": 2}, *({"fid": number, "kid": None} for number in range(1, 6))]
+    rows = _rows([*scores, {"fid": 9}], [None, 0, 1, 2, 3, 5, 4, None])
     found = predict_gain(rows)
-    assert found["fid"]["pairs"] == 5 and found["fid"]["rho"] == pytest.approx(0.9)
-    assert found["kid"]["rho"] is None and "1 pairs" in found["kid"]["reason"]
-    flat = predict_gain(_rows([{"fid": 1}] * 5, range(5)))["fid"]
+    assert found["fid"]["pairs"] == 6 and found["fid"]["rho"] == pytest.approx(33 / 35)
+    assert found["kid"]["rho"] is found["kid"]["interval"] is None
+    assert "1 pairs" in found["kid"]["reason"] and "at least 6" in found["kid"]["reason"]
+    assert predict_gain(rows[:6])["fid"]["rho"] is None, "five pairs say nothing"
+    flat = predict_gain(_rows([{"fid": 1}] * 6, range(6)))["fid"]
     assert flat["rho"] is None and "the same" in flat["reason"]
     assert predict_gain([]) == {}
 
@@ -42,7 +47,38 @@ def test_the_table_shows_the_interval_and_the_prediction(capsys):
     row = {"product": "p", "arm": "a", "mean": score, "std": {}, "gain": 0.1, "scores": None, "protocol": {"seeds": 1}}
     row["interval"] = {"pixel_ap": [0.4123, 0.6], "pro": None}
     assert interval(row, "pixel_ap") == "41.2–60.0" and interval(row, "pro") == "" == interval({}, "pro")
-    print_leaderboard({"rows": [row], "prediction": {"fid": {"rho": -0.5, "p": 0.2, "pairs": 6, "reason": ""}}})
+    row["reasons"] = {"pro": "no defect pixel"}
+    entry = {"rho": -0.5, "interval": [-0.9, 0.4], "p": 0.2, "pairs": 6, "reason": ""}
+    print_leaderboard({"rows": [row], "prediction": {"fid": entry}})
     shown = capsys.readouterr().out
-    assert "41.2–60.0" in shown and "-0.50" in shown and "undefined" in shown
-    assert "which score predicts" in shown
+    assert "41.2–60.0" in shown and "-0.50" in shown and "-0.90 to +0.40" in shown
+    assert "which score predicts" in shown and "a: undefined: no defect pixel" in shown
+    few = {"rho": None, "interval": None, "p": None, "pairs": 2, "reason": "2 pairs; expected at least 6"}
+    print_leaderboard({"rows": [row], "prediction": {"fid": few}})
+    assert "Not said: 2 pairs; expected at least 6." in capsys.readouterr().out
+
+
+@given(values=st.lists(st.integers(0, 20), min_size=6, max_size=30), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_the_interval_holds_rho_within_one_and_a_falling_score_mirrors_it(values, seed):
+    gains = np.random.default_rng(seed).normal(size=len(values))
+    entry, other = (predict_gain(_rows([{"fid": sign * v} for v in values], gains))["fid"] for sign in (1.0, -1.0))
+    if entry["rho"] is None:
+        assert len(set(values)) == 1
+        return
+    low, high = entry["interval"]
+    assert -1 <= low <= entry["rho"] <= high <= 1 and high - low > 0.05
+    assert other["interval"] == [-high, -low]
+
+
+def test_about_nineteen_in_twenty_intervals_hold_the_true_correlation():
+    """Normal pairs with correlation 0.6 have Spearman's 6 / pi * asin(0.3) = 0.582."""
+    # by hand: z = 0.6931, standard error sqrt((1 + 0.18) / 12) = 0.3136
+    assert rank_interval(0.6, 15) == pytest.approx([0.0784, 0.8637], abs=1e-4)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        a, b = rng.normal(size=(2, 15))
+        rho = spearmanr(a, 0.6 * a + 0.8 * b).statistic
+        low, high = rank_interval(rho, 15)
+        held += low <= 0.582 <= high
+    assert 366 <= held <= 394

@@ -47,7 +47,7 @@ def test_each_score_has_an_interval_or_none_and_both_models_are_reported(project
     def trained(*_):
         return train.TrainedSegmenter("last", [], "best" if validated else None)
 
-    def evaluated(model, _):
+    def evaluated(model, _, image_score):
         return _Result(next(last if model == "last" else best))
 
     monkeypatch.setattr(train, "train_segmenter", trained)

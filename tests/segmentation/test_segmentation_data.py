@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from defect_core.data.records import Record
 from defect_core.errors import InputError
 from defect_core.segmentation import Sample, SegmenterConfig, load_samples
 from defect_core.segmentation.augment import augment_batch
-from defect_core.segmentation.data import batch_plans, hold_out, resize_sample
+from defect_core.segmentation.data import batch_plans, hold_out, resize_sample, synthetic_share
 
 
 def _record(name, mask):
@@ -29,6 +31,39 @@ def test_every_arm_has_the_same_good_images_in_the_same_batches():
     assert {(len(p.real), len(p.synthetic)) for p in synthetic} == {(2, 2)}
     assert len(real_only) == len(synthetic) == 40
     assert real_only != list(batch_plans(config, 11, 7, 0, seed=4))
+
+
+@given(
+    counts=st.tuples(st.integers(0, 9), st.integers(1, 9)),
+    arms=st.lists(
+        st.tuples(st.integers(0, 20), st.sampled_from([0.0, 0.25, 0.7, 1.0, "pooled"])), min_size=2, max_size=4
+    ),
+    batch=st.integers(2, 9),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_all_arms_have_the_same_steps_places_and_good_images(counts, arms, batch, seed):
+    """Whatever is synthetic, at whatever share, mixed or swept."""
+    plans = []
+    for synthetic, fraction in arms:
+        config = SegmenterConfig(steps=12, batch_size=batch, synthetic_fraction=fraction)
+        plans.append(list(batch_plans(config, *counts, synthetic, seed)))
+        share = synthetic_share(fraction, counts[1], synthetic)
+        places = sum(len(plan.real) + len(plan.synthetic) for plan in plans[-1])
+        assert sum(len(plan.synthetic) for plan in plans[-1]) == pytest.approx(share * places, abs=1)
+    assert {len(plan) for plan in plans} == {12} and {sum(map(len, step)) for plan in plans for step in plan} == {batch}
+    assert all([step.good for step in plan] == [step.good for step in plans[0]] for plan in plans)
+
+
+def test_pooled_draws_every_defect_image_equally_often():
+    config = SegmenterConfig(steps=300, batch_size=8, synthetic_fraction="pooled")
+    plans = list(batch_plans(config, 5, 10, 20, seed=0))
+    assert sum(len(p.synthetic) for p in plans) == 800 and sum(len(p.real) for p in plans) == 400
+    times = (
+        np.bincount([i for p in plans for i in p.real]).tolist()
+        + np.bincount([i for p in plans for i in p.synthetic]).tolist()
+    )
+    assert set(times) == {40}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.8, 1.0])
@@ -96,6 +131,15 @@ def test_augmentation_moves_image_and_mask_together():
         assert correlation > 0.999
         assert mask.sum() == pytest.approx(float(before.sum()), rel=0.35)
         assert not torch.equal(mask, before)
+
+
+def test_without_mirroring_nothing_is_flipped_or_turned_upside_down():
+    images = torch.zeros(64, 3, 32, 32)
+    images[:, :, :, :8] = 200  # bright on the left
+    moved, _ = augment_batch(images, images[:, :1] / 255, torch.Generator().manual_seed(0), mirror=False)
+    assert (moved[:, :, :, :12].mean((1, 2, 3)) > moved[:, :, :, 20:].mean((1, 2, 3)) + 20).all()
+    mirrored, _ = augment_batch(images, images[:, :1] / 255, torch.Generator().manual_seed(0))
+    assert not (mirrored[:, :, :, :12].mean((1, 2, 3)) > mirrored[:, :, :, 20:].mean((1, 2, 3)) + 20).all()
 
 
 def test_augmentation_keeps_a_defect_of_one_pixel_and_follows_its_seed():

@@ -8,5 +8,6 @@ from defect_core.data.layouts.options import (
     check_options,
 )
 from defect_core.data.layouts.read import read_layout
+from defect_core.data.layouts.remote import is_url, opened
 
-__all__ = ["LAYOUTS", "LayoutOptions", "SourceItem", "check_options", "ingest", "read_layout"]
+__all__ = ["LAYOUTS", "LayoutOptions", "SourceItem", "check_options", "ingest", "is_url", "opened", "read_layout"]

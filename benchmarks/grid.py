@@ -1,0 +1,168 @@
+"""`python -m benchmarks.grid`: 15 products x 7 arms with everything up to date, on DVC's record though nothing ran.
+
+How long DVC takes to find nothing to do, how long the nightly run takes to decide so, how soon the UI answers, and what
+Dagster and DVC cost one stage beside its work.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+PRODUCTS, ARMS = 15, 7
+BOUNDS = {"dvc repro": 25.0, "nightly's decision": 15.0, "UI answers": 20.0, "share of a stage": 4.0}
+
+
+def lay_down(root: Path, products: int = PRODUCTS, arms: int = ARMS):
+    """A project whose every instance is up to date: small files instead of results, committed to DVC."""
+    import numpy as np
+
+    from defect_core import dvcfile
+    from defect_core.data.records import Record, save_png, write_records
+    from defect_core.factory import child_environment
+    from defect_core.generators.registry import generator_names, generator_promises
+    from defect_core.project import Project
+    from defect_core.scaffold import init_project
+    from pipelines.state import all_instances
+
+    generators = [name for name in generator_names() if generator_promises(name).scope != "catalogue"][: arms - 2]
+    project = init_project(root)
+    names = [f"product{number:02d}" for number in range(products)]
+    sources = "\n".join(f"  {name}: {{path: images/{name}, layout: mvtec}}" for name in names)
+    project.path("params.yaml").write_text(
+        f"seed: 0\nproducts: [{', '.join(names)}]\nsources:\n{sources}\ngenerators: [{', '.join(generators)}]\n"
+        f"arms: [real_only, {', '.join(generators)}, mix]\nsynthesize: {{per_defect: 2}}\nsegment: {{seeds: [0]}}\n"
+    )
+    project = Project(root)
+    assert len(project.params.arms) == arms
+    rng = np.random.default_rng(0)
+    for name in names:
+        save_png(rng.integers(0, 255, (16, 16, 3), np.uint8), project.path(f"images/{name}/train/good/000.png"))
+    dvcfile.sync(project)
+    for cell in all_instances(project):
+        for path in (*cell.outputs, *cell.metrics):
+            file = project.path(path) if path.endswith((".json", ".parquet")) else project.path(path) / "file"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if cell.stage.name in ("ingest", "split"):
+                records = [Record(cell.key, "good", "000.png", None, "train", cell.key, 16, 16)]
+                write_records(records, file if cell.stage.name == "split" else file.with_name("records.parquet"))
+            else:
+                file.write_text(json.dumps(cell.address))
+    command = [sys.executable, "-m", "dvc", "commit", "-f", "-q"]
+    subprocess.run(command, cwd=root, env=child_environment(project), check=True)
+    return project
+
+
+@contextmanager
+def grid():
+    """The project in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield lay_down(Path(folder) / "grid")
+
+
+def repro_time(project) -> float:
+    """Wall time of a `dvc repro` that finds nothing to do."""
+    from defect_core.factory import child_environment
+
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seconds = time.monotonic() - start
+    assert "Running stage" not in done.stdout, done.stdout
+    return seconds
+
+
+def decision_time(project) -> float:
+    """Wall time in which the nightly run finds that nothing is stale."""
+    from defect_core.project import Project
+    from pipelines.state import stale_instances
+
+    start = time.monotonic()
+    stale = stale_instances(Project(project.root))
+    seconds = time.monotonic() - start
+    assert not stale, stale
+    return seconds
+
+
+def answer_time(project) -> float:
+    """Wall time from `make dev` until the UI's server knows the assets."""
+    from defect_core.factory import child_environment
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = time.monotonic()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.dev", "--port", str(port)],
+        cwd=project.root, env=child_environment(project), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not _knows_assets(port):
+            assert server.poll() is None and time.monotonic() - start < 600, "no answer"
+            time.sleep(0.2)
+        return time.monotonic() - start
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(90)
+
+
+def share_time(project) -> float:
+    """Wall time of one materialisation for which there is no work: DVC's look, metadata, checks, Dagster's events."""
+    import dagster as dg
+
+    from pipelines.assets import RUNNER, build_assets
+    from pipelines.runner import LocalRunner
+
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    assets = build_assets(project)
+    with dg.DagsterInstance.ephemeral() as instance:
+        start = time.monotonic()
+        done = dg.materialize(
+            assets, selection=["split"], partition_key=project.params.products[0],
+            resources={RUNNER: LocalRunner(project)}, instance=instance,
+        )  # fmt: skip
+        seconds = time.monotonic() - start
+    assert done.success
+    return seconds
+
+
+def _knows_assets(port: int) -> bool:
+    query = json.dumps({"query": "{assetNodes {id}}"}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bool(json.load(answer)["data"]["assetNodes"])
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+MEASURES: dict[str, Callable] = {
+    "dvc repro": repro_time,
+    "nightly's decision": decision_time,
+    "UI answers": answer_time,
+    "share of a stage": share_time,
+}
+
+
+@cache
+def measured() -> dict[str, float]:
+    """All times, in seconds."""
+    with grid() as project:
+        return {name: measure(project) for name, measure in MEASURES.items()}
+
+
+if __name__ == "__main__":
+    for name, seconds in measured().items():
+        print(f"{name + f', {PRODUCTS} products x {ARMS} arms':50} {seconds:6.2f} s (bound {BOUNDS[name]:g} s)")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

@@ -1,0 +1,1 @@
+"""The second judge: a network that tells a product's defect types apart, trained once per arm and seed."""

@@ -1,0 +1,150 @@
+"""The leaderboard's rows of all judges, and the page: nothing undefined without its reason beside it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from defect_core.params import Params
+from defect_core.project import Project
+from defect_core.report import page
+from defect_core.report.leaderboard import OVER_PRODUCTS, make_leaderboard
+from defect_core.report.page import _sweep, _table
+from defect_core.report.plots import gain_chart
+from defect_core.report.table import CLASSIFY_COLUMNS, SEGMENT_COLUMNS, print_leaderboard
+
+ARMS = ("real_only", "crop-paste", "crop-paste-at-25", "mix")
+AP = {"real_only": 0.4, "crop-paste": 0.5, "crop-paste-at-25": 0.45, "mix": None}
+
+
+def _entry(arm, value, name="pixel_ap", **more):
+    part = {
+        "mean": {name: value, "image_auroc": 0.9},
+        "std": {name: 0.03 if value is not None else None, "image_auroc": 0.01},
+        "interval": {name: [0.3, 0.6] if value is not None else None},
+        "reasons": {} if value is not None else {name: "no positives: no defect pixel"},
+    }
+    share = {"real_only": 0.0, "crop-paste-at-25": 0.25}.get(arm, 0.5)
+    protocol = {"seeds": 2, "synthetic_share": share, "synthetic": 9}
+    return {"arm": arm, **part, "best_on_validation": part, "protocol": protocol, **more}
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = Project(tmp_path)
+    project.__dict__["params"] = Params(
+        products=("p",), generators=("crop-paste",), arms=ARMS, segment_unified={}, classify={}
+    )
+    for arm in ARMS:
+        confusion = [[3, 1], [0, 4]]
+        answers = {"per_seed": [{"confusion": confusion}, {"confusion": confusion}], "classes": ["dent", "hole"]}
+        classified = _entry(arm, AP[arm], "accuracy", **answers)
+        classified["mean"]["recall_dent"] = 0.75
+        classified["protocol"]["defect_images"] = {"dent": 4, "hole": 4}
+        unified = _entry(arm, AP[arm])
+        unified["products"] = {"p": _entry(arm, AP[arm], protocol={"defect_images": 3})}
+        unified["best_on_validation"] = {**_entry(arm, 0.6), "products": {"p": _entry(arm, 0.7)}}
+        for path, content in (
+            (f"segment/p/{arm}", _entry(arm, AP[arm])),
+            (f"segment_unified/{arm}", unified),
+            (f"classify/p/{arm}", classified),
+        ):
+            file = tmp_path / f"metrics/{path}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content))
+    scored = {
+        "scores": {"pooled": {"kernel_lite0": 0.1}},
+        "missing": {"frechet_lite0": "fewer than two images"},
+        "acceptance": {"acceptance_rate": 1.0},
+    }
+    (tmp_path / "metrics/score/p").mkdir(parents=True)
+    (tmp_path / "metrics/score/p/crop-paste.json").write_text(json.dumps(scored))
+    return project
+
+
+def test_rows_of_three_judges_with_gain_spread_and_share(project):
+    board = make_leaderboard(project)
+    rows = {row["arm"]: row for row in board["rows"]}
+    assert [row["arm"] for row in board["rows"]] == ["crop-paste", "crop-paste-at-25", "real_only", "mix"]
+    assert rows["crop-paste-at-25"]["gain"] == pytest.approx(0.05) and rows["crop-paste-at-25"]["share"] == 0.25
+    assert rows["crop-paste"]["gain_spread"] == pytest.approx(np.hypot(0.03, 0.03), abs=1e-6)
+    assert rows["mix"]["gain"] is None and rows["mix"]["reasons"]["gain"] == "no positives: no defect pixel"
+    assert rows["real_only"]["gain"] is None and "gain" not in rows["real_only"]["reasons"]
+    assert rows["crop-paste"]["scores"] and rows["crop-paste-at-25"]["scores"] is None
+    assert [row["product"] for row in board["unified"]] == [OVER_PRODUCTS] * 4 + ["p"] * 4
+    assert {row["best_on_validation"]["mean"]["pixel_ap"] for row in board["unified"][4:]} == {0.7}
+    assert board["classify"][0]["confusion"] == [[6, 2], [0, 8]]
+    json.dumps(board, allow_nan=False)
+
+
+def test_judges_that_are_off_and_a_missing_baseline_are_said(project):
+    params = project.params.model_copy(update={"segment_unified": None, "classify": None, "arms": ("crop-paste",)})
+    project.__dict__["params"] = params
+    board = make_leaderboard(project)
+    assert board["unified"] == board["classify"] == []
+    assert board["rows"][0]["reasons"]["gain"] == "no arm real_only"
+
+
+def test_the_terminal_shows_every_judge_and_a_reason_for_everything_undefined(project, capsys):
+    print_leaderboard(make_leaderboard(project))
+    shown = capsys.readouterr().out
+    for title in ("p: segmenter on real", f"{OVER_PRODUCTS}: one segmenter", "p: classifier of defect types"):
+        assert title in shown
+    assert "mix: undefined: no positives: no defect pixel" in shown
+    assert "crop-paste: undefined: fewer than two images" in shown
+    assert "50.0 ± 3.0" in shown and "best on val." in shown
+    assert "Not said: 0 pairs" in shown or "Not said: 1 pairs" in shown
+
+
+def test_tables_of_the_page_hold_spread_interval_reason_and_recalls(project):
+    board = make_leaderboard(project)
+    table = _table(board["rows"], SEGMENT_COLUMNS)
+    best = table["rows"][0]
+    assert best["cells"][0] == ("50.0 ± 3.0", "30.0–60.0") and best["best"] == ("50.0 ± 3.0", "30.0–60.0")
+    assert best["frechet"] == "undefined: fewer than two images" and best["share"] == "50 %"
+    assert table["rows"][-1]["cells"][0][0] == "undefined: no positives: no defect pixel"
+    classified = _table(board["classify"], CLASSIFY_COLUMNS)
+    assert classified["labels"] == ["accuracy", "balanced accuracy", "recall of dent"]
+    assert len(classified["confusions"]) == 4
+
+
+def test_a_sweep_is_drawn_from_no_gain_at_no_share_in_order(project):
+    svg = _sweep(make_leaderboard(project)["rows"])
+    (points,) = re.findall(r'polyline points="([^"]+)"', svg)
+    x, y = np.array([[float(v) for v in point.split(",")] for point in points.split()]).T
+    assert len(x) == 3 and (np.diff(x) > 0).all() and np.ptp(np.diff(x)) < 0.2
+    assert (np.diff(y) < 0).all(), "a gain that grows climbs"
+    assert "mix" not in svg
+    assert _sweep([row for row in make_leaderboard(project)["rows"] if row["arm"] != "crop-paste-at-25"]) == ""
+    assert gain_chart({}, "t") == ""
+
+
+def test_the_page_shows_all_judges_the_sweep_and_why_nothing_is_predicted(project, tmp_path, monkeypatch):
+    board = make_leaderboard(project)
+    monkeypatch.setattr(page, "_real_sheets", lambda *_: [])
+    monkeypatch.setattr(page, "_map_sheet", lambda *_: None)
+    monkeypatch.setattr(page, "_curves", lambda *_: {})
+    monkeypatch.setattr(page, "_generator_section", lambda *_: {"summary": {"rejected": {}}})
+    page.write_report(project, board, tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "One segmenter for all products" in text and OVER_PRODUCTS in text
+    assert "Which defect type is it?" in text and "by chance 50.0 %" in text and "recall of dent" in text
+    assert "undefined: no positives: no defect pixel" in text and "gain in pixel AP over the synthetic share" in text
+    assert "Not said: " in text and "at least 6" in text
+    assert "nan" not in text.lower().replace("tenant", "") and "None" not in text
+
+
+def test_a_prediction_is_shown_with_its_interval(project, tmp_path, monkeypatch):
+    for name in ("_real_sheets", "_curves"):
+        monkeypatch.setattr(page, name, lambda *_: {})
+    monkeypatch.setattr(page, "_map_sheet", lambda *_: None)
+    monkeypatch.setattr(page, "_generator_section", lambda *_: {"summary": {"rejected": {}}})
+    board = make_leaderboard(project)
+    board["prediction"] = {
+        "fid": {"pairs": 8, "rho": -0.7, "interval": [-0.95, 0.1], "p": 0.04, "reason": ""},
+        "kid": {"pairs": 2, "rho": None, "interval": None, "p": None, "reason": "2 pairs; expected at least 6"},
+    }
+    page.write_report(project, board, tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "-0.95 to +0.10" in text and "0.040" in text and "2 pairs; expected at least 6" in text
