@@ -43,9 +43,13 @@ def open_backbone(project: Project, product: str, generator: str) -> Any:
 
 def open_original(project: Project, folder: Path | None = None) -> Any:
     """The project's backbone (or the one in `folder`) on this machine's accelerator, else its CPU."""
-    import torch
-
     from defect_core.backbones import load_backbone
 
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return load_backbone(folder or project.params.backbone, device=device)
+    return load_backbone(folder or project.params.backbone, device=this_device())
+
+
+def this_device() -> str:
+    """This machine's accelerator, `cuda` or `mps`, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

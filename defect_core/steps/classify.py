@@ -15,7 +15,7 @@ from defect_core.classification.evaluate import answer_intervals, score_answers
 from defect_core.classification.train import find_weights, save_classifier, train_classifier
 from defect_core.data.manifest import read_manifest
 from defect_core.errors import InputError
-from defect_core.examples import split_records_of
+from defect_core.examples import split_records_of, this_device
 from defect_core.metrics.spread import over_seeds
 from defect_core.params import Classify
 from defect_core.project import Project, write_json
@@ -85,7 +85,7 @@ def _measure(
     answers, curves = [], []
     for number, seed in enumerate(settings.seeds):
         shown = f"classifier {label}, seed {seed} ({number + 1}/{len(settings.seeds)})"
-        trained = train_classifier(real, made, len(classes), config, base * 1000 + seed, weights, shown)
+        trained = train_classifier(real, made, len(classes), config, base * 1000 + seed, weights, shown, this_device())
         curves.append({"seed": seed, "points": trained.curve})
         for which, model in (("last", trained.model), ("best", trained.best)):
             if model is not None:

@@ -11,7 +11,7 @@ from defect_core.arms import Arm
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import Record, save_png
 from defect_core.errors import InputError
-from defect_core.examples import split_records_of
+from defect_core.examples import split_records_of, this_device
 from defect_core.metrics.spread import over_seeds
 from defect_core.params import Segment
 from defect_core.project import Project, write_json
@@ -74,7 +74,13 @@ def measure(
     for number, seed in enumerate(settings.seeds):
         label = f"segmenter {product} {arm}, seed {seed} ({number + 1}/{len(settings.seeds)})"
         trained = train_segmenter(
-            images.real, images.good, images.synthetic, config, project.params.seed * 1000 + seed, label
+            images.real,
+            images.good,
+            images.synthetic,
+            config,
+            project.params.seed * 1000 + seed,
+            label,
+            this_device(),
         )
         last.append(evaluate_segmenter(trained.model, images.tested, settings.image_score))
         if trained.best is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from defect_core.examples import this_device
 from defect_core.metrics.bootstrap import bootstrap_draws
 from defect_core.metrics.spread import interval_of, over_seeds
 from defect_core.project import Project, write_json
@@ -44,7 +45,8 @@ def run(project: Project, arm: str) -> None:
     with project.building(f"data/segment_unified/{arm}", key) as work:
         for number, seed in enumerate(settings.seeds):
             label = f"unified segmenter {arm}, seed {seed} ({number + 1}/{len(settings.seeds)})"
-            trained = train_segmenter(whole.real, whole.good, whole.synthetic, config, params.seed * 1000 + seed, label)
+            base = params.seed * 1000 + seed
+            trained = train_segmenter(whole.real, whole.good, whole.synthetic, config, base, label, this_device())
             curves.append({"seed": seed, "points": trained.curve})
             if number == 0:
                 save_segmenter(trained.model, config, work / "segmenter.safetensors")

@@ -151,3 +151,17 @@ def test_the_map_term_reaches_only_the_columns_and_words_of_the_image_s_own_defe
     alignment_terms(maps, mask_pyramid(_block()[:1], 8, maps.anomaly, "paper"), "paper")[0].backward()
     assert words.tokens["dent"].grad.abs().amin(0).max() > 0 and words.tokens["scratch"].grad is None
     words.requires_grad_(False)
+
+
+def test_only_the_encoders_layers_are_aligned():
+    inside, outside = torch.ones(2, 2, 8, 8), torch.zeros(2, 2, 8, 8)
+    layers = [("down_blocks.0.attn2", inside), ("mid_block.attn2", outside), ("up_blocks.1.attn2", outside)]
+    maps = encoder_maps(layers, 2)
+    assert (maps.anomaly[8] == 1).all() and (maps.normal[8] == 1).all()
+
+
+def test_in_compat_form_the_normal_token_is_held_to_wholly_covered_places_if_there_are_any():
+    soft = _mask((2, 2)) + 0.5 * _mask((6, 6))
+    normal = _mask((6, 6))  # looks only where the mask is half
+    assert alignment_terms(SideMaps({8: soft}, {8: normal}), {8: soft}, "compat")[1] == 0
+    assert alignment_terms(SideMaps({8: soft}, {8: normal}), {8: 0.5 * soft}, "compat")[1] == pytest.approx(0.5)

@@ -121,3 +121,14 @@ def test_the_branch_learns_to_find_defects_even_a_single_pixel_and_none_on_norma
     wanted = masks[:, 0] > 0.5
     assert (found & wanted).sum() / (found | wanted).sum() > 0.9
     assert found[1, 17, 9] and rough.max() < 0.5
+
+
+def test_where_the_fine_features_say_nothing_the_coarse_feature_passes_through():
+    branch = MaskBranch((8, 8), (4,), width=24, fuse=False)
+    (refinement,) = branch.refinements
+    torch.nn.init.zeros_(refinement.fine.weight)
+    torch.nn.init.zeros_(refinement.fine.bias)
+    feature = torch.randn((1, 24, 8, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        refined = branch.refine(feature, [torch.ones(1, 4, 16, 16)])
+    assert torch.allclose(refined, torch.nn.functional.interpolate(feature, size=(16, 16), mode="bilinear"))
