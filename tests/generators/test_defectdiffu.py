@@ -1,6 +1,8 @@
 """DefectDiffu: architecture, losses, words and guidance (brief §4.6), on a tiny transformer."""
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tiny_dit import CHANNELS, SIDE, TEXT_WIDTH, TOKENS, plain_dit, random, text
 from defect_core.errors import InputError
 from defect_core.generators.defectdiffu.ancestral import Chain, chain_of
 from defect_core.generators.defectdiffu.guidance import branches, draw, guided
-from defect_core.generators.defectdiffu.model import DefectDiT, Prediction
+from defect_core.generators.defectdiffu.model import DefectDiT, Prediction, raised_logits
 from defect_core.generators.defectdiffu.text import Conditions, HashedWords, encode_pairs
 from defect_core.generators.defectdiffu.training import (
     Weights,
@@ -17,8 +19,10 @@ from defect_core.generators.defectdiffu.training import (
     drop_words,
     raw_ratio,
     total_loss,
+    unfocused,
     variance_bound,
 )
+from defect_core.training import fast
 
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 TIMES = torch.tensor([3, 700])
@@ -107,12 +111,15 @@ def test_patches_are_put_back_where_they_came_from(model):
     assert torch.equal(model._unpatchify(tokens, whole.shape, CHANNELS), whole)
 
 
-def test_gradient_checkpointing_changes_no_gradient(model):
+@pytest.mark.parametrize("around", [nullcontext, partial(fast, torch.device("cpu"))], ids=["plain", "fast"])
+def test_gradient_checkpointing_changes_no_gradient(model, around):
     gradients = []
     for used in (False, True):
         model.gradient_checkpointing = used
         model.zero_grad()
-        model(_latents(), TIMES, texts(2)).mask.square().mean().backward()
+        with around():
+            mask = model(_latents(), TIMES, texts(2)).mask
+        mask.float().square().mean().backward()
         gradients.append(model.cross[0].query.weight.grad.clone())
     model.gradient_checkpointing = False
     model.zero_grad()
@@ -290,9 +297,9 @@ class _Asked:
     def __init__(self, model):
         self.model, self.asked = model, []
 
-    def __call__(self, latents, times, conditions):
+    def __call__(self, latents, times, conditions, region=None):
         self.asked.append(conditions)
-        return self.model(latents, times, conditions)
+        return self.model(latents, times, conditions, region)
 
 
 def _guide(model, pairs, product_scale, strength):
@@ -308,6 +315,44 @@ def _narrow(sentences):
 def _plain(model, pair):
     with torch.no_grad():
         return model(_latents(), torch.tensor([300, 300]), encode_pairs(_narrow, [pair] * 2)).noise
+
+
+# where the defect belongs
+
+
+def test_a_region_draws_the_attention_there_and_zeros_say_nothing(model):
+    region = _square(2, 4)
+    with torch.no_grad():
+        plain = model(_latents(), TIMES, texts(2))
+        told = model(_latents(), TIMES, texts(2), region)
+        silent = model(_latents(), TIMES, texts(2), torch.zeros_like(region))
+    inside = torch.nn.functional.max_pool2d(region, 2).flatten(1)[:, None, None]
+    assert torch.allclose(told.maps.sum(-1), torch.ones(2, 2, 4), atol=1e-5)
+    assert ((told.maps * inside).sum(-1) > (plain.maps * inside).sum(-1)).all()
+    assert all(torch.equal(a, b) for a, b in zip(silent, plain, strict=True))
+    assert not torch.allclose(told.noise, plain.noise, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_ratio_is_that_of_the_attention_without_the_region():
+    bare, region = tiny_model(disturbed=False), _square(2, 4)  # nothing flows from one block's maps to the next
+    plain = bare(_latents(), TIMES, texts(2)).maps
+    told = bare(_latents(), TIMES, texts(2), region).maps
+    assert torch.allclose(unfocused(told, raised_logits(region, 2)), plain, atol=1e-5)
+    assert not torch.allclose(told, plain, atol=1e-2)
+
+
+def test_only_the_branch_that_knows_the_defect_is_told_the_region(model):
+    class Told(_Asked):
+        def __call__(self, latents, times, conditions, region=None):
+            self.region = region
+            return super().__call__(latents, times, conditions, region)
+
+    told, region = Told(model), _square(2, 4)
+    conditions = encode_pairs(_narrow, [pair for pair in branches("a", "b", "three_branch") for _ in range(2)])
+    with torch.no_grad():
+        guided(told, _latents(), torch.tensor(300), conditions, 1.0, torch.ones(2), region)
+    assert torch.equal(told.region, torch.cat([torch.zeros(4, 1, SIDE, SIDE), region]))
 
 
 def test_scales_of_zero_and_one_give_the_plain_answers(model):
@@ -382,7 +427,7 @@ class _Knows:
     def __init__(self, clean: torch.Tensor, chain: Chain) -> None:
         self.clean, self.chain, self.steps = clean, chain, []
 
-    def __call__(self, latents, times, conditions):
+    def __call__(self, latents, times, conditions, region=None):
         step = int((self.chain.timesteps == times[0]).nonzero())
         self.steps.append(step)
         level = self.chain.alpha_bars[step].float()

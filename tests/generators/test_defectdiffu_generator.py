@@ -137,12 +137,72 @@ def test_masks_of_training_lie_where_the_defect_is_and_are_empty_on_good_views(f
     assert float(picture.max()) < -0.9
 
 
+def test_the_requested_place_is_told_to_the_network(fitted, catalogue):
+    request = _request(catalogue)
+    window = fitted._window(request)
+    (region,) = fitted._regions([request], [window])[:, 0].numpy()
+    assert region.shape == (16, 16) and set(np.unique(region)) == {0, 1}
+    rows, columns = np.nonzero(region)
+    tall, wide = window.height / 16, window.width / 16
+    seen = np.nonzero(request.mask)
+    assert abs(window.top + tall * rows.min() - seen[0].min()) <= tall
+    assert abs(window.left + wide * (columns.max() + 1) - seen[1].max() - 1) <= wide + 1
+    assert not fitted._regions([dataclasses.replace(request, mask=None)], [window]).any()
+    assert not _unpasted(fitted, focus_share=0.0)._regions([request], [window]).any()
+
+
+def test_training_tells_the_place_of_some_defects_and_of_nothing_else(
+    backbone, small_dit, catalogue, tmp_path, monkeypatch
+):
+    seen = []
+
+    def note(model, chain, latents, masks, mask_latents, conditions, times, noise, weights, region):
+        seen.append((masks, conditions.defect, region))
+        return model.text.weight.square().mean()
+
+    monkeypatch.setattr("defect_core.generators.defectdiffu.generator.total_loss", note)
+    settings = {**QUICK, "steps": 6, "batch_size": 32, "focus_share": 0.5}
+    made = DefectDiffu.create(Config(dit=str(small_dit), **settings), backbone)
+    made.fit(catalogue, tmp_path, seed=1)
+    masks, told, regions = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    good = (told == made.encoder(["a photo of good"])).all(1)
+    assert not regions[good].any()
+    shown = regions.flatten(1).any(1)
+    assert torch.equal(regions[shown], masks[shown])
+    assert float(shown.sum() / (~good & masks.flatten(1).any(1)).sum()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_noise_that_sampling_never_asks_for_is_not_trained(backbone, small_dit, catalogue, tmp_path, monkeypatch):
+    asked = []
+
+    def note(model, chain, latents, masks, mask_latents, conditions, times, *_):
+        asked.append(times)
+        return model.text.weight.square().mean()
+
+    monkeypatch.setattr("defect_core.generators.defectdiffu.generator.total_loss", note)
+    for start, most in (("normal", 250), ("noise", 1000)):
+        asked.clear()
+        settings = {**QUICK, "steps": 8, "batch_size": 32, "start": start, "start_level": 0.25}
+        DefectDiffu.create(Config(dit=str(small_dit), **settings), backbone).fit(catalogue, tmp_path / start, seed=1)
+        assert 0.9 * most < int(torch.cat(asked).max()) < most
+
+
 def test_strength_is_the_requests_or_drawn_by_its_seed_and_is_told(fitted, catalogue):
     asked = _one(fitted, _request(catalogue, strength=2.25))
     assert asked.facts["strength"] == 2.25
     drawn = {fitted.strength_of(_request(catalogue, seed=seed)) for seed in range(200)}
-    assert min(drawn) >= 1.0 and max(drawn) <= 2.5 and len(drawn) > 150
+    assert min(drawn) >= 1.5 and max(drawn) <= 3.5 and len(drawn) > 150
     assert _one(fitted, _request(catalogue)).facts["strength"] == fitted.strength_of(_request(catalogue))
+
+
+def test_without_strength_the_image_stays_as_it_is(fitted, catalogue):
+    request = _request(catalogue)
+    made = _unpasted(fitted, paste=True)
+    assert (_one(made, dataclasses.replace(request, strength=0.0)).image == request.normal_image).all()
+    strong = _one(made, dataclasses.replace(request, strength=30.0))
+    assert (strong.image != request.normal_image).any(-1)[strong.mask].mean() > 0.5
+    redrawn = _one(_unpasted(fitted, paste=True, residual=False), dataclasses.replace(request, strength=0.0))
+    assert (redrawn.image != request.normal_image).any()
 
 
 def test_strength_changes_the_picture(fitted, catalogue):
@@ -185,6 +245,26 @@ def test_a_mask_without_contrast_is_rejected_for_the_requested_one(fitted, catal
     assert pair.facts["mask"].startswith(kind)
     assert (pair.mask == request.mask).all() == (kind == "requested")
     assert pair.soft_mask.max() == pytest.approx(0.75, abs=0.1)
+
+
+def test_the_mask_stays_within_reach_of_the_requested_one(fitted, catalogue):
+    request = _request(catalogue)  # the mask spans rows 10 to 19, columns 12 to 24
+    window = fitted._window(request)
+    soft = np.full((128, 128), 0.1, np.float32)
+    soft[:, :64] = 0.9
+    found = {}
+    for reach in (None, 0.0, 8.0):
+        made = _unpasted(fitted, reach=reach)
+        found[reach] = made._finish(request, window, np.zeros((128, 128, 3)), soft, 1.0).mask
+    assert found[None].sum() > found[8.0].sum() > found[0.0].sum() > 0
+    assert not (found[0.0] & ~request.mask).any()
+    far = 8 * max(window.height, window.width) / 128
+    rows, columns = np.nonzero(found[8.0])
+    assert 10 - rows.min() <= far and columns.min() >= 12 - far and rows.max() - 19 <= far
+    elsewhere = np.full((128, 128), 0.1, np.float32)
+    elsewhere[-4:, -4:] = 0.9
+    pair = _unpasted(fitted, reach=0.0)._finish(request, window, np.zeros((128, 128, 3)), elsewhere, 1.0)
+    assert (pair.mask == request.mask).all() and pair.facts["mask"].startswith("requested")
 
 
 def test_a_flat_prediction_never_gives_an_empty_mask(fitted, catalogue):

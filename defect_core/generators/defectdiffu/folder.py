@@ -24,7 +24,7 @@ DIT_SCHEDULE = {
     "beta_end": 0.02,
     "beta_schedule": "linear",
 }
-_ADDED = ("text.", "cross.", "mask_head.")
+ADDED = ("text.", "cross.", "mask_head.")
 
 
 class Transformer(NamedTuple):
@@ -100,7 +100,7 @@ def save_transformer(folder: Path, model: DefectDiT, state: dict[str, Tensor], s
         name = f"transformer_blocks.{index}.norm1.emb.class_embedder.embedding_table.weight"
         plain[name] = torch.zeros(model.dit.config.num_embeds_ada_norm + 1, width)
     save_network(model.dit, folder / "transformer", plain)
-    added = {key: value.detach().cpu().half().contiguous() for key, value in state.items() if key.startswith(_ADDED)}
+    added = {key: value.detach().cpu().half().contiguous() for key, value in state.items() if key.startswith(ADDED)}
     save_file(dict(sorted(added.items())), folder / ADDED_FILE)
     (folder / ADDED_FILE).chmod(0o644)
     write_json(folder / "scheduler" / "scheduler_config.json", schedule)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 from torch import Tensor
 
 from defect_core.backbones import Backbone
@@ -28,10 +29,11 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image
+from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
 from defect_core.generators.composite import composite
+from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.config import PROMISES, Config
-from defect_core.generators.defectdiffu.folder import Transformer, load_transformer, make_chain, rebuild
+from defect_core.generators.defectdiffu.folder import ADDED, Transformer, load_transformer, make_chain, rebuild
 from defect_core.generators.defectdiffu.guidance import branches, draw
 from defect_core.generators.defectdiffu.text import (
     EMPTY,
@@ -108,12 +110,17 @@ class DefectDiffu(Generator):
             rows = bank.choose(config.batch_size, config.defect_share, generator)
             words = [bank.pairs[row] for row in rows.tolist()]
             told = drop_words(words, config.drop_product, config.drop_defect, generator)
-            times = torch.randint(self.chain.steps, rows.shape, generator=generator)
+            times = torch.randint(self._start_step(self.chain), rows.shape, generator=generator)
             latents = bank.latents[rows]
             noise = torch.randn(latents.shape, generator=generator)
             inputs = [part.to(device) for part in (latents, bank.masks[rows], bank.mask_latents[rows])]
             conditions = table.of(told).to(inputs[0])
-            return total_loss(model, self.chain, *inputs, conditions, times.to(device), noise.to(device), weights)
+            shown = torch.rand(len(told), generator=generator) < config.focus_share
+            shown &= torch.tensor([defect != GOOD for _, defect in told])
+            region = inputs[1] * shown.to(inputs[1]).view(-1, 1, 1, 1)
+            return total_loss(
+                model, self.chain, *inputs, conditions, times.to(device), noise.to(device), weights, region
+            )
 
         model.requires_grad_(True)
         self.losses = train(
@@ -125,6 +132,7 @@ class DefectDiffu(Generator):
             seed=seed,
             work_dir=work_dir,
             label=f"training {self.name} on {', '.join(self.products)}",
+            overrides={part: {"learning_rate": config.added_learning_rate} for part in ADDED},
         )
         model.requires_grad_(False)
         round_to_half(model)
@@ -140,7 +148,7 @@ class DefectDiffu(Generator):
             show_image(request.normal_image, window, self.resolution)
             for request, window in zip(requests, windows, strict=True)
         ]
-        pictures, masks = self._draw(canvases, requests, strengths)
+        pictures, masks = self._draw(canvases, requests, windows, strengths)
         for index, request in enumerate(requests):
             yield self._finish(request, windows[index], pictures[index], masks[index], strengths[index])
 
@@ -185,11 +193,20 @@ class DefectDiffu(Generator):
         """Side in pixels of the canvas: the transformer's latents through the backbone's autoencoder."""
         return self.latent_size * (self.backbone.resolution // self.backbone.latent_size)
 
+    @property
+    def adds_difference(self) -> bool:
+        """Whether the defect is the difference of two walks, added to the normal image (see `Config.residual`)."""
+        return self.config.residual and self.config.paste and self.config.start == "normal"
+
     def strength_of(self, request: SampleRequest) -> float:
         """w_d of a request: what it asks for, else drawn from the configured range by its seed."""
         if request.strength is not None:
             return float(request.strength)
         return round(float(np.random.default_rng([request.seed, 1]).uniform(*self.config.strength_range)), 4)
+
+    def _start_step(self, chain: Chain) -> int:
+        """How many of a chain's steps the walk takes; noisier ones are never asked for and not trained either."""
+        return chain.steps if self.config.start == "noise" else max(1, round(self.config.start_level * chain.steps))
 
     # training
 
@@ -224,16 +241,25 @@ class DefectDiffu(Generator):
     # sampling
 
     def _draw(
-        self, canvases: Sequence[Image], requests: Sequence[SampleRequest], strengths: Sequence[float]
+        self,
+        canvases: Sequence[Image],
+        requests: Sequence[SampleRequest],
+        windows: Sequence[Window],
+        strengths: Sequence[float],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Canvases [B, R, R, 3] in 0 to 255, and the masks' pictures as luminance [B, R, R] in 0 to 1."""
-        config = self.config
+        """Canvases [B, R, R, 3] in 0 to 255, and the masks' pictures as luminance [B, R, R] in 0 to 1.
+
+        If `adds_difference`, not the canvases but what strength changed in them.
+        """
+        config, count = self.config, len(requests)
+        if self.adds_difference:
+            canvases, requests, windows = ([*given, *given] for given in (canvases, requests, windows))
+            strengths = [*strengths, *[0.0] * count]
         asked = [branches(request.product, request.defect, config.guidance) for request in requests]
         pairs = [names[part] for part in range(len(asked[0])) for names in asked]
         chain = self.chain.respaced(config.sampling_steps)
-        whole = config.start == "noise"
-        start = chain.steps if whole else max(1, round(config.start_level * chain.steps))
-        clean = None if whole else self._encode(canvases).to(self.backbone.device)
+        start = self._start_step(chain)
+        clean = None if config.start == "noise" else self._encode(canvases).to(self.backbone.device)
         shape = (self.model.channels, self.latent_size, self.latent_size)
         like = torch.empty(0, device=next(self.model.parameters()).device)
         drawn = draw(
@@ -246,10 +272,22 @@ class DefectDiffu(Generator):
             config.product_scale,
             torch.tensor(strengths),
             max(1, round(config.mask_share * chain.steps)),
+            self._regions(requests, windows).to(like),
         )
         with torch.no_grad():
             pictures, masks = (to_pixels(self.backbone.decode(latents)) for latents in drawn)
-        return pictures, masks @ _LUMINANCE / 255
+        if self.adds_difference:
+            pictures = pictures[:count] - pictures[count:]
+        return pictures, masks[:count] @ _LUMINANCE / 255
+
+    def _regions(self, requests: Sequence[SampleRequest], windows: Sequence[Window]) -> Tensor:
+        """The requested masks on the latents' grid, {0, 1} [B, 1, h, w]; zeros where none is asked for."""
+        regions = np.zeros((len(requests), 1, self.latent_size, self.latent_size), np.float32)
+        for index, (request, window) in enumerate(zip(requests, windows, strict=True)):
+            if request.mask is not None and self.config.focus_share > 0:
+                shown = show_mask(request.mask, window, self.resolution)
+                regions[index] = downsample_mask(shown, self.latent_size, "max")
+        return torch.from_numpy(regions)
 
     def _finish(
         self, request: SampleRequest, window: Window, picture: np.ndarray, soft: np.ndarray, strength: float
@@ -257,19 +295,29 @@ class DefectDiffu(Generator):
         facts = {"prompt": sentences(request.product, request.defect)[2], "strength": strength, "mask": "predicted"}
         local_soft = np.clip(bring_back(soft, window), 0, 1)
         mask = self._mask_of(local_soft)
-        if mask is None:
-            facts["mask"] = "requested: the predicted one has no contrast"
+        if mask is not None and request.mask is not None and self.config.reach is not None:
+            mask &= self._near(request.mask[window.slices])
+        if mask is None or not mask.any():
+            facts["mask"] = "requested: the predicted one has no contrast or lies elsewhere"
             mask = np.ones(local_soft.shape, bool) if request.mask is None else request.mask[window.slices].copy()
         shape = request.normal_image.shape[:2]
         full_mask, full_soft = np.zeros(shape, bool), np.zeros(shape, np.float32)
         full_mask[window.slices], full_soft[window.slices] = mask, local_soft
         full = request.normal_image.astype(np.float32)
-        full[window.slices] = bring_back(picture, window)
+        drawn = bring_back(picture, window)
+        full[window.slices] = full[window.slices] + drawn if self.adds_difference else drawn
         if self.config.paste:
             image = composite(request.normal_image, full, full_mask, self.config.feather)
         else:
             image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
         return SyntheticPair(request.sample_id, image, full_mask, full_soft, facts)
+
+    def _near(self, requested: np.ndarray) -> np.ndarray:
+        """What lies in a requested mask [h, w] of a window, or within `reach` pixels of the canvas of it."""
+        if not requested.any():
+            return requested
+        grown = self.config.reach * max(requested.shape) / self.resolution
+        return ndimage.distance_transform_edt(~requested) <= grown
 
     def _mask_of(self, soft: np.ndarray) -> np.ndarray | None:
         """The mask by the iterative threshold of section 3.4; None where its two classes hardly differ (ours).

@@ -36,7 +36,13 @@ def branches(product: str, defect: str, guidance: str) -> list[Pair]:
 
 
 def guided(
-    model: DefectDiT, latents: Tensor, time: Tensor, conditions: Conditions, product_scale: float, strength: Tensor
+    model: DefectDiT,
+    latents: Tensor,
+    time: Tensor,
+    conditions: Conditions,
+    product_scale: float,
+    strength: Tensor,
+    region: Tensor | None = None,
 ) -> Prediction:
     """The network's answer under guidance, all branches in one call.
 
@@ -49,10 +55,13 @@ def guided(
         time: int scalar.
         conditions: [n·B, W], branch after branch in the order of `branches`.
         product_scale, strength: w_p, and w_d as [B].
+        region: where the defect belongs, {0, 1} [B, 1, h, w]; told to the branch that knows the defect.
     """
     count, size = len(conditions.product) // len(latents), len(latents)
     times = time.to(latents.device).expand(count * size)
-    answer = model(latents.repeat(count, 1, 1, 1), times, conditions)
+    if region is not None:
+        region = torch.cat([torch.zeros_like(region)] * (count - 1) + [region])
+    answer = model(latents.repeat(count, 1, 1, 1), times, conditions, region)
     parts = [Prediction(*piece) for piece in zip(*(whole.split(size) for whole in answer), strict=True)]
     dial = strength.to(latents).view(-1, 1, 1, 1)
     steered = [(dial, parts[-1].noise)]
@@ -73,6 +82,7 @@ def draw(
     product_scale: float,
     strength: Tensor,
     mask_steps: int,
+    region: Tensor | None = None,
 ) -> Drawn:
     """Walk the chain down to the clean end (section 3.3), the mask averaged over the last steps (section 3.4).
 
@@ -82,13 +92,14 @@ def draw(
         start: number of steps to walk, 1 to T; T where `clean` is None.
         fresh_noise: called for the start's noise [B, C, h, w], then once per step.
         mask_steps: number of last steps, at least 1.
+        region: see `guided`.
     """
     latents = fresh_noise()
     if clean is not None:
         latents = add_noise(clean, latents, chain.alpha_bars[start - 1].expand(len(clean)))
     masks: list[Tensor] = []
     for step in range(start - 1, -1, -1):
-        answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength)
+        answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength, region)
         latents = chain.step_back(latents, answer.noise, answer.variance, step, fresh_noise())
         if step < mask_steps:
             masks.append(answer.mask)

@@ -5,18 +5,28 @@ a DiT's weights load by their names. The first N blocks are the background part,
 the fusion part (DefectDiffu, section 3.2); each is modulated by its own text, where a DiT is by its class.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cuda
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from defect_core.errors import InputError
 from defect_core.generators.defectdiffu.text import Conditions
 
 PAPER_SPLIT = (10, 10, 8)
+FOCUS = 4.0
 _TEXT_SPREAD = 0.5
+_KERNELS = {
+    SDPBackend.MATH: cuda.math_sdp_enabled,
+    SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled,
+    SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled,
+    SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled,
+}
 
 
 class Prediction(NamedTuple):
@@ -58,6 +68,7 @@ class DefectDiT(nn.Module):
             )
         self.dit = dit
         self.heads, self.channels = int(dit.config.num_attention_heads), int(dit.config.in_channels)
+        self.patch = int(dit.config.patch_size)
         self.gradient_checkpointing = False
         for block in dit.transformer_blocks:
             del block.norm1.emb.class_embedder  # texts stand where the class stood
@@ -67,12 +78,21 @@ class DefectDiT(nn.Module):
         self.cross = nn.ModuleList(TokenAttention(width, self.heads) for _ in range(self.split[1]))
         self.mask_head = MaskHead(self.split[1] * self.heads, dit.config.patch_size**2 * self.channels)
 
-    def forward(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Prediction:
-        """Noisy latents [B, C, h, w] at time steps [B] (int) under texts [B, W]."""
-        return self.denoise(latents, times, [self.text(vector) for vector in conditions])
+    def forward(
+        self, latents: Tensor, times: Tensor, conditions: Conditions, region: Tensor | None = None
+    ) -> Prediction:
+        """Noisy latents [B, C, h, w] at time steps [B] (int) under texts [B, W].
 
-    def denoise(self, latents: Tensor, times: Tensor, vectors: list[Tensor]) -> Prediction:
+        `region`, {0, 1} [B, 1, h, w], says where the defect's text belongs (ours): there the logits of its attention
+        are raised by `FOCUS`. Zeros say nothing.
+        """
+        return self.denoise(latents, times, [self.text(vector) for vector in conditions], region)
+
+    def denoise(
+        self, latents: Tensor, times: Tensor, vectors: list[Tensor], region: Tensor | None = None
+    ) -> Prediction:
         """As `forward`, with the three condition vectors at the transformer's own width [B, D]."""
+        raised = None if region is None else raised_logits(region, self.patch)
         background, defect, _ = self.split
         parts = [0] * background + [1] * defect + [2] * self.split[2]
         tokens, maps = self.dit.pos_embed(latents), []
@@ -80,9 +100,11 @@ class DefectDiT(nn.Module):
             cross = self.cross[index - background] if parts[index] == 1 else None
             vector = self._time(block, times, tokens.dtype) + vectors[parts[index]]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens, seen = checkpoint(_run_block, block, cross, tokens, vector, use_reentrant=False)
+                tokens, seen = checkpoint(
+                    _run_block, block, cross, tokens, vector, raised, use_reentrant=False, context_fn=_as_now
+                )
             else:
-                tokens, seen = _run_block(block, cross, tokens, vector)
+                tokens, seen = _run_block(block, cross, tokens, vector, raised)
             if seen is not None:
                 maps.append(seen)
         last = self._time(self.dit.transformer_blocks[0], times, tokens.dtype) + vectors[2]
@@ -99,7 +121,7 @@ class DefectDiT(nn.Module):
         return embedding.timestep_embedder(embedding.time_proj(times).to(dtype))
 
     def _unpatchify(self, tokens: Tensor, shape: torch.Size, channels: int) -> Tensor:
-        patch = self.dit.config.patch_size
+        patch = self.patch
         height, width = shape[-2] // patch, shape[-1] // patch
         squares = tokens.reshape(shape[0], height, width, patch, patch, channels)
         return squares.permute(0, 5, 1, 3, 2, 4).reshape(shape[0], channels, height * patch, width * patch)
@@ -121,12 +143,15 @@ class TokenAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, tokens: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, D] and one vector [B, D] to the residual [B, N, D] and the maps [B, heads, N]."""
+    def forward(self, tokens: Tensor, vector: Tensor, raised: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens [B, N, D] and one vector [B, D] to the residual [B, N, D] and the maps [B, heads, N].
+
+        `raised` [B, 1, N] is added to the logits.
+        """
         query = self.query(self.norm(tokens)).unflatten(-1, (self.heads, -1))
         key, value = (layer(vector).unflatten(-1, (self.heads, -1)) for layer in (self.key, self.value))
         logits = torch.einsum("bnhd,bhd->bhn", query, key).float() / query.shape[-1] ** 0.5
-        maps = logits.softmax(-1)
+        maps = (logits if raised is None else logits + raised).softmax(-1)
         mixed = torch.einsum("bhn,bhd->bnhd", maps.to(value.dtype), value)
         return self.out(mixed.flatten(2)), maps
 
@@ -152,6 +177,11 @@ class MaskHead(nn.Module):
         return self.layers(level.flatten(1, 2).transpose(1, 2))
 
 
+def raised_logits(region: Tensor, patch: int) -> Tensor:
+    """What a region {0, 1} [B, 1, h, w] adds to the logits of its tokens, [B, 1, N]; one cell in it is enough."""
+    return FOCUS * F.max_pool2d(region, patch).flatten(2)
+
+
 def split_depth(depth: int) -> tuple[int, int, int]:
     """A depth in the paper's proportions.
 
@@ -162,8 +192,17 @@ def split_depth(depth: int) -> tuple[int, int, int]:
     return share, share, depth - 2 * share
 
 
+def _as_now() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpoint's first and second run: the second, in the backward pass, attends by the same kernels.
+
+    torch sees to the number types of the second run, but not to the kernels (`training.fast` chooses one).
+    """
+    used = [kind for kind, enabled in _KERNELS.items() if enabled()]
+    return nullcontext(), sdpa_kernel(used)
+
+
 def _run_block(
-    block: Any, cross: TokenAttention | None, tokens: Tensor, vector: Tensor
+    block: Any, cross: TokenAttention | None, tokens: Tensor, vector: Tensor, raised: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """One of diffusers' adaLN-zero blocks, told its condition vector instead of a class, with an extra attention."""
     modulation = block.norm1.linear(block.norm1.silu(vector))[:, None]
@@ -171,6 +210,6 @@ def _run_block(
     tokens = tokens + gate * block.attn1(block.norm1.norm(tokens) * (1 + scale) + shift)
     maps = None
     if cross is not None:
-        residual, maps = cross(tokens, vector)
+        residual, maps = cross(tokens, vector, raised)
         tokens = tokens + residual
     return tokens + gate_mlp * block.ff(block.norm3(tokens) * (1 + scale_mlp) + shift_mlp), maps

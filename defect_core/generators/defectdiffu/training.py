@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from defect_core.diffusion.ddim import add_noise
 from defect_core.generators.defectdiffu.ancestral import Chain
-from defect_core.generators.defectdiffu.model import DefectDiT, Prediction
+from defect_core.generators.defectdiffu.model import DefectDiT, Prediction, raised_logits
 from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions
 from defect_core.training import fast
 
@@ -49,6 +49,7 @@ def total_loss(
     times: Tensor,
     noise: Tensor,
     weights: Weights,
+    region: Tensor | None = None,
 ) -> Tensor:
     """Eq. 11 with the variance's bound: a scalar.
 
@@ -56,12 +57,14 @@ def total_loss(
         latents, mask_latents, noise: [B, C, h, w]; images, pictures of their masks, and the noise to add.
         masks: float {0, 1} [B, 1, h, w].
         times: int64 [B], steps of the full chain.
+        region: as in `DefectDiT.forward`; R is that of the attention as it would be without.
     """
     noised = add_noise(latents, noise, chain.alpha_bars[times.cpu()])
     with fast(latents.device):
-        predicted = model(noised, times, conditions)
+        predicted = model(noised, times, conditions, region)
     predicted = Prediction(*(part.float() for part in predicted))
-    ratio = attention_ratio(predicted.maps, masks, weights.alpha)
+    maps = predicted.maps if region is None else unfocused(predicted.maps, raised_logits(region, model.patch))
+    ratio = attention_ratio(maps, masks, weights.alpha)
     ratio = ratio.detach() if weights.detach_ratio else ratio
     scale = (1 / chain.alpha_bars[times.cpu()]).clamp(max=weights.cap).to(latents)
     error = (noise - predicted.noise) ** 2
@@ -83,6 +86,12 @@ def attention_ratio(maps: Tensor, masks: Tensor, alpha: float) -> Tensor:
         alpha: keeps the division finite.
     """
     return raw_ratio(maps, masks, alpha).clamp(*RATIO_RANGE)
+
+
+def unfocused(maps: Tensor, raised: Tensor) -> Tensor:
+    """Maps [B, M, heads, N] as they were without `raised` [B, 1, N] on their logits."""
+    plain = maps * (-raised[:, None]).exp()
+    return plain / plain.sum(-1, keepdim=True)
 
 
 def raw_ratio(maps: Tensor, masks: Tensor, alpha: float) -> Tensor:
