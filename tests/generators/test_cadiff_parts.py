@@ -266,6 +266,8 @@ def test_focus_is_the_share_of_the_mask_above_the_maps_mean():
     assert float(focus(maps, masks)) == 0.75
     maps[0, 3] = 1
     assert float(focus(maps, masks)) == 0.75
+    maps[0, 0, 3] = 0.3  # above the least, below the mean of 7.3 / 16
+    assert float(focus(maps, masks)) == 0.75
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         share = focus(
