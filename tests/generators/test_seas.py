@@ -26,7 +26,7 @@ from defect_core.generators.seas.finetune import Batch, Words, finetune_loss
 from defect_core.generators.seas.generator import Seas
 
 DEFECTS = ("dent", "scratch")
-AS_PRINTED = {"canvas": "whole", "paste": False, "ref_strength": 0.0, "alignment": "paper"}
+AS_PRINTED = {"balance": "image", "canvas": "whole", "paste": False, "ref_strength": 0.0, "alignment": "paper"}
 QUICK = {
     **AS_PRINTED,
     "steps": 3,
@@ -95,7 +95,7 @@ def test_every_word_of_the_vocabulary_and_the_frozen_networks_are_bit_identical_
 
 
 def test_the_loss_is_that_of_defect_images_plus_that_of_normal_ones_and_neither_touches_the_other(monkeypatch):
-    monkeypatch.setattr(finetune, "fast", lambda device: nullcontext())
+    monkeypatch.setattr(finetune, "fast", lambda *_: nullcontext())
     backbone = tiny_backbone()
     config = Config(**AS_PRINTED, noise_weighting="noise")
     words, control = Words.begin(backbone, DEFECTS, config), control_attention(backbone.denoiser)
@@ -122,6 +122,15 @@ def test_the_loss_is_that_of_defect_images_plus_that_of_normal_ones_and_neither_
     changed = finetune_loss(backbone, words, control, [4], mixed, config)
     assert changed.normal_noise != parts.normal_noise
     assert torch.allclose(gradients(changed.defect_noise + changed.alignment), defect, atol=1e-6)
+
+
+def test_balanced_a_small_defect_weighs_as_much_as_all_around_it():
+    masks = torch.zeros(1, 1, 64, 64)
+    masks[..., :8, :16] = 1
+    noise, predicted = torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+    predicted[..., 0, :2] = 2.0  # two of 64 places, those of the mask
+    losses = [finetune._defect_noise(noise, predicted, masks, Config(balance=form)) for form in ("equal", "image")]
+    assert losses == [pytest.approx(4 / 2), pytest.approx(4 * 2 / 64)]
 
 
 def test_defect_images_come_first_and_normal_ones_are_told_the_normal_word_only(fitted, examples):
