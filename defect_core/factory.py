@@ -74,7 +74,7 @@ def run_all(project: Project, products: list[str], generators: list[str]) -> int
     (project.state / ERROR_FILE).unlink(missing_ok=True)
     start = time.time_ns()
     status = dvc(project, "repro", *targets)
-    _print_times(project, start)
+    _print_times(project, start, nothing="Nothing was stale." if not status else "")
     error = project.state / ERROR_FILE
     if error.is_file():
         print(f"defectory: {error.read_text()}", file=sys.stderr)
@@ -149,11 +149,11 @@ def _device() -> str:
     return "cpu"
 
 
-def _print_times(project: Project, since: int) -> None:
-    """The times of what was run since then, in nanoseconds of the clock."""
+def _print_times(project: Project, since: int, nothing: str) -> None:
+    """The times of what was run since then, in nanoseconds of the clock; `nothing` where nothing was."""
     files = [path for path in (project.state / COSTS).glob("*.json") if path.stat().st_mtime_ns >= since]
     if not files:
-        print("Nothing was stale.")
+        print(nothing)
         return
     files.sort(key=lambda path: path.stat().st_mtime_ns)
     times = {path.stem: json.loads(path.read_text())["seconds"] for path in files}
