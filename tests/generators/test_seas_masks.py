@@ -132,3 +132,18 @@ def test_where_the_fine_features_say_nothing_the_coarse_feature_passes_through()
     with torch.no_grad():
         refined = branch.refine(feature, [torch.ones(1, 4, 16, 16)])
     assert torch.allclose(refined, torch.nn.functional.interpolate(feature, size=(16, 16), mode="bilinear"))
+
+
+def test_what_is_watched_is_what_the_middle_up_blocks_give():
+    backbone = tiny_backbone()
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    text, given = backbone.encode_text([""]), []
+    hooks = [
+        block.register_forward_hook(lambda _m, _i, out: given.append(out)) for block in backbone.denoiser.up_blocks
+    ]
+    with torch.no_grad(), watch_features(backbone) as features:
+        backbone.denoiser(latents, 10, text)
+    for hook in hooks:
+        hook.remove()
+    assert len(features) == 2
+    assert all(any(torch.equal(feature, out) for out in given) and feature.abs().max() > 0 for feature in features)
