@@ -192,6 +192,20 @@ def compare(
         print(f"The page: {html / 'index.html'}")
 
 
+@app.command("average-folds")
+def average_folds(
+    first: Annotated[str, typer.Argument(help="A git revision, a DVC experiment, or `workspace`.")],
+    second: Annotated[str, typer.Argument(help="The same, of the other fold.")] = "workspace",
+    as_json: Json = False,
+) -> None:
+    """Average two runs of a `two_fold` split, one of each fold: every real defect is then tested once."""
+    from defect_core.lineage import folds
+    from defect_core.project import Project
+
+    found = folds.average_folds(Project.find(), [first, second])
+    print(json.dumps(found, indent=2)) if as_json else folds.print_average(found)
+
+
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],

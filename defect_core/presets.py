@@ -83,7 +83,7 @@ NOT_SAID = {
     "cadiff": f"{_OURS}; the paper's ResNet-34 starts from ImageNet, which needs a file in classify.weights",
     "seas": "the paper's UPerNet has a ResNet-50, ours EfficientNet-Lite0; its steps, rate and IoU threshold are "
     "unpublished, and are those of the other protocols (per product) and 0.5 here",
-    "ddim-inversion": f"run again with split.fold: 1 and average the two tables; {_OURS}",
+    "ddim-inversion": f"it is one fold: run again with split.fold: 1, then `defectory average-folds`; {_OURS}",
     "defectdiffu": f"the paper says neither which half trains (here the first) nor for how long; {_OURS}",
 }
 
