@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from scipy import ndimage
 
 from defect_core.generators.base import Image, Mask
 
@@ -82,6 +83,19 @@ def bring_back(canvas: NDArray[np.floating], window: Window) -> NDArray[np.float
     ]
     out = np.stack(resized, -1)
     return out[..., 0] if canvas.ndim == 2 else out
+
+
+def within_reach(mask: Mask, window: Window, reach: float, resolution: int) -> Mask:
+    """What lies in the window's part of a mask, or at most `reach` pixels of the canvas from it: bool [h, w].
+
+    Args:
+        mask: bool [H, W] of the whole image.
+        reach: in pixels of a canvas of side `resolution`.
+    """
+    part = mask[window.slices]
+    if not part.any():
+        return part.copy()
+    return ndimage.distance_transform_edt(~part) <= reach * max(part.shape) / resolution
 
 
 def _place(low: int, high: int, side: int, limit: int, rng: np.random.Generator | None) -> tuple[int, int]:

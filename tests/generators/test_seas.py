@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from tiny_unet import tiny_backbone
 
 from defect_core.backbones import load_backbone
@@ -21,12 +22,19 @@ from defect_core.generators.registry import generator_config
 from defect_core.generators.seas import finetune
 from defect_core.generators.seas import generator as seas
 from defect_core.generators.seas.config import Config
-from defect_core.generators.seas.drawing import begin_from, clean_latents, draw, extended_alpha_bars
+from defect_core.generators.seas.drawing import Place, begin_from, clean_latents, draw, extended_alpha_bars
 from defect_core.generators.seas.finetune import Batch, Words, finetune_loss
 from defect_core.generators.seas.generator import Seas
 
 DEFECTS = ("dent", "scratch")
-AS_PRINTED = {"balance": "image", "canvas": "whole", "paste": False, "ref_strength": 0.0, "alignment": "paper"}
+AS_PRINTED = {
+    "balance": "image",
+    "canvas": "whole",
+    "paste": False,
+    "ref_strength": 0.0,
+    "alignment": "paper",
+    "reach": None,
+}
 QUICK = {
     **AS_PRINTED,
     "steps": 3,
@@ -240,6 +248,50 @@ def test_another_reference_changes_an_image_far_less_than_another_seed(fitted, e
     ).images
     change = (other_reference - first).abs().mean()
     assert 0 < change < 0.5 * (other_seed - first).abs().mean()
+
+
+def _draw_twice(fitted, region, **changes):
+    """Two drawings from the same seeds: with the defect's words heard in `region` alone, and everywhere."""
+    config = fitted.config.model_copy(update=changes)
+    references = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        states = fitted.words.encode(fitted.backbone, [("dent",), ("scratch",)]).states
+        empty, normal = fitted.backbone.encode_text([""]), fitted.words.encode(fitted.backbone, [()]).states
+    given = (fitted.backbone, references, states, empty, [1, 2], config, fitted.branch)
+    return draw(*given, Place(region, normal)), draw(*given)
+
+
+def test_words_heard_in_the_whole_image_draw_as_without_a_region(fitted):
+    placed, plain = _draw_twice(fitted, torch.ones(2, 1, 8, 8), residual=False)
+    assert torch.allclose(placed.images, plain.images, atol=1e-4)
+    assert torch.allclose(placed.masks, plain.masks, atol=1e-4)
+
+
+def test_words_heard_nowhere_change_nothing_and_heard_somewhere_they_do(fitted):
+    settings = {"reach": 0.0, "residual": True, "paste": True}
+    nowhere, _ = _draw_twice(fitted, torch.zeros(2, 1, 8, 8), **settings)
+    assert nowhere.images.abs().max() < 1e-4  # the difference of the two walks
+    region = torch.zeros(2, 1, 8, 8)
+    region[..., 2:4, 2:4] = 1
+    somewhere, _ = _draw_twice(fitted, region, **settings)
+    change = somewhere.images.abs().mean(1)
+    assert change[:, 16:32, 16:32].mean() > 2 * change[:, 48:, 48:].mean() > 0
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_masks_stay_within_reach_of_the_requested_one_and_the_image_changes_in_them_alone(fitted, examples, residual):
+    config = fitted.config
+    fitted.config = config.model_copy(
+        update={"reach": 3.0, "paste": True, "residual": residual, "mask_threshold": 1e-4, "ref_strength": 0.5}
+    )
+    request = _request(examples)
+    pair = next(fitted.sample([request]))
+    fitted.config = config
+    near = ndimage.distance_transform_edt(~request.mask) <= 3
+    assert (pair.mask == near).all()  # so low a threshold leaves nothing else to decide
+    assert (pair.image[~near] == request.normal_image[~near]).all()
+    change = pair.image[near].astype(int) - request.normal_image[near]
+    assert np.abs(change).mean() > 0.1 and abs(change.mean()) < 60  # a forgotten middle grey would add 127
 
 
 def test_normal_images_begin_from_all_references_in_turn(fitted):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import ndimage
 from torch import Tensor
 
 from defect_core.backbones import Backbone
@@ -29,7 +28,7 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
+from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask, within_reach
 from defect_core.generators.composite import composite
 from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.config import PROMISES, Config
@@ -296,7 +295,7 @@ class DefectDiffu(Generator):
         local_soft = np.clip(bring_back(soft, window), 0, 1)
         mask = self._mask_of(local_soft)
         if mask is not None and request.mask is not None and self.config.reach is not None:
-            mask &= self._near(request.mask[window.slices])
+            mask &= within_reach(request.mask, window, self.config.reach, self.resolution)
         if mask is None or not mask.any():
             facts["mask"] = "requested: the predicted one has no contrast or lies elsewhere"
             mask = np.ones(local_soft.shape, bool) if request.mask is None else request.mask[window.slices].copy()
@@ -311,13 +310,6 @@ class DefectDiffu(Generator):
         else:
             image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
         return SyntheticPair(request.sample_id, image, full_mask, full_soft, facts)
-
-    def _near(self, requested: np.ndarray) -> np.ndarray:
-        """What lies in a requested mask [h, w] of a window, or within `reach` pixels of the canvas of it."""
-        if not requested.any():
-            return requested
-        grown = self.config.reach * max(requested.shape) / self.resolution
-        return ndimage.distance_transform_edt(~requested) <= grown
 
     def _mask_of(self, soft: np.ndarray) -> np.ndarray | None:
         """The mask by the iterative threshold of section 3.4; None where its two classes hardly differ (ours).

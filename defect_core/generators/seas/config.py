@@ -46,11 +46,17 @@ class Config(GeneratorConfig):
         sampling_steps: of DPM-Solver++ (25).
         guidance_scale: classifier-free guidance (8 on MVTec, 2 on VisA, 5 on MVTec 3D in the public code; the paper
             does not say); 1 is off.
+        normal_guidance_scale: of normal images (the same in the public code).
         reference: `paper` scales and noises the normal image's latent to the schedule's last step; `compat` leaves it
             unscaled and noises it by a schedule of 1500 steps (public code).
         ref_strength: skips this first part of the sampling, so that more of the normal image stays* (0).
         mask_threshold: tau (0.2).
         mask_average: last steps whose masks are averaged (3).
+        reach: the defect's words are heard, and its mask may lie, in the requested mask and this many pixels of the
+            canvas around it*; None: everywhere (paper). Elsewhere the normal prompt guides.
+        residual: walk twice with the same noise, with the defect's words and with the normal prompt alone, and add the
+            difference to the normal image*: what the walk does to the product itself falls out. Only with `paste` and a
+            `reach`.
         paste: put what was drawn inside the predicted mask into the normal image, which is kept elsewhere*; for
             `canvas: local`, or a high `ref_strength`, where both agree at the mask's edge.
         feather: width in pixels of the paste's soft edge, inside the mask*.
@@ -83,11 +89,14 @@ class Config(GeneratorConfig):
     refinement: Literal["paper", "compat"] = "paper"
     focal_gamma: float = Field(2.0, ge=0)
     sampling_steps: int = Field(25, ge=2)
-    guidance_scale: float = Field(2.0, ge=0)
+    guidance_scale: float = Field(5.0, ge=0)
+    normal_guidance_scale: float = Field(2.0, ge=0)
     reference: Literal["paper", "compat"] = "paper"
     ref_strength: float = Field(0.35, ge=0, lt=1)
     mask_threshold: float = Field(0.2, gt=0, lt=1)
     mask_average: int = Field(3, ge=1)
+    reach: float | None = Field(4.0, ge=0)
+    residual: bool = True
     paste: bool = True
     feather: float = Field(1.0, ge=0)
     defect_prompt: str = "a {product} with {defect}"
@@ -105,3 +114,8 @@ class Config(GeneratorConfig):
         if self.reference == "compat" and self.ref_strength > 0:
             raise ValueError("reference: compat begins at the schedule's last step only; expected ref_strength: 0")
         return self
+
+    @property
+    def adds_difference(self) -> bool:
+        """Whether `residual` applies."""
+        return self.residual and self.paste and self.reach is not None

@@ -17,10 +17,21 @@ _EXTENDED_STEPS = 1500
 
 
 class Drawn(NamedTuple):
-    """`images` [B, 3, R, R] in [-1, 1]; `masks` [B, R, R], how likely each pixel is defect, None without a branch."""
+    """`images` [B, 3, R, R] in [-1, 1], or what the defect changed in them; `masks` [B, R, R], how likely each pixel is
+    defect, None without a branch.
+    """
 
     images: Tensor
     masks: Tensor | None
+
+
+class Place(NamedTuple):
+    """Where the defects' prompts are heard: `region` [B, 1, h, w] in 0 to 1 on the latents' grid; elsewhere it is
+    `normal`, the encoded normal prompt [1, T, D].
+    """
+
+    region: Tensor
+    normal: Tensor
 
 
 @torch.no_grad()
@@ -32,6 +43,7 @@ def draw(
     seeds: Sequence[int],
     config: Config,
     branch: MaskBranch | None = None,
+    place: Place | None = None,
 ) -> Drawn:
     """Draw one image per reference and seed.
 
@@ -41,6 +53,8 @@ def draw(
         empty: the encoded empty prompt [1, T, D], for the guidance.
         seeds: B, each decides the noise of its image alone.
         branch: reads the masks; None for normal images.
+        place: None where the prompts are heard everywhere. With it and `config.adds_difference` there is a second walk
+            from the same noise without any defect, and the images are the difference of the two, -2 to 2.
     """
     solver = dpm_solver(backbone.schedule, config.sampling_steps)
     skipped = round(config.ref_strength * config.sampling_steps)
@@ -49,18 +63,25 @@ def draw(
     clean = backbone.encode(references)
     noise = noise_from_seeds(list(seeds), tuple(clean.shape[1:])).to(clean)
     latents = begin_from(backbone, clean, noise, int(times[0]), config)
+    count, twice = len(latents), place is not None and config.adds_difference
+    if twice:
+        latents = torch.cat([latents, latents])
+    scale = config.normal_guidance_scale if branch is None else config.guidance_scale
     found: list[Tensor] = []
     for index, time in enumerate(times):
         reads = branch is not None and index >= len(times) - config.mask_average
         with watch_features(backbone) as features:
-            predicted = _guided(backbone, latents, time, states, empty, config.guidance_scale)
+            predicted = _guided(backbone, latents, time, states, empty, scale, place)
         if reads:
-            level = backbone.schedule[int(time)].expand(len(latents))
-            first, second = (feature[-len(latents) :] for feature in features)
-            fine = image_features(backbone, clean_latents(latents, predicted, level))
+            level = backbone.schedule[int(time)].expand(count)
+            first, second = (feature[-count:] for feature in features)
+            fine = image_features(backbone, clean_latents(latents[:count], predicted[:count], level))
             found.append(branch.probability((first, second), fine))
         latents = solver.step(predicted, time, latents).prev_sample
-    return Drawn(backbone.decode(latents), torch.stack(found).mean(0) if found else None)
+    images = backbone.decode(latents)
+    if twice:
+        images = images[:count] - images[count:]
+    return Drawn(images, torch.stack(found).mean(0) if found else None)
 
 
 def begin_from(backbone: Backbone, clean: Tensor, noise: Tensor, time: int, config: Config) -> Tensor:
@@ -96,11 +117,27 @@ def clean_latents(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return (latents - (1 - level).sqrt() * noise) / level.sqrt()
 
 
-def _guided(backbone: Backbone, latents: Tensor, time: Tensor, states: Tensor, empty: Tensor, scale: float) -> Tensor:
-    """Predicted noise; the images under their prompts are the last of the U-Net's batch."""
-    time = on_device(backbone, time)
-    if scale == 1:
-        return backbone.denoiser(latents, time, states).sample
-    texts = torch.cat([empty.expand(len(latents), -1, -1), states])
-    plain, prompted = backbone.denoiser(torch.cat([latents, latents]), time, texts).sample.chunk(2)
-    return guide(plain, (scale, prompted))
+def _guided(
+    backbone: Backbone,
+    latents: Tensor,
+    time: Tensor,
+    states: Tensor,
+    empty: Tensor,
+    scale: float,
+    place: Place | None,
+) -> Tensor:
+    """Predicted noise; the images under their prompts are the last of the U-Net's batch.
+
+    Latents beyond the number of prompts are those of a walk without defects.
+    """
+    time, count = on_device(backbone, time), len(states)
+    parts = [(latents, empty)] if scale != 1 else []
+    parts += [(latents, place.normal)] if place is not None else []
+    parts += [(latents[:count], states)]
+    texts = torch.cat([text.expand(len(part), -1, -1) for part, text in parts])
+    noises = backbone.denoiser(torch.cat([part for part, _ in parts]), time, texts).sample
+    *others, prompted = noises.split([len(part) for part, _ in parts])
+    if place is not None:
+        normal = others[-1]
+        prompted = torch.cat([place.region * prompted + (1 - place.region) * normal[:count], normal[count:]])
+    return prompted if scale == 1 else guide(others[0], (scale, prompted))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions
+from defect_core.data.masks import downsample_mask
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import check_text_width, control_attention
 from defect_core.diffusion.ddim import add_noise
@@ -32,12 +33,12 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image
+from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, within_reach
 from defect_core.generators.composite import composite
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.seas.alignment import aligned_sides
 from defect_core.generators.seas.config import PROMISES, Config
-from defect_core.generators.seas.drawing import clean_latents, draw
+from defect_core.generators.seas.drawing import Place, clean_latents, draw
 from defect_core.generators.seas.finetune import Batch, Parts, Words, finetune_loss
 from defect_core.generators.seas.mask_branch import (
     branch_loss,
@@ -109,8 +110,11 @@ class Seas(Generator):
         with torch.no_grad():
             states, empty = self.words.encode(backbone, kinds).states, backbone.encode_text([""])
         references = on_device(backbone, to_tensor(canvases))
-        drawn = draw(backbone, references, states, empty, [r.seed for r in requests], config, self.branch)
+        place = self._place(requests, windows)
+        drawn = draw(backbone, references, states, empty, [r.seed for r in requests], config, self.branch, place)
         images, masks = to_pixels(drawn.images), drawn.masks.float().cpu().numpy()
+        if config.adds_difference:
+            images -= 127.5  # a difference has no middle grey
         for index, request in enumerate(requests):
             yield self._finish(request, windows[index], images[index], masks[index], kinds[index])
 
@@ -244,6 +248,19 @@ class Seas(Generator):
 
     # requests
 
+    def _place(self, requests: Sequence[SampleRequest], windows: Sequence[Window]) -> Place | None:
+        config, backbone = self.config, self.backbone
+        if config.reach is None:
+            return None
+        size = backbone.latent_size
+        regions = np.zeros((len(requests), 1, size, size), np.float32)
+        for index, (request, window) in enumerate(zip(requests, windows, strict=True)):
+            near = within_reach(request.mask, window, config.reach, backbone.resolution)
+            regions[index] = downsample_mask(near, size, "max")
+        with torch.no_grad():
+            normal = self.words.encode(backbone, [()]).states
+        return Place(on_device(backbone, torch.from_numpy(regions)).to(normal), normal)
+
     def _kinds(self, request: SampleRequest) -> tuple[str, ...]:
         """The fitted defects of a request: its own, or those joined by "+"."""
         kinds = (request.defect,) if request.defect in self.defects else tuple(request.defect.split("+"))
@@ -256,13 +273,15 @@ class Seas(Generator):
     ) -> SyntheticPair:
         config = self.config
         back, soft = bring_back(pixels, window), np.clip(bring_back(soft, window), 0, 1)
+        if config.reach is not None:
+            soft = soft * within_reach(request.mask, window, config.reach, self.backbone.resolution)
         mask, rule = threshold(soft, config.mask_threshold), "threshold"
         if not mask.any():
             mask, rule = strongest(soft, EMPTY_MASK_SHARE), f"strongest {EMPTY_MASK_SHARE:.1%}"
         full_mask, full_soft = np.zeros(request.mask.shape, bool), np.zeros(request.mask.shape, np.float32)
         full_mask[window.slices], full_soft[window.slices] = mask, soft
         full = request.normal_image.astype(np.float32)
-        full[window.slices] = back
+        full[window.slices] = full[window.slices] + back if config.adds_difference else back
         image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
         if config.paste:
             image = composite(request.normal_image, full, full_mask, config.feather)
