@@ -95,7 +95,7 @@ class Config(GeneratorConfig):
     ref_strength: float = Field(0.35, ge=0, lt=1)
     mask_threshold: float = Field(0.2, gt=0, lt=1)
     mask_average: int = Field(3, ge=1)
-    reach: float | None = Field(4.0, ge=0)
+    reach: float | None = Field(2.0, ge=0)
     residual: bool = True
     paste: bool = True
     feather: float = Field(1.0, ge=0)
