@@ -12,6 +12,7 @@ published trunk (DEFECTORY_WEIGHTS).
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ from defect_core.examples import load_example
 from defect_core.generators.views import to_pixels, to_tensor
 from defect_core.metrics.features import Lite0Features, LpipsDistance
 from defect_core.metrics.frechet import frechet_distance
+from defect_core.metrics.memorisation import memorisation
 from defect_core.project import Project
 
 BATCH = 16
 GENERATED = 300
 SPLITS = 5
 SHEET = 20
+LEVELS, SHOWN_LEVEL = (0, 0.2, 0.4, 0.6, 0.8), 0.4
 UNSEEN, UNSEEN_SEED = 128, 77
 
 
@@ -45,7 +48,9 @@ def main() -> None:
     adapted = commands.add_parser("adapt")
     adapted.add_argument("project", type=Path)
     adapted.add_argument("product")
-    adapted.add_argument("--sheet", type=Path, help="PNG to write: 20 real and 20 generated images, mixed")
+    adapted.add_argument(
+        "--sheet", type=Path, help="PNG to write: 20 real and 20 generated images, mixed; NAME-redrawn.png too"
+    )
     denoiser = commands.add_parser("denoiser")
     commands.add_parser("sampling")
     for command in (vae, adapted, denoiser):
@@ -118,12 +123,17 @@ def noise_error(backbone: Backbone) -> dict[str, dict[str, float]]:
     return found
 
 
-def adapted_distance(original: Backbone, project: Project, product: str, sheet: Path | None) -> dict[str, float]:
+def adapted_distance(original: Backbone, project: Project, product: str, sheet: Path | None) -> dict[str, Any]:
     """Fréchet distances on EfficientNet-Lite0 features (not FID) of generated and real good images at 128 px.
 
     `halves`: between two random halves of the real ones, mean over five splits. `generated`: 300 generated against
     all real ones. The distance falls with the number of images, so `generated_same_size` compares a generated set of
     a half's size with a half, as `halves` does.
+
+    `redrawn`, by level: 300 images that begin from a half of the real good ones, noised to this share of the
+    schedule's steps; as many of them as a half holds are compared with the other half. At level 0 it is the
+    autoencoder alone. `nearest`: the distance of their features to the nearest image that any of them began from, in
+    units of the same among real images; near 0 are copies.
     """
     backbone = load_backbone(project.path(f"data/backbone/{product}"))
     good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
@@ -134,15 +144,40 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     seen, drawn, before = (network.extract(images).pooled for images in (real, made, bare))
     half = len(real) // 2
     pairs = [np.random.default_rng(seed).permutation(len(real)) for seed in range(SPLITS)]
-    if sheet is not None:
-        _mixed_sheet(real, made, sheet)
     found = {
         "halves": np.mean([frechet_distance(seen[order[:half]], seen[order[half:]]) for order in pairs]),
         "generated": frechet_distance(drawn, seen),
         "generated_same_size": np.mean([frechet_distance(drawn[:half], seen[order[:half]]) for order in pairs]),
         "generated_before_adapt": frechet_distance(before, seen),
     }
-    return {"real": len(real), "generated_images": GENERATED} | {key: round(float(v), 2) for key, v in found.items()}
+    order = pairs[0]
+    begun, unseen = order[:half], order[half : 2 * half]
+    redrawn, shown = {}, made
+    for level in LEVELS:
+        images = redraw(backbone, product, real[begun], level)
+        features = network.extract(images).pooled
+        near = memorisation(features, seen[begun])
+        redrawn[str(level)] = {
+            "distance": round(float(frechet_distance(features[:half], seen[unseen])), 2),
+            "nearest": near.ratio and round(near.ratio, 3),
+        }
+        shown = images if level == SHOWN_LEVEL else shown
+    if sheet is not None:
+        _mixed_sheet(real, made, sheet)
+        _mixed_sheet(real[unseen], shown, sheet.with_stem(f"{sheet.stem}-redrawn"))
+    rounded = {key: round(float(value), 2) for key, value in found.items()}
+    return {"real": len(real), "generated_images": GENERATED, **rounded, "redrawn": redrawn}
+
+
+def redraw(backbone: Backbone, product: str, real: np.ndarray, level: float) -> np.ndarray:
+    """300 images that begin from real ones [N, R, R, 3] in turn, noised to `level`; 0: encoded and decoded only."""
+    begun = [real[number % len(real)] for number in range(GENERATED)]
+    if level > 0:
+        return np.stack(draw_normals(backbone, product, list(range(GENERATED)), references=begun, level=level))
+    parts = [begun[i : i + BATCH] for i in range(0, GENERATED, BATCH)]
+    with torch.inference_mode():
+        decoded = [to_pixels(backbone.decode(backbone.encode(to_tensor(part)))) for part in parts]
+    return np.clip(np.rint(np.concatenate(decoded)), 0, 255).astype(np.uint8)
 
 
 def _mixed_sheet(real: np.ndarray, made: np.ndarray, path: Path) -> None:

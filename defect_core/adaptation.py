@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from defect_core.backbones import Backbone
 from defect_core.diffusion.ddim import add_noise, ddim_move, make_trajectory
 from defect_core.generators.base import Example, Image
-from defect_core.generators.views import augmented_views, encode_views, on_device, round_to_half, to_pixels, words
+from defect_core.generators.views import (
+    augmented_views,
+    encode_views,
+    on_device,
+    round_to_half,
+    to_pixels,
+    to_tensor,
+    words,
+)
 from defect_core.params import Adapt
 from defect_core.progress import track
 from defect_core.training import fast, train
@@ -108,18 +116,33 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
 
 @torch.no_grad()
 def draw_normals(
-    backbone: Backbone, product: str, seeds: Sequence[int], steps: int = 25, batch_size: int = 25
+    backbone: Backbone,
+    product: str,
+    seeds: Sequence[int],
+    steps: int = 25,
+    batch_size: int = 25,
+    references: Sequence[Image] = (),
+    level: float = 1.0,
 ) -> list[Image]:
-    """Good images of a product from pure noise (deterministic DDIM): uint8 [R, R, 3] each, one per seed."""
+    """Good images of a product by deterministic DDIM: uint8 [R, R, 3] each, one per seed.
+
+    Args:
+        references: images uint8 [R, R, 3] to begin from, one per seed, noised to `level`; none: pure noise.
+        level: share of the steps that is walked, above 0 and at most 1.
+    """
     trajectory = make_trajectory(backbone.schedule, steps)
     text = backbone.encode_text([PROMPT.format(product=words(product))])
     shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
+    first = max(1, round(level * steps))
     images: list[Image] = []
     for start in track(range(0, len(seeds), batch_size), f"drawing good images of {product}"):
         part = seeds[start : start + batch_size]
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in part]
         latents = on_device(backbone, torch.stack(noise))
-        for step in range(steps, 0, -1):
+        if len(references):
+            clean = backbone.encode(on_device(backbone, to_tensor(list(references[start : start + batch_size]))))
+            latents = add_noise(clean, latents, trajectory.alpha_bars[first].expand(len(part)))
+        for step in range(first, 0, -1):
             time = trajectory.timesteps[step].to(latents.device)
             predicted = backbone.denoiser(latents, time, text.expand(len(part), -1, -1)).sample
             latents = ddim_move(latents, predicted, trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1])

@@ -7,6 +7,7 @@ import torch
 from defect_core.adaptation import adapt, draw_normals
 from defect_core.backbones import load_backbone
 from defect_core.generators.base import Example
+from defect_core.generators.canvas import Window, show_image
 from defect_core.params import Adapt
 
 QUICK = Adapt(steps=4, batch_size=2, views=8, check_every=2, patience=3)
@@ -88,3 +89,15 @@ def test_drawn_images_depend_on_their_seed_alone(good):
 def test_one_image_is_too_few(good, tmp_path):
     with pytest.raises(ValueError, match="at least two"):
         adapt(load_backbone("embedded"), good[:1], QUICK, tmp_path, seed=0)
+
+
+def test_images_begun_from_references_keep_more_of_them_the_lower_the_level(good):
+    backbone = load_backbone("embedded")
+    references = [show_image(example.image, Window(0, 0, 96, 96), backbone.resolution) for example in good[:2]]
+    change = []
+    for level in (0.04, 0.4, 1.0):
+        images = draw_normals(backbone, "plate", [1, 2], references=references, level=level, batch_size=1)
+        change.append(np.abs(np.array(images, float) - references).mean())
+    assert change[0] < 0.6 * change[1] and change[1] < change[2]
+    first, second = draw_normals(backbone, "plate", [1, 1], references=references, level=0.2)
+    assert (first != second).any()  # each begins from its own
