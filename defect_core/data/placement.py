@@ -95,7 +95,7 @@ def place(
     Candidate 0 is the same place as in the source; others follow the product's pose (centre and long axis of the
     foreground) or go anywhere on it. Kept are those where at least `min_foreground` times the part of the mask that
     lay on its own product lies on the target's, and that the border does not cut (unless it cut the source). One of
-    them is drawn, likelier the more the ring around the mask looks alike in both images. Where none is kept, the least
+    them, on the product in any case, is drawn, likelier the more the ring around the mask looks alike in both images. Where none is kept, the least
     bad one is taken, shrunk until it fits.
 
     Args:
@@ -135,7 +135,7 @@ def place(
         if within < (_MIN_INSIDE if cut else 1.0):
             continue
         on = _lookup(target_on, _apply(matrix, inside)).mean()
-        if on < wanted:
+        if on < wanted or on == 0:  # also where the example's own mask seemed to lie beside its product
             spare.append((on, matrix))
             continue
         kept.append((_difference(ring_colours, target_small, _apply(matrix, ring), size), matrix))

@@ -104,6 +104,17 @@ def test_no_context_draws_a_defect_off_the_product():
         assert (placed.mask & on).sum() >= 0.8 * placed.mask.sum()
 
 
+def test_an_example_whose_own_mask_seems_to_lie_beside_its_product_is_placed_on_the_target():
+    image, _ = _part((96, 96), (48, 48), 16)
+    beside = _disc(96, 96, (12, 12), 6)
+    image[beside] = 56
+    target, _ = _part((96, 96), (48, 48), 16, seed=1)
+    assert not foreground(image)[beside].any()
+    for seed in range(20):
+        placed = place(image, beside, target, np.random.default_rng(seed))
+        assert (placed.mask & foreground(target)).any()
+
+
 def test_few_pixels_survive_shrinking():
     image = np.full((400, 400, 3), 90, np.uint8)
     mask = np.zeros((400, 400), dtype=bool)
