@@ -11,6 +11,8 @@ from scipy import ndimage
 from defect_core.data.masks import bounding_box
 
 _THUMB = 96
+_GRAIN_SIDE = 256
+_GRAIN = 0.25  # coherence of the gradients from which a texture has a grain: brushed metal does, a weave does not
 _POINTS = 240
 _OUTSIDE = 60.0  # grey levels that a ring point outside the target counts as
 _TEMPERATURE = 3.0  # grey levels of context difference that make a place e times less likely
@@ -77,6 +79,22 @@ def foreground(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(large) > 0.5
 
 
+def has_grain(image: NDArray[np.uint8]) -> bool:
+    """Whether the texture runs in one direction, as brushed metal does.
+
+    The coherence of the structure tensor summed over the image, (λ1 − λ2) / (λ1 + λ2), without the strongest tenth of
+    the gradients, which are outlines and defects.
+    """
+    factor = max(1.0, max(image.shape[:2]) / _GRAIN_SIDE)
+    size = (max(8, round(image.shape[1] / factor)), max(8, round(image.shape[0] / factor)))
+    gray = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), np.float32).mean(2)
+    down, across = (ndimage.gaussian_filter(gray, 1, order=order) for order in ((1, 0), (0, 1)))
+    steep = np.hypot(down, across)
+    kept = steep <= np.quantile(steep, 0.9)
+    a, b, c = ((one * other)[kept].sum() for one, other in ((across, across), (across, down), (down, down)))
+    return bool(np.hypot(a - c, 2 * b) > _GRAIN * (a + c))
+
+
 def place(
     source_image: NDArray[np.uint8],
     source_mask: NDArray[np.bool_],
@@ -94,9 +112,9 @@ def place(
 
     Candidate 0 is the same place as in the source; others follow the product's pose (centre and long axis of the
     foreground) or go anywhere on it. Kept are those where at least `min_foreground` times the part of the mask that
-    lay on its own product lies on the target's, and that the border does not cut (unless it cut the source). One of
-    them, on the product in any case, is drawn, likelier the more the ring around the mask looks alike in both images. Where none is kept, the least
-    bad one is taken, shrunk until it fits.
+    lay on its own product lies on the target's, and at least some of it, and that the border does not cut (unless it
+    cut the source). One of them is drawn, likelier the more the ring around the mask looks alike in both images. Where
+    none is kept, the least bad one is taken, shrunk until it fits.
 
     Args:
         source_image: uint8 [H, W, 3]; may differ in size from the target. Equal shapes of different size
@@ -107,7 +125,8 @@ def place(
         tries: candidates drawn.
         min_foreground: see above, 0 to 1.
         scale: least and greatest relative size.
-        rotation: jitter in degrees on top of the pose or of quarter turns.
+        rotation: jitter in degrees on top of the pose or of quarter turns; of half turns, and less, on a texture that
+            has a grain.
         flip: whether mirrored candidates are drawn.
         source_foreground: `foreground(source_image)` where the caller has it; likewise `target_foreground`.
 
@@ -129,7 +148,8 @@ def place(
 
     kept: list[tuple[float, NDArray[np.float64]]] = []
     spare: list[tuple[float, NDArray[np.float64]]] = []
-    for matrix in _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip):
+    grained = bool(target_on.all()) and has_grain(target_image)
+    for matrix in _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip, grained):
         moved_outline = _apply(matrix, outline)
         within = ((moved_outline >= 0) & (moved_outline <= np.array(size[::-1]))).all(axis=1).mean()
         if within < (_MIN_INSIDE if cut else 1.0):
@@ -203,6 +223,7 @@ def _candidates(
     scale: tuple[float, float],
     rotation: float,
     flip: bool,
+    grained: bool,
 ) -> Iterator[NDArray[np.float64]]:
     (height, width), size = mask.shape, target_on.shape
     ratio = np.array([size[1] / width, size[0] / height])
@@ -229,6 +250,8 @@ def _candidates(
             yield _similarity(angle, zoom, mirrored, source_pose[0], target_pose[0])
             continue
         turned = rng.uniform(0, 2 * np.pi) if source_pose is not None else np.pi / 2 * rng.integers(4) * (kind < 0.7)
+        if grained:  # a patch across the grain would be a defect of its own
+            turned, jitter = 2 * turned, 0.3 * jitter
         spot = int(spots[rng.integers(len(spots))])
         to = np.array([spot % size[1] + 0.5, spot // size[1] + 0.5])
         yield _similarity(turned + jitter, zoom, mirrored, middle, to)

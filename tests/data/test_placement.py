@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from defect_core.data.demo import draw_image
-from defect_core.data.placement import foreground, place, vary_mask
+from defect_core.data.placement import foreground, has_grain, place, vary_mask
 
 
 def _disc(height, width, centre, radius):
@@ -113,6 +113,31 @@ def test_an_example_whose_own_mask_seems_to_lie_beside_its_product_is_placed_on_
     for seed in range(20):
         placed = place(image, beside, target, np.random.default_rng(seed))
         assert (placed.mask & foreground(target)).any()
+
+
+def _brushed(seed, angle=0):
+    """Lines along the rows, or turned by `angle` quarter turns, with noise and a bright spot."""
+    rng = np.random.default_rng(seed)
+    lines = 120 + np.repeat(rng.normal(0, 12, (96, 1, 1)), 96, 1) + rng.normal(0, 4, (96, 96, 3))
+    return np.ascontiguousarray(np.rot90(np.clip(lines, 0, 255).astype(np.uint8), angle))
+
+
+@pytest.mark.parametrize("angle", [0, 1])
+def test_a_defect_is_not_turned_across_the_grain_of_a_texture(angle):
+    weave = draw_image("weave", "train/good", 0, 1).image
+    assert has_grain(_brushed(0, angle)) and not has_grain(weave)
+    assert not has_grain(np.full((64, 64, 3), 9, np.uint8))
+    mask = _disc(96, 96, (40, 50), 8)
+    turns = {}
+    for name, source, target in (
+        ("brushed", _brushed(0, angle), _brushed(1, angle)),
+        ("weave", weave[:96, :96], weave[-96:, -96:]),
+    ):
+        placed = [place(source, mask, target, np.random.default_rng(seed)) for seed in range(30)]
+        turned = np.array([np.degrees(np.arctan2(*p.matrix[::-1, 0])) for p in placed])
+        turns[name] = np.abs((turned + 90) % 180 - 90)  # from the nearest half turn
+    assert turns["brushed"].max() <= 3.01
+    assert turns["weave"].max() > 80
 
 
 def test_few_pixels_survive_shrinking():
