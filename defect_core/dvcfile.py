@@ -8,6 +8,8 @@ stage depends on its code files; elsewhere on their digests in `code.json`, whic
 import hashlib
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 
 from defect_core.errors import InputError
@@ -20,15 +22,16 @@ HEADER = """\
 # One block per stage, one line per product, generator or arm it runs for. `dvc repro` runs what is stale.
 """
 CODE_FILE = "code.json"
+DVC_CONFIG = ".dvc/config"
 
 
 def sync(project: Project) -> list[str]:
-    """Bring dvc.yaml (and code.json) up to date.
+    """Bring dvc.yaml (and code.json) up to date; a project that has come to lie in git since `init` lets DVC know it.
 
     Returns:
         The names of the files that changed.
     """
-    changed = []
+    changed = [DVC_CONFIG] if _notice_git(project) else []
     text = render(project)
     target = project.path("dvc.yaml")
     if not target.is_file() or target.read_text(encoding="utf-8") != text:
@@ -156,6 +159,23 @@ def _item(template: str) -> str:
 
 def _quote(text: str) -> str:
     return text if all(c.isalnum() or c in "/._-${}" for c in text) and text[0].isalnum() else json.dumps(text)
+
+
+def _notice_git(project: Project) -> bool:
+    """Take back `no_scm` if the project lies in git: with it DVC knows neither experiments nor revisions."""
+    path = project.path(DVC_CONFIG)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    kept = re.sub(r"(?im)^\s*no_scm\s*=\s*true\s*\n", "", text)
+    if kept == text:
+        return False
+    asked = ["git", "rev-parse", "--is-inside-work-tree"]
+    try:
+        if subprocess.run(asked, cwd=project.root, capture_output=True, check=False).returncode:
+            return False
+    except FileNotFoundError:
+        return False
+    path.write_text(kept, encoding="utf-8")
+    return True
 
 
 def _code_inside(project: Project) -> bool:

@@ -80,6 +80,16 @@ def test_the_demo_preset_has_the_settings_of_the_demo():
     assert {**repository, "products": [], "sources": {}} == demo
 
 
+def test_dvc_learns_of_a_git_repository_that_came_after_init(project, monkeypatch, capsys):
+    config = project / ".dvc/config"
+    assert "no_scm" in config.read_text()
+    assert _call(monkeypatch, capsys, "sync")[1] == "up to date\n"
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    assert _call(monkeypatch, capsys, "sync")[1] == ".dvc/config written\n"
+    assert "no_scm" not in config.read_text() and "analytics = false" in config.read_text()
+    assert _call(monkeypatch, capsys, "sync")[1] == "up to date\n"
+
+
 def test_an_unknown_preset_is_refused(tmp_path, monkeypatch, capsys):
     code, _, error = _call(monkeypatch, capsys, "init", tmp_path / "new", "--preset", "huge")
     assert code == 2 and "expected one of demo, laptop, full" in error and not (tmp_path / "new").exists()
