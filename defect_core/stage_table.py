@@ -313,6 +313,7 @@ STAGES: tuple[Stage, ...] = (
             "data/split",
         ),
         extra=(
+            ("adapt", "data/backbone"),
             ("segment_unified", "metrics/segment_unified"),
             ("classify", "metrics/classify"),
             ("normals", "metrics/normals"),
@@ -333,6 +334,7 @@ STAGES: tuple[Stage, ...] = (
         after=(
             "ingest",
             "split",
+            "adapt",
             "finetune",
             "finetune_catalogue",
             "synthesize",

@@ -1,14 +1,18 @@
 """Adaptation of the backbone to a product's good images."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from defect_core.adaptation import adapt, draw_normals
 from defect_core.backbones import load_backbone
+from defect_core.data.records import Record, load_image, save_png, write_records
 from defect_core.generators.base import Example
 from defect_core.generators.canvas import Window, show_image
 from defect_core.params import Adapt
+from defect_core.project import Project
 
 QUICK = Adapt(steps=4, batch_size=2, views=8, check_every=2, patience=3)
 
@@ -101,3 +105,24 @@ def test_images_begun_from_references_keep_more_of_them_the_lower_the_level(good
     assert change[0] < 0.6 * change[1] and change[1] < change[2]
     first, second = draw_normals(backbone, "plate", [1, 1], references=references, level=0.2)
     assert (first != second).any()  # each begins from its own
+
+
+def test_the_stage_leaves_a_backbone_its_curve_and_images_to_look_at(good, tmp_path):
+    from defect_core.steps.adapt import DRAWN, run
+
+    (tmp_path / "params.yaml").write_text(
+        "products: [plate]\nsources: {plate: {path: x, layout: mvtec}}\ngenerators: [crop-paste]\n"
+        "arms: [real_only, crop-paste]\nadapt: {steps: 2, batch_size: 2, views: 4, check_every: 2}\n"
+    )
+    raw, records = tmp_path / "data/raw/plate", []
+    for example in good:
+        save_png(example.image, raw / example.name)
+        records.append(Record("plate", "good", example.name, None, "train", example.name, 96, 96))
+    (tmp_path / "data/split").mkdir()
+    write_records(records, tmp_path / "data/split/plate.parquet")
+    run(Project(tmp_path), "plate")
+    folder = tmp_path / "data/backbone/plate"
+    images = [load_image(path) for path in sorted(folder.glob("drawn/*.png"))]
+    assert len(images) == DRAWN and len({image.tobytes() for image in images}) == DRAWN
+    assert load_backbone(folder).resolution == images[0].shape[0]
+    assert [point["step"] for point in json.loads((folder / "adaptation.json").read_text())] == [0, 2]

@@ -14,6 +14,7 @@ from defect_core.data.records import load_image, load_mask, save_png
 from defect_core.examples import split_records_of
 from defect_core.generators.registry import weights_folder
 from defect_core.project import Project
+from defect_core.report.adapted import mixed_sheet
 from defect_core.report.leaderboard import OVER_PRODUCTS
 from defect_core.report.nearest import mask_areas, nearest_pairs
 from defect_core.report.plots import bar_chart, gain_chart, line_chart
@@ -68,6 +69,7 @@ def _product_section(project: Project, board: dict[str, Any], product: str, fold
             [(row["arm"], row["mean"].get("pixel_ap") or 0.0, row["std"].get("pixel_ap") or 0.0) for row in rows]
         ),
         "real": _real_sheets(project, product, folder),
+        "adapted": _adapted(project, product, folder),
         "generators": [_generator_section(project, product, name, rows, folder) for name in project.params.generators],
         "maps": _map_sheet(project, product, folder),
         "detect": _detectors(project, product),
@@ -136,6 +138,18 @@ def _real_sheets(project: Project, product: str, folder: Path) -> list[dict[str,
         masks = [None if record.mask is None else load_mask(raw / record.mask) for record in chosen]
         sheets.append(_sheet(folder, f"{product}-real-{defect}", f"real: {defect}", images, masks))
     return sheets
+
+
+def _adapted(project: Project, product: str, folder: Path) -> dict[str, Any] | None:
+    found = mixed_sheet(project, product)
+    if found is None:
+        return None
+    caption = f"{len(found.images) - len(found.drawn)} real good images and {len(found.drawn)} drawn ones, mixed"
+    return {
+        **_sheet(folder, f"{product}-adapted", caption, found.images, [None] * len(found.images)),
+        "drawn": ", ".join(str(place) for place in found.drawn),
+        "curve": line_chart({"held out": found.held_out}, "loss of the backbone on held-out good images"),
+    }
 
 
 def _generator_section(

@@ -1,13 +1,19 @@
-"""adapt: the backbone learns a product's good images, into `data/backbone/<product>`, a folder like the original."""
+"""adapt: the backbone learns a product's good images, into `data/backbone/<product>`, a folder like the original.
+
+`drawn/` holds good images that it then draws from noise, for people to look at.
+"""
 
 import json
 import shutil
 
-from defect_core.adaptation import adapt
+from defect_core.adaptation import adapt, draw_normals
+from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.examples import load_examples, open_original
 from defect_core.generators.base import derive_seed
 from defect_core.project import Project, folder_digest
+
+DRAWN = 20
 
 
 def run(project: Project, product: str) -> None:
@@ -27,5 +33,8 @@ def run(project: Project, product: str) -> None:
         checkpoints = project.state / "checkpoints" / work.parent.name / work.name
         curve = adapt(backbone, good, params.adapt, checkpoints, derive_seed(params.seed, product, "", "adapt", 0))
         backbone.save(work)
+        seeds = [derive_seed(params.seed, product, "", "drawn", index) for index in range(DRAWN)]
+        for index, image in enumerate(draw_normals(backbone, product, seeds)):
+            save_png(image, work / f"drawn/{index:02d}.png")
         (work / "adaptation.json").write_text(json.dumps(curve, indent=2) + "\n")
     shutil.rmtree(project.state / "checkpoints" / work.parent.name, ignore_errors=True)
