@@ -89,7 +89,7 @@ class Config(GeneratorConfig):
     refinement: Literal["paper", "compat"] = "paper"
     focal_gamma: float = Field(2.0, ge=0)
     sampling_steps: int = Field(25, ge=2)
-    guidance_scale: float = Field(5.0, ge=0)
+    guidance_scale: float = Field(7.0, ge=0)
     normal_guidance_scale: float = Field(2.0, ge=0)
     reference: Literal["paper", "compat"] = "paper"
     ref_strength: float = Field(0.35, ge=0, lt=1)
