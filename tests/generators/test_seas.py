@@ -102,6 +102,14 @@ def test_every_word_of_the_vocabulary_and_the_frozen_networks_are_bit_identical_
     assert np.mean(moved) > 0.5
 
 
+def test_a_part_of_a_batch_holds_the_same_images_of_both_kinds():
+    batch = _batch(0, count=3)
+    part = batch.part(1, 3)
+    assert torch.equal(part.latents, batch.latents[[1, 2, 4, 5]]) and torch.equal(part.times, batch.times[[1, 2, 4, 5]])
+    assert torch.equal(part.noise, batch.noise[[1, 2, 4, 5]]) and torch.equal(part.masks, batch.masks[1:])
+    assert part.defects == batch.defects[1:]
+
+
 def test_the_loss_is_that_of_defect_images_plus_that_of_normal_ones_and_neither_touches_the_other(monkeypatch):
     monkeypatch.setattr(finetune, "fast", lambda *_: nullcontext())
     backbone = tiny_backbone()
@@ -372,11 +380,11 @@ def test_a_fit_killed_in_either_stage_goes_on_to_the_same_weights(examples, tmp_
                 generator.fit(examples, tmp_path / "killed", seed=1)
         return generator, len(calls)
 
-    measures = 2 * len(seas._CHECK_TIMES)
-    kill("finetune_loss", 3 + 4)  # the measure before, then three steps and a half
+    one = len(seas._CHECK_TIMES) * len(DEFECTS) * config.variants  # calls of a measure: every view alone
+    kill("finetune_loss", one + 4)  # the measure before, then three steps and a half
     kill("branch_loss", 4)
     resumed, steps = kill("branch_loss", None)
-    assert steps == 2 and kill("finetune_loss", None)[1] == measures + 1
+    assert steps == 2 and kill("finetune_loss", None)[1] == 2 * one + 1
     assert resumed.training == whole.training
     for part in (lambda g: g.backbone.denoiser, lambda g: g.words, lambda g: g.branch):
         for name, tensor in part(whole).state_dict().items():

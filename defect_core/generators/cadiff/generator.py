@@ -133,9 +133,11 @@ class CADiff(Generator):
 
         def measure() -> float:
             """How well the anomaly tokens' attention finds the defects: mean IoU (`agreement`), fixed noise."""
-            checked = batch(_CHECK_VIEWS, 0, torch.Generator().manual_seed(seed))
+            count, size = min(_CHECK_VIEWS, len(views)), config.batch_size
+            checked = batch(count, 0, torch.Generator().manual_seed(seed))
+            parts = [Batch(*(field[i : i + size] for field in checked)) for i in range(0, count, size)]
             with torch.no_grad():
-                maps = model.attention(checked, self._focus_side)
+                maps = torch.cat([model.attention(part, self._focus_side) for part in parts])
             return round(float(agreement(maps, resize_mask(checked.masks, self._focus_side)).mean()), 4)
 
         before = measure()

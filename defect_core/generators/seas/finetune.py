@@ -32,6 +32,14 @@ class Batch:
     noise: Tensor
     times: Tensor
 
+    def part(self, start: int, stop: int) -> "Batch":
+        """The defect images from `start` to `stop`, and the normal ones at the same places."""
+        count = len(self.defects)
+        rows = torch.arange(count)[start:stop]
+        rows = torch.cat([rows, rows + count])
+        masks, defects = self.masks[start:stop], self.defects[start:stop]
+        return Batch(self.latents[rows], masks, defects, self.noise[rows], self.times[rows])
+
 
 class Parts(NamedTuple):
     """The terms of the loss L = L_df + L_ob: eq. 4 (noise and alignment) and eq. 5; `maps` is what was aligned."""

@@ -223,17 +223,19 @@ class Seas(Generator):
 
     def _measure(self, views: "_Views", sides: Sequence[int], seed: int) -> float:
         """How well the anomaly tokens' attention finds the defects: mean IoU (`agreement`), fixed noise."""
-        total = 0.0
+        found = []
+        count, size = min(_CHECK_VIEWS, len(views.names)), self.config.batch_size
         with torch.no_grad():
             for share in _CHECK_TIMES:
-                generator = torch.Generator().manual_seed(seed)
-                batch = views.batch(_CHECK_VIEWS, 1, generator)
+                batch = views.batch(count, 1, torch.Generator().manual_seed(seed))
                 time = int(share * len(self.backbone.schedule))
                 batch = dataclasses.replace(batch, times=torch.full_like(batch.times, time))
-                parts: Parts = finetune_loss(self.backbone, self.words, self._control, sides, batch, self.config)
-                side = max(parts.masks)
-                total += float(agreement(parts.maps.anomaly[side], parts.masks[side]).mean())
-        return round(total / len(_CHECK_TIMES), 4)
+                for start in range(0, count, size):
+                    part = batch.part(start, start + size)
+                    parts: Parts = finetune_loss(self.backbone, self.words, self._control, sides, part, self.config)
+                    side = max(parts.masks)
+                    found.append(agreement(parts.maps.anomaly[side], parts.masks[side]))
+        return round(float(torch.cat(found).mean()), 4)
 
     def _attention_sides(self) -> list[int]:
         """Sides of the encoder's cross-attention layers, found by one call."""
