@@ -55,7 +55,8 @@ def _fit_and_draw(method: str, folder: Path, work: Path) -> tuple[float, list[fl
     generator = generator_class(method).create(generator_config(method, {**SHORT, **SETTINGS[method]}), backbone)
     generator.fit(examples, work, seed=0)
     requests = [
-        SampleRequest(f"scratch-{i}", "plate", "scratch", i, normal, mask, examples[1], scratched) for i in range(2)
+        SampleRequest(f"scratch-{i}", "plate", "scratch", i, normal, mask, source=examples[1], warped=scratched)
+        for i in range(2)
     ]
     pairs = list(generator.sample(requests))
     losses = generator.training["loss"] if method == "seas" else generator.losses
