@@ -85,7 +85,7 @@ def encode_views(backbone: Backbone, views: Sequence[View], defects: Sequence[st
 
 
 def latent_masks(backbone: Backbone, masks: Sequence[Mask]) -> Tensor:
-    """Masks bool [R, R] at the latents' size, float {0, 1} [B, 1, h, h], max-pooled: no defect pixel is lost."""
+    """Masks bool [H, W] of any size at the latents' size, float {0, 1} [B, 1, h, h], max-pooled, none is lost."""
     small = [downsample_mask(mask, backbone.latent_size, "max") for mask in masks]
     return torch.from_numpy(np.stack(small)).float()[:, None]
 

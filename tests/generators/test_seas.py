@@ -302,6 +302,17 @@ def test_masks_stay_within_reach_of_the_requested_one_and_the_image_changes_in_t
     assert np.abs(change).mean() > 0.1 and abs(change.mean()) < 60  # a forgotten middle grey would add 127
 
 
+def test_the_strongest_pixels_of_an_empty_prediction_lie_within_reach_too(fitted, examples):
+    """Also where the share asks for more pixels than lie there."""
+    config = fitted.config
+    fitted.config = config.model_copy(update={"reach": 0.0, "paste": True, "mask_threshold": 0.9999})
+    small = np.zeros((64, 64), bool)
+    small[40, 50] = True
+    pair = next(fitted.sample([_request(examples, mask=small)]))
+    fitted.config = config
+    assert pair.facts["mask_rule"] == "strongest 0.5%" and (pair.mask == small).all()
+
+
 def test_normal_images_begin_from_all_references_in_turn(fitted):
     config = fitted.config
     fitted.config = config.model_copy(update={"ref_strength": 0.5})

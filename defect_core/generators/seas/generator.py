@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions
-from defect_core.data.masks import downsample_mask
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import check_text_width, control_attention
 from defect_core.diffusion.ddim import add_noise
@@ -51,6 +50,7 @@ from defect_core.generators.views import (
     backbone_facts,
     check_backbone,
     encode_views,
+    latent_masks,
     on_device,
     round_to_half,
     to_pixels,
@@ -254,14 +254,13 @@ class Seas(Generator):
         config, backbone = self.config, self.backbone
         if config.reach is None:
             return None
-        size = backbone.latent_size
-        regions = np.zeros((len(requests), 1, size, size), np.float32)
-        for index, (request, window) in enumerate(zip(requests, windows, strict=True)):
-            near = within_reach(request.mask, window, config.reach, backbone.resolution)
-            regions[index] = downsample_mask(near, size, "max")
+        near = [
+            within_reach(request.mask, window, config.reach, backbone.resolution)
+            for request, window in zip(requests, windows, strict=True)
+        ]
         with torch.no_grad():
             normal = self.words.encode(backbone, [()]).states
-        return Place(on_device(backbone, torch.from_numpy(regions)).to(normal), normal)
+        return Place(on_device(backbone, latent_masks(backbone, near)), normal)
 
     def _kinds(self, request: SampleRequest) -> tuple[str, ...]:
         """The fitted defects of a request: its own, or those joined by "+"."""
@@ -275,11 +274,14 @@ class Seas(Generator):
     ) -> SyntheticPair:
         config = self.config
         back, soft = bring_back(pixels, window), np.clip(bring_back(soft, window), 0, 1)
+        near = np.ones(soft.shape, bool)
         if config.reach is not None:
-            soft = soft * within_reach(request.mask, window, config.reach, self.backbone.resolution)
+            near = within_reach(request.mask, window, config.reach, self.backbone.resolution)
+            soft = soft * near
         mask, rule = threshold(soft, config.mask_threshold), "threshold"
-        if not mask.any():
-            mask, rule = strongest(soft, EMPTY_MASK_SHARE), f"strongest {EMPTY_MASK_SHARE:.1%}"
+        if not mask.any():  # what lies out of reach comes last, and is no part of it
+            mask = strongest(np.where(near, soft, -1), EMPTY_MASK_SHARE) & near
+            rule = f"strongest {EMPTY_MASK_SHARE:.1%}"
         full_mask, full_soft = np.zeros(request.mask.shape, bool), np.zeros(request.mask.shape, np.float32)
         full_mask[window.slices], full_soft[window.slices] = mask, soft
         full = request.normal_image.astype(np.float32)
