@@ -8,7 +8,7 @@ from defect_core.arms import BASELINE_ARM
 from defect_core.errors import InputError
 from defect_core.lineage.lock import recorded_params
 from defect_core.lineage.snapshot import Snapshot, open_snapshot
-from defect_core.metrics.spread import joint_spread, over_seeds
+from defect_core.metrics.spread import gain_over, over_seeds
 from defect_core.project import Project
 
 HEADLINE = {"classify": "accuracy"}  # elsewhere pixel AP
@@ -70,9 +70,10 @@ def print_average(found: Mapping[str, Any]) -> None:
         notes: dict[str, None] = {}
         for row in own:
             parts = [percent({"mean": part, "std": {}}, _headline(row)) for part in row["folds"]]
-            texts = [percent(row, name) for name in columns]
+            texts = [gain(row), *(percent(row, name) for name in columns)]
             notes |= {f"{row['arm']}: {text}": None for text in texts if ": " in text}
-            table.add_row(escape(row["arm"]), gain(row), ", ".join(parts), *(text.partition(":")[0] for text in texts))
+            short = [text.partition(":")[0] for text in texts]
+            table.add_row(escape(row["arm"]), short[0], ", ".join(parts), *short[1:])
         console.print(table)
         for note in notes:
             console.print(f"  {note}", highlight=False, soft_wrap=True)
@@ -142,13 +143,12 @@ def _fold_mean(pair: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _gain(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, float | None]:
-    score = _headline(row)
-    if base is None or base is row or None in (row["mean"].get(score), base["mean"].get(score)):
+def _gain(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+    if base is row:
         return {"gain": None, "gain_spread": None}
-    spread = joint_spread(row["std"].get(score), base["std"].get(score))
-    change = row["mean"][score] - base["mean"][score]
-    return {"gain": round(change, 6), "gain_spread": spread and round(spread, 6)}
+    gain, spread, why = gain_over(row, base, BASELINE_ARM, _headline(row))
+    reasons = {**row["reasons"], "gain": why} if why else row["reasons"]
+    return {"gain": gain, "gain_spread": spread, "reasons": reasons}
 
 
 def _set_scores(path: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -76,6 +76,27 @@ def joint_spread(one: float | None, other: float | None) -> float | None:
     return math.hypot(one or 0.0, other or 0.0)
 
 
+def gain_over(
+    entry: Mapping[str, Any], base: Mapping[str, Any] | None, base_name: str, score: str
+) -> tuple[float | None, float | None, str]:
+    """By how much a score of one arm exceeds another's, and the spread of that (see `joint_spread`).
+
+    Args:
+        entry, base: each with `arm`, and `mean`, `std` and `reasons` as in `OverSeeds`; no `base`, no gain.
+        base_name: the other arm.
+
+    Returns:
+        The gain and its spread, six digits, None where undefined; why there is no gain, else "".
+    """
+    if base is None:
+        return None, None, f"no arm {base_name}"
+    for side in (entry, base):
+        if side["mean"].get(score) is None:
+            return None, None, side.get("reasons", {}).get(score, f"{side['arm']} has no {score}")
+    spread = joint_spread(entry["std"].get(score), base["std"].get(score))
+    return round(entry["mean"][score] - base["mean"][score], 6), spread and round(spread, 6), ""
+
+
 def beyond_spread(change: float, spread: float | None) -> bool | None:
     """Whether a change is larger than the spread; None where nothing is known of the spread.
 

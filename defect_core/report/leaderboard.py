@@ -6,7 +6,7 @@ from typing import Any
 
 from defect_core.arms import BASELINE_ARM
 from defect_core.errors import InputError
-from defect_core.metrics.spread import joint_spread
+from defect_core.metrics.spread import gain_over
 from defect_core.project import Project
 from defect_core.report.prediction import predict_gain
 
@@ -23,7 +23,7 @@ def make_leaderboard(project: Project) -> dict[str, Any]:
         point of a sweep of, and the synthetic part of its defect places), `mean` and `std` of the segmenter's scores
         over its seeds, their `interval` over test images, `reasons` for each mean that is None, `best_on_validation`
         (the same four of the best models on the validation slice, or None), `gain` in pixel AP over `real_only` with
-        its `gain_spread` (see `metrics.spread.joint_spread`), `scores` of the arm's synthetic set with `missing`, the
+        its `gain_spread` (see `metrics.spread.gain_over`), `scores` of the arm's synthetic set with `missing`, the
         reasons for those that it lacks (None for arms that are no generator), `protocol`.
         `unified`, the same rows of the one segmenter over all products, for each product and for the mean over them;
         `classify`, the same of the classifier, gain in accuracy, with `classes` and `confusion` (sums over the seeds);
@@ -75,7 +75,7 @@ def _rows(project: Project, product: str, found: Mapping[str, dict[str, Any]], s
         reasons = dict(entry.get("reasons", {}))
         gain = spread = None
         if name != BASELINE_ARM:
-            gain, spread, why = _gain(entry, base, score)
+            gain, spread, why = gain_over(entry, base, BASELINE_ARM, score)
             reasons |= {"gain": why} if why else {}
         best = entry.get("best_on_validation")
         parts = ("mean", "std", "interval", "reasons")
@@ -96,17 +96,6 @@ def _rows(project: Project, product: str, found: Mapping[str, dict[str, Any]], s
             }
         )
     return sorted(rows, key=lambda row: -(row["mean"].get(score) or 0))
-
-
-def _gain(entry: dict[str, Any], base: dict[str, Any] | None, score: str) -> tuple[float | None, float | None, str]:
-    """The gain of an arm, its spread, and why there is none."""
-    if base is None:
-        return None, None, f"no arm {BASELINE_ARM}"
-    for side in (entry, base):
-        if side["mean"].get(score) is None:
-            return None, None, side.get("reasons", {}).get(score, f"{side['arm']} has no {score}")
-    spread = joint_spread(entry["std"].get(score), base["std"].get(score))
-    return round(entry["mean"][score] - base["mean"][score], 6), spread and round(spread, 6), ""
 
 
 def _unified(project: Project) -> list[Row]:
