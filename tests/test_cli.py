@@ -13,6 +13,7 @@ import yaml
 
 from defect_core import cli
 from defect_core.data.records import save_png
+from defect_core.generators.registry import generator_config, generator_names, generator_promises
 from defect_core.params import Params
 from defect_core.project import Project
 from defect_core.scaffold import PRESETS
@@ -72,6 +73,17 @@ def test_every_preset_is_valid_and_says_what_it_costs(preset):
     text = (files("defect_core") / "templates/presets" / f"{preset}.yaml").read_text()
     assert Params.model_validate(yaml.safe_load(text)).products == ()
     assert re.match(rf"# Preset `{preset}`: .*(minutes|hour)", text.splitlines()[0])
+
+
+def test_the_full_preset_has_settings_of_every_diffusion_method_for_a_large_model():
+    """The defaults are for the embedded models: their learning rates would ruin Stable Diffusion."""
+    full = yaml.safe_load((files("defect_core") / "templates/presets/full.yaml").read_text())["finetune"]
+    assert set(full) == {name for name in generator_names() if generator_promises(name).uses_backbone} | {"crop-paste"}
+    for name, settings in full.items():
+        made, embedded = generator_config(name, settings), generator_config(name, {})
+        if name in ("seas", "cadiff", "defectdiffu", "disentangled-inversion"):
+            assert made.learning_rate < embedded.learning_rate / 10
+    assert generator_config("anomaly-diffusion", full["anomaly-diffusion"]).tune_denoiser is False
 
 
 def test_the_demo_preset_has_the_settings_of_the_demo():
