@@ -22,7 +22,7 @@ from benchmarks.__main__ import sampling_time
 from defect_core.adaptation import draw_normals
 from defect_core.backbones import Backbone, load_backbone
 from defect_core.backbones.corpus import draw
-from defect_core.data.records import read_records
+from defect_core.data.records import read_records, save_png
 from defect_core.diffusion.ddim import add_noise
 from defect_core.examples import load_example
 from defect_core.generators.views import to_pixels, to_tensor
@@ -30,6 +30,8 @@ from defect_core.metrics.features import Lite0Features, LpipsDistance
 from defect_core.metrics.frechet import frechet_distance
 from defect_core.metrics.memorisation import memorisation
 from defect_core.project import Project
+from defect_core.report.adapted import mixed
+from defect_core.report.sheets import contact_sheet
 
 BATCH = 16
 GENERATED = 300
@@ -181,14 +183,11 @@ def redraw(backbone: Backbone, product: str, real: np.ndarray, level: float) -> 
 
 
 def _mixed_sheet(real: np.ndarray, made: np.ndarray, path: Path) -> None:
-    """20 real and 20 generated images in a random order that is written beside the sheet."""
+    """20 real and 20 generated images, mixed; the places of the generated ones, from 1, stand beside the sheet."""
     rng = np.random.default_rng(0)
-    picked = [(True, real[i]) for i in rng.permutation(len(real))[:SHEET]]
-    picked += [(False, made[i]) for i in range(SHEET)]
-    order = rng.permutation(len(picked))
-    rows = [np.concatenate([picked[i][1] for i in order[row : row + 10]], 1) for row in range(0, 2 * SHEET, 10)]
-    Image.fromarray(np.concatenate(rows, 0)).save(path)
-    path.with_suffix(".json").write_text(json.dumps([picked[i][0] for i in order]) + "\n")
+    images, drawn = mixed(real[rng.permutation(len(real))[:SHEET]], made[:SHEET], rng)
+    save_png(contact_sheet(images, [None] * len(images), columns=10, cell=images[0].shape[0]), path)
+    path.with_suffix(".json").write_text(json.dumps(drawn) + "\n")
 
 
 def _resized(images: list[np.ndarray], side: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The test that a person can take: real good images and ones that the adapted backbone drew, mixed on one sheet."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +37,15 @@ def mixed_sheet(project: Project, product: str) -> MixedSheet | None:
     size = made[0].shape[:2]
     raw = project.path(f"data/raw/{product}")
     real = [Image.fromarray(load_image(raw / records[i].image)).resize(size, Image.Resampling.BICUBIC) for i in chosen]
-    both = [*(np.asarray(image) for image in real), *made]
-    order = rng.permutation(len(both)).tolist()
+    images, drawn = mixed([np.asarray(image) for image in real], made, rng)
     curve = json.loads((folder / "adaptation.json").read_text())
-    return MixedSheet(
-        [both[i] for i in order],
-        [place for place, i in enumerate(order, 1) if i >= len(real)],
-        [(point["step"], point["held_out"]) for point in curve],
-    )
+    return MixedSheet(images, drawn, [(point["step"], point["held_out"]) for point in curve])
+
+
+def mixed(
+    real: Sequence[NDArray[np.uint8]], made: Sequence[NDArray[np.uint8]], rng: np.random.Generator
+) -> tuple[list[NDArray[np.uint8]], list[int]]:
+    """Both kinds in a random order, and the places, from 1, of those made."""
+    both = [*real, *made]
+    order = rng.permutation(len(both)).tolist()
+    return [both[i] for i in order], [place for place, i in enumerate(order, 1) if i >= len(real)]
