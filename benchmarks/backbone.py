@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import sampling_time
-from defect_core.adaptation import draw_normals
+from defect_core.adaptation import draw_normals, mean_latents
 from defect_core.backbones import Backbone, load_backbone
 from defect_core.backbones.corpus import draw
 from defect_core.data.records import read_records, save_png
@@ -140,8 +140,9 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     backbone = load_backbone(project.path(f"data/backbone/{product}"))
     good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
     real = _resized([load_example(project, record).image for record in good], backbone.resolution)
-    made = np.stack(draw_normals(backbone, product, list(range(GENERATED))))
-    bare = np.stack(draw_normals(original, product, list(range(GENERATED))))
+    mean = mean_latents(backbone, [load_example(project, record) for record in good if record.split == "train"])
+    made = np.stack(draw_normals(backbone, product, list(range(GENERATED)), guide=original, mean=mean))
+    bare = np.stack(draw_normals(original, product, list(range(GENERATED)), mean=mean))
     network = Lite0Features()
     seen, drawn, before = (network.extract(images).pooled for images in (real, made, bare))
     half = len(real) // 2

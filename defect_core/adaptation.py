@@ -1,9 +1,9 @@
 """Tuning a backbone to one product's good images, with early stopping on a held-out part of them.
 
-The denoiser learns the product under the prompt that the generators give its background; VAE and text encoder stay
-frozen. The loss is the squared error of the predicted noise weighted by 1 / alpha_bar, that is, of the velocity
-(Salimans and Ho 2022, section 4), as in the pretraining: with the noise's own weighting the noisy end, and with it
-the layout, would hardly be learned.
+The denoiser learns local windows of the product under the prompt that the generators give its background, and whole
+images under another, or it would draw half of each; VAE and text encoder stay frozen. The loss is the squared error of
+the predicted noise weighted by 1 / alpha_bar, that is, of the velocity (Salimans and Ho 2022, section 4), as in the
+pretraining: with the noise's own weighting the noisy end, and with it the layout, would hardly be learned.
 """
 
 import json
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
-from defect_core.diffusion.ddim import add_noise, ddim_move, make_trajectory
+from defect_core.diffusion.ddim import add_noise, ancestral_move, make_trajectory
 from defect_core.generators.base import Example, Image
+from defect_core.generators.canvas import Window, show_image
 from defect_core.generators.views import (
     augmented_views,
     encode_views,
@@ -32,9 +33,11 @@ from defect_core.progress import track
 from defect_core.training import fast, train
 
 PROMPT = "a photo of a {product}"
+WHOLE_PROMPT = "a photo of a whole {product}"
 EMPTY_PROMPT_SHARE = 0.1
 LOCAL_CONTEXT, LOCAL_SIDE = 2.5, 48
 _CHECK_TIMES = 8
+_LOCAL, _WHOLE, _EMPTY = range(3)
 
 
 def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir: Path, seed: int) -> list[dict]:
@@ -59,35 +62,38 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
     chosen = set(np.random.default_rng([seed, 0]).permutation(len(good))[:held].tolist())
     parts = ([e for i, e in enumerate(good) if i not in chosen], [e for i, e in enumerate(good) if i in chosen])
     banks = [_bank(backbone, part, settings, seed, number) for number, part in enumerate(parts)]
+    product = words(good[0].product)
     with torch.no_grad():
-        text, empty = backbone.encode_text([PROMPT.format(product=words(good[0].product)), ""])
+        texts = backbone.encode_text([PROMPT.format(product=product), WHOLE_PROMPT.format(product=product), ""])
     denoiser = backbone.denoiser.requires_grad_(True)
 
-    def error(latents: Tensor, times: Tensor, noise: Tensor, states: Tensor) -> Tensor:
+    def error(latents: Tensor, times: Tensor, noise: Tensor, prompts: Tensor) -> Tensor:
         levels = backbone.schedule[times]
         latents, noise = on_device(backbone, latents), on_device(backbone, noise)
+        states = texts[prompts.to(texts.device)]
         with fast(backbone.device, backbone.latent_size):
             predicted = denoiser(add_noise(latents, noise, levels), on_device(backbone, times), states).sample
         weight = on_device(backbone, 1 / levels)[:, None, None, None]
         return (weight * (predicted.float() - noise) ** 2).mean()
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(banks[0]), (settings.batch_size,), generator=generator)
+        latents, prompts = banks[0]
+        rows = torch.randint(len(latents), (settings.batch_size,), generator=generator)
         times = torch.randint(len(backbone.schedule), rows.shape, generator=generator)
-        noise = torch.randn((len(rows), *banks[0].shape[1:]), generator=generator)
+        noise = torch.randn((len(rows), *latents.shape[1:]), generator=generator)
         bare = torch.rand(len(rows), generator=generator) < EMPTY_PROMPT_SHARE
-        states = torch.where(bare.to(text.device)[:, None, None], empty, text)
-        return error(banks[0][rows], times, noise, states)
+        return error(latents[rows], times, noise, torch.where(bare, _EMPTY, prompts[rows]))
 
     def held_out() -> float:
         """The same noise and times at every check, spread evenly over the schedule."""
         generator = torch.Generator().manual_seed(seed)
+        latents, prompts = banks[1]
         total = 0.0
         times = torch.linspace(0, len(backbone.schedule) - 1, 2 * _CHECK_TIMES + 1)[1::2].long()
         with torch.no_grad():
             for time in times:
-                noise = torch.randn(banks[1].shape, generator=generator)
-                total += float(error(banks[1], time.expand(len(noise)), noise, text.expand(len(noise), -1, -1)))
+                noise = torch.randn(latents.shape, generator=generator)
+                total += float(error(latents, time.expand(len(noise)), noise, prompts))
         return total / len(times)
 
     best = _Best(work_dir, settings, held_out(), denoiser)
@@ -121,37 +127,64 @@ def draw_normals(
     seeds: Sequence[int],
     steps: int = 25,
     batch_size: int = 25,
+    *,
+    guide: Backbone | None = None,
+    guidance_scale: float = 2.0,
+    mean: Tensor | None = None,
     references: Sequence[Image] = (),
     level: float = 1.0,
 ) -> list[Image]:
-    """Good images of a product by deterministic DDIM: uint8 [R, R, 3] each, one per seed.
+    """Whole good images of a product by ancestral sampling: uint8 [R, R, 3] each, one per seed.
 
     Args:
+        guide: the backbone before it was adapted; what the adapted one says differently counts `guidance_scale` times
+            (guidance by a weaker version of the same network: Karras et al. 2024, eq. 3). None: no guidance.
+        mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
+            them a little, and a network that sees none there draws everything grey.
         references: images uint8 [R, R, 3] to begin from, one per seed, noised to `level`; none: pure noise.
         level: share of the steps that is walked, above 0 and at most 1.
     """
     trajectory = make_trajectory(backbone.schedule, steps)
-    text = backbone.encode_text([PROMPT.format(product=words(product))])
+    prompt = WHOLE_PROMPT.format(product=words(product))
+    networks = [(each.denoiser, each.encode_text([prompt])) for each in (backbone, guide) if each is not None]
     shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
     first = max(1, round(level * steps))
     images: list[Image] = []
     for start in track(range(0, len(seeds), batch_size), f"drawing good images of {product}"):
-        part = seeds[start : start + batch_size]
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in part]
-        latents = on_device(backbone, torch.stack(noise))
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
+
+        def fresh(generators: list[torch.Generator] = generators) -> Tensor:
+            return on_device(backbone, torch.stack([torch.randn(shape, generator=each) for each in generators]))
+
+        clean = torch.zeros(shape) if mean is None else mean
+        clean = clean.expand(len(generators), *shape)
         if len(references):
-            clean = backbone.encode(on_device(backbone, to_tensor(list(references[start : start + batch_size]))))
-            latents = add_noise(clean, latents, trajectory.alpha_bars[first].expand(len(part)))
+            clean = backbone.encode(to_tensor(list(references[start : start + batch_size])))
+        latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
         for step in range(first, 0, -1):
             time = trajectory.timesteps[step].to(latents.device)
-            predicted = backbone.denoiser(latents, time, text.expand(len(part), -1, -1)).sample
-            latents = ddim_move(latents, predicted, trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1])
+            said = [network(latents, time, text.expand(len(latents), -1, -1)).sample for network, text in networks]
+            noise = said[0] if guide is None else said[1] + guidance_scale * (said[0] - said[1])
+            levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
+            latents = ancestral_move(latents, noise, *levels, fresh())
         images += list(np.clip(np.rint(to_pixels(backbone.decode(latents))), 0, 255).astype(np.uint8))
     return images
 
 
-def _bank(backbone: Backbone, part: Sequence[Example], settings: Adapt, seed: int, number: int) -> Tensor:
-    """Latents [N, C, h, h] of whole images and local windows of one part of the good images."""
+@torch.no_grad()
+def mean_latents(backbone: Backbone, good: Sequence[Example], most: int = 64) -> Tensor:
+    """Mean latents [C, 1, 1] of whole good images; of `most` of them, evenly chosen, where there are more."""
+    count = min(len(good), most)
+    images = [good[i * len(good) // count].image for i in range(count)]
+    whole = [show_image(image, Window(0, 0, *image.shape[:2]), backbone.resolution) for image in images]
+    latents = [backbone.encode(to_tensor([image])).float().cpu() for image in whole]
+    return torch.cat(latents).mean((0, 2, 3))[:, None, None]
+
+
+def _bank(
+    backbone: Backbone, part: Sequence[Example], settings: Adapt, seed: int, number: int
+) -> tuple[Tensor, Tensor]:
+    """Latents [N, C, h, h] of local windows and whole images, and the numbers of their prompts [N]."""
     rng = np.random.default_rng([seed, 1 + number])
     count = settings.views if number == 0 else max(16, round(settings.views * settings.validation_fraction))
     local = round(count * settings.local_share)
@@ -159,7 +192,7 @@ def _bank(backbone: Backbone, part: Sequence[Example], settings: Adapt, seed: in
     for kind, wanted in (("local", local), ("whole", count - local)):
         for index in rng.integers(len(part), size=wanted):
             views += augmented_views([part[index]], 1, kind, LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution, rng)
-    return encode_views(backbone, views, ()).latents
+    return encode_views(backbone, views, ()).latents, torch.tensor([_LOCAL] * local + [_WHOLE] * (count - local))
 
 
 class _Best:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from defect_core.adaptation import adapt, draw_normals
+from defect_core.adaptation import adapt, draw_normals, mean_latents
 from defect_core.backbones import load_backbone
 from defect_core.data.records import Record, load_image, save_png, write_records
 from defect_core.generators.base import Example
@@ -88,6 +88,45 @@ def test_drawn_images_depend_on_their_seed_alone(good):
     alone = draw_normals(backbone, "plate", [2], steps=2)
     assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
     assert together[0].shape == (128, 128, 3) and (together[0] != together[1]).any()
+
+
+def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tmp_path, monkeypatch):
+    """Half and half by default; a network that heard one prompt for both would draw half of each."""
+    from defect_core import adaptation
+
+    backbone, heard = load_backbone("embedded"), []
+    encode = backbone.encode_text
+    monkeypatch.setattr(backbone, "encode_text", lambda prompts: heard.extend(prompts) or encode(prompts))
+    adapt(backbone, good, QUICK, tmp_path, seed=0)
+    assert heard == ["a photo of a plate", "a photo of a whole plate", ""]
+    _, prompts = adaptation._bank(backbone, good, QUICK, 0, 0)
+    assert prompts.tolist() == [0] * 4 + [1] * 4
+    heard.clear()
+    draw_normals(backbone, "plate", [1], steps=2)
+    assert heard == ["a photo of a whole plate"]
+
+
+def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_difference(good, tmp_path):
+    settings = Adapt(steps=20, batch_size=4, views=16, check_every=20, learning_rate=1e-3)
+    backbone, original = _adapted(good, tmp_path, settings)[0], load_backbone("embedded")
+
+    def drawn(scale, guide):
+        images = draw_normals(backbone, "plate", [1], steps=3, guide=guide, guidance_scale=scale)
+        return images[0].astype(int)
+
+    plain = drawn(1.0, None)
+    assert np.abs(drawn(1.0, original) - plain).max() <= 1  # at 1 the guide falls out
+    assert np.abs(drawn(3.0, backbone) - plain).max() <= 1  # nothing learned, nothing to amplify
+    assert np.abs(drawn(2.0, original) - plain).mean() > 1
+
+
+def test_the_mean_of_the_good_images_sets_the_brightness_that_noise_alone_does_not(good):
+    backbone = load_backbone("embedded")
+    pale = [Example("plate", "good", np.full((96, 96, 3), 235, np.uint8), None, "0.png")] * 2
+    mean = mean_latents(backbone, pale)
+    assert mean.shape == (backbone.latent_channels, 1, 1)
+    grey, light = (np.mean(draw_normals(backbone, "plate", [1, 2], steps=4, mean=m)) for m in (None, mean))
+    assert light > grey + 5
 
 
 def test_one_image_is_too_few(good, tmp_path):

@@ -1,4 +1,4 @@
-"""Deterministic DDIM (Song et al. 2021, eq. 12 with sigma = 0), downward and upward, as pure functions of tensors."""
+"""DDIM (Song et al. 2021) as pure functions of tensors: deterministic, downward and upward, and ancestral."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def make_trajectory(alphas_cumprod: Tensor, steps: int) -> Trajectory:
 
 
 def ddim_move(latents: Tensor, noise: Tensor, alpha_bar_from: Tensor, alpha_bar_to: Tensor) -> Tensor:
-    """Move latents between two noise levels along the predicted noise; upward this is DDIM inversion.
+    """Move latents between two noise levels along the predicted noise (eq. 12, sigma = 0); upward it is DDIM inversion.
 
     z_to = sqrt(a_to) · [ z_from / sqrt(a_from) + (k(a_to) − k(a_from)) · noise ],  k(a) = sqrt(1/a − 1).
 
@@ -51,6 +51,23 @@ def ddim_move(latents: Tensor, noise: Tensor, alpha_bar_from: Tensor, alpha_bar_
     """
     slope = noise_ratio(alpha_bar_to) - noise_ratio(alpha_bar_from)
     return float(alpha_bar_to.sqrt()) * (latents / float(alpha_bar_from.sqrt()) + float(slope) * noise)
+
+
+def ancestral_move(
+    latents: Tensor, noise: Tensor, alpha_bar_from: Tensor, alpha_bar_to: Tensor, fresh: Tensor
+) -> Tensor:
+    """Move latents down one level with as much new noise as DDPM has (eq. 12 with eq. 16's sigma for eta = 1).
+
+    It forgives errors of the network that a deterministic walk would carry to its end.
+
+    Args:
+        latents, noise, alpha_bar_from, alpha_bar_to: as for `ddim_move`, alpha_bar_to above alpha_bar_from.
+        fresh: standard normal, same shape; without effect where alpha_bar_to is 1.
+    """
+    variance = (1 - alpha_bar_to) / (1 - alpha_bar_from) * (1 - alpha_bar_from / alpha_bar_to)
+    clean = (latents - float((1 - alpha_bar_from).sqrt()) * noise) / float(alpha_bar_from.sqrt())
+    kept = float((1 - alpha_bar_to - variance).clamp(min=0).sqrt())
+    return float(alpha_bar_to.sqrt()) * clean + kept * noise + float(variance.sqrt()) * fresh
 
 
 def noise_ratio(alpha_bar: Tensor) -> Tensor:

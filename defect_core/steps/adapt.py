@@ -6,7 +6,7 @@
 import json
 import shutil
 
-from defect_core.adaptation import adapt, draw_normals
+from defect_core.adaptation import adapt, draw_normals, mean_latents
 from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.examples import load_examples, open_original
@@ -34,7 +34,8 @@ def run(project: Project, product: str) -> None:
         curve = adapt(backbone, good, params.adapt, checkpoints, derive_seed(params.seed, product, "", "adapt", 0))
         backbone.save(work)
         seeds = [derive_seed(params.seed, product, "", "drawn", index) for index in range(DRAWN)]
-        for index, image in enumerate(draw_normals(backbone, product, seeds)):
+        drawn = draw_normals(backbone, product, seeds, guide=open_original(project), mean=mean_latents(backbone, good))
+        for index, image in enumerate(drawn):
             save_png(image, work / f"drawn/{index:02d}.png")
         (work / "adaptation.json").write_text(json.dumps(curve, indent=2) + "\n")
     shutil.rmtree(project.state / "checkpoints" / work.parent.name, ignore_errors=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from defect_core.diffusion.ddim import add_noise, ddim_move, make_trajectory
+from defect_core.diffusion.ddim import add_noise, ancestral_move, ddim_move, make_trajectory
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
 
@@ -31,3 +31,20 @@ def test_true_noise_leads_from_any_level_to_any_other():
     assert torch.allclose(ddim_move(at_high, noise, high, low), at_low, atol=1e-12)
     assert torch.allclose(ddim_move(at_low, noise, low, high), at_high, atol=1e-12)
     assert torch.allclose(ddim_move(at_high, noise, high, torch.ones((), dtype=torch.float64)), clean, atol=1e-12)
+
+
+def test_an_ancestral_move_keeps_the_marginals_and_ends_at_the_clean_latents():
+    generator = torch.Generator().manual_seed(0)
+    noise, fresh = torch.randn((2, 200_000), generator=generator, dtype=torch.float64)
+    high, low, clean = ALPHAS[800], ALPHAS[300], 1.7
+    at_high = high.sqrt() * clean + (1 - high).sqrt() * noise
+    at_low = ancestral_move(at_high, noise, high, low, fresh)
+    assert float(at_low.mean()) == pytest.approx(float(low.sqrt()) * clean, abs=0.01)
+    assert float(at_low.var()) == pytest.approx(float(1 - low), rel=0.01)
+    # DDPM's posterior (Ho et al. 2020, eq. 7), whose variance is that of the new noise
+    posterior = (1 - low) / (1 - high) * (1 - high / low)
+    assert float((at_low - ancestral_move(at_high, noise, high, low, 0 * fresh)).var()) == pytest.approx(
+        float(posterior), rel=0.01
+    )
+    end = ancestral_move(at_low, (at_low - low.sqrt() * clean) / (1 - low).sqrt(), low, torch.ones_like(low), fresh)
+    assert torch.allclose(end, torch.full_like(end, clean), atol=1e-9)
