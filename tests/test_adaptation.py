@@ -91,7 +91,7 @@ def test_drawn_images_depend_on_their_seed_alone(good):
 
 
 def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tmp_path, monkeypatch):
-    """Half and half by default; a network that heard one prompt for both would draw half of each."""
+    """A network that heard one prompt for both would draw half of each."""
     from defect_core import adaptation
 
     backbone, heard = load_backbone("embedded"), []
@@ -99,7 +99,7 @@ def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tm
     monkeypatch.setattr(backbone, "encode_text", lambda prompts: heard.extend(prompts) or encode(prompts))
     adapt(backbone, good, QUICK, tmp_path, seed=0)
     assert heard == ["a photo of a plate", "a photo of a whole plate", ""]
-    _, prompts = adaptation._bank(backbone, good, QUICK, 0, 0)
+    _, prompts = adaptation._bank(backbone, good, QUICK.model_copy(update={"local_share": 0.5}), 0, 0)
     assert prompts.tolist() == [0] * 4 + [1] * 4
     heard.clear()
     draw_normals(backbone, "plate", [1], steps=2)
