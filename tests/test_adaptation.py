@@ -97,8 +97,16 @@ def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tm
     backbone, heard = load_backbone("embedded"), []
     encode = backbone.encode_text
     monkeypatch.setattr(backbone, "encode_text", lambda prompts: heard.extend(prompts) or encode(prompts))
+    said = []
+    backbone.denoiser.register_forward_pre_hook(
+        lambda network, inputs: said.append((torch.is_grad_enabled(), inputs[2]))
+    )
     adapt(backbone, good, QUICK, tmp_path, seed=0)
     assert heard == ["a photo of a plate", "a photo of a whole plate", ""]
+    local, whole, _ = encode(heard)
+    for learning in (True, False):  # the loss and the held-out loss alike
+        states = torch.cat([batch for when, batch in said if when is learning])
+        assert all((states == text).all((1, 2)).any() for text in (local, whole))
     _, prompts = adaptation._bank(backbone, good, QUICK.model_copy(update={"local_share": 0.5}), 0, 0)
     assert prompts.tolist() == [0] * 4 + [1] * 4
     heard.clear()
