@@ -36,6 +36,7 @@ PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
 EMPTY_PROMPT_SHARE = 0.1
 LOCAL_CONTEXT, LOCAL_SIDE = 2.5, 48
+GUIDED = (0.1, 0.8)
 _CHECK_TIMES = 8
 _LOCAL, _WHOLE, _EMPTY = range(3)
 
@@ -129,7 +130,7 @@ def draw_normals(
     batch_size: int = 25,
     *,
     guide: Backbone | None = None,
-    guidance_scale: float = 2.0,
+    guidance_scale: float = 3.0,
     mean: Tensor | None = None,
     references: Sequence[Image] = (),
     level: float = 1.0,
@@ -138,7 +139,9 @@ def draw_normals(
 
     Args:
         guide: the backbone before it was adapted; what the adapted one says differently counts `guidance_scale` times
-            (guidance by a weaker version of the same network: Karras et al. 2024, eq. 3). None: no guidance.
+            (guidance by a weaker version of the same network: Karras et al. 2024, eq. 3) within the shares `GUIDED` of
+            the steps: at the noisy end it only shifts the brightness, at the clean end it roughens (a limited
+            interval: Kynkäänniemi et al. 2024). None: no guidance.
         mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
             them a little, and a network that sees none there draws everything grey.
         references: images uint8 [R, R, 3] to begin from, one per seed, noised to `level`; none: pure noise.
@@ -146,7 +149,8 @@ def draw_normals(
     """
     trajectory = make_trajectory(backbone.schedule, steps)
     prompt = WHOLE_PROMPT.format(product=words(product))
-    networks = [(each.denoiser, each.encode_text([prompt])) for each in (backbone, guide) if each is not None]
+    text = backbone.encode_text([prompt])
+    guide_text = None if guide is None else guide.encode_text([prompt])
     shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
     first = max(1, round(level * steps))
     images: list[Image] = []
@@ -163,8 +167,10 @@ def draw_normals(
         latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
         for step in range(first, 0, -1):
             time = trajectory.timesteps[step].to(latents.device)
-            said = [network(latents, time, text.expand(len(latents), -1, -1)).sample for network, text in networks]
-            noise = said[0] if guide is None else said[1] + guidance_scale * (said[0] - said[1])
+            noise = backbone.denoiser(latents, time, text.expand(len(latents), -1, -1)).sample
+            if guide is not None and GUIDED[0] <= step / steps <= GUIDED[1]:
+                weak = guide.denoiser(latents, time, guide_text.expand(len(latents), -1, -1)).sample
+                noise = weak + guidance_scale * (noise - weak)
             levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
             latents = ancestral_move(latents, noise, *levels, fresh())
         images += list(np.clip(np.rint(to_pixels(backbone.decode(latents))), 0, 255).astype(np.uint8))

@@ -128,6 +128,16 @@ def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_differen
     assert np.abs(drawn(2.0, original) - plain).mean() > 1
 
 
+def test_guidance_leaves_the_noisiest_and_the_cleanest_steps_alone():
+    backbone, guide = load_backbone("embedded"), load_backbone("embedded")
+    heard = {"own": [], "guide": []}
+    for name, network in (("own", backbone.denoiser), ("guide", guide.denoiser)):
+        network.register_forward_pre_hook(lambda _, inputs, name=name: heard[name].append(int(inputs[1])))
+    draw_normals(backbone, "plate", [1], steps=20, guide=guide)
+    assert len(heard["own"]) == 20
+    assert heard["guide"] == heard["own"][4:-1]  # steps 16 to 2 of 20
+
+
 def test_the_mean_of_the_good_images_sets_the_brightness_that_noise_alone_does_not(good):
     backbone = load_backbone("embedded")
     pale = [Example("plate", "good", np.full((96, 96, 3), 235, np.uint8), None, "0.png")] * 2
