@@ -1,7 +1,7 @@
 """An AutoencoderKL whose weights are computed, not trained: principal components of 8 x 8 patches.
 
 Its networks are convolution, residual blocks, group norm, SiLU, convolution. They act linearly when
-- every residual block ends in a zero convolution (it returns its input);
+- every residual block ends in a zero convolution (it returns its input), and what precedes it is zero, too;
 - each value v is carried by two channels, v and -v, since SiLU(v) - SiLU(-v) = v;
 - two more channels hold the constants K and -K, so large that the norm's variance is theirs and its mean is zero.
 """
@@ -50,7 +50,7 @@ def fit_vae(images: NDArray[np.uint8], latent_channels: int) -> Any:
     vae = build_vae(latent_channels)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
-            if name.endswith(("conv2.weight", "conv2.bias")):
+            if ".conv1." in name or ".conv2." in name:  # before the zero convolution nothing counts, but bytes do
                 parameter.zero_()
         _fill_half(vae.encoder, _centre(project.float()), (-project @ mean).float())
         first = _centre(torch.eye(latent_channels))
@@ -63,7 +63,7 @@ def fit_vae(images: NDArray[np.uint8], latent_channels: int) -> Any:
             convolution.bias.zero_()
     spread = latents.transpose(0, 1).flatten(1)
     vae.register_to_config(
-        latents_mean=[round(value, 5) for value in spread.mean(1).tolist()],
+        latents_mean=[round(value, 5) + 0.0 for value in spread.mean(1).tolist()],  # + 0.0: no -0.0
         latents_std=[round(float(spread.var(1).mean().sqrt()), 5)] * latent_channels,
     )
     return vae.eval().requires_grad_(False)
