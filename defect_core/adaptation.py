@@ -130,7 +130,7 @@ def draw_normals(
     batch_size: int = 25,
     *,
     guide: Backbone | None = None,
-    guidance_scale: float = 3.0,
+    guidance_scale: float = 2.0,
     mean: Tensor | None = None,
     references: Sequence[Image] = (),
     level: float = 1.0,
