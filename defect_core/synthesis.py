@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from defect_core.data.manifest import ManifestRow, write_manifest
+from defect_core.data.masks import touches_border
 from defect_core.data.placement import place
 from defect_core.data.records import pixel_digest, save_png
 from defect_core.errors import InputError
@@ -20,6 +21,7 @@ from defect_core.inspection import Likeness, inspect_pair
 from defect_core.progress import track
 
 RECIPE_FILE = "recipe.json"
+_ALIKE, _FEWEST_ALIKE = 0.2, 32
 # a defect and the number of a batch of it
 Batch = tuple[str, int]
 
@@ -153,12 +155,17 @@ def make_request(
     """The index-th request for a defect, and the name of its normal image.
 
     A good image and a real example are drawn at random, and the example's mask is placed where the good image
-    looks like the example's surroundings.
+    looks like the example's surroundings. Where the border cuts the mask, good images of about its image's shape are
+    preferred, for such a mask is scaled with its frame (`place`).
     """
     seed = derive_seed(recipe.base_seed, recipe.product, recipe.generator, defect, index)
     rng = np.random.default_rng(seed)
     normal = normals[int(rng.integers(len(normals)))]
     source = sources[int(rng.integers(len(sources)))]
+    if touches_border(source.mask) and _unlike(normal, source) > _ALIKE:
+        nearest = sorted(_unlike(each, source) for each in normals)[:_FEWEST_ALIKE]
+        alike = [each for each in normals if _unlike(each, source) <= max(_ALIKE, nearest[-1])]
+        normal = alike[int(rng.integers(len(alike)))]
     placement = place(source.image, source.mask, normal.image, rng)
     request = SampleRequest(
         sample_id=f"{defect}-{index:05d}",
@@ -184,6 +191,12 @@ def batch_around(recipe: Recipe, defect: str, index: int) -> range:
 
 def _normals(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     return [example for example in examples if example.mask is None and example.product == recipe.product]
+
+
+def _unlike(one: Example, other: Example) -> float:
+    """How far the shapes of two images differ: the difference of the logarithms of their aspect ratios."""
+    ratios = [each.image.shape[0] / each.image.shape[1] for each in (one, other)]
+    return float(abs(np.log(ratios[0] / ratios[1])))
 
 
 def _batch_file(batch: Batch) -> str:

@@ -14,7 +14,7 @@ from defect_core.generators.registry import generator_class, generator_config
 from defect_core.inspection import inspect_pair
 from defect_core.project import Project, folder_digest
 from defect_core.steps.synthesize import read_order
-from defect_core.synthesis import Recipe, batch_around, draw_seed, synthesize
+from defect_core.synthesis import Recipe, batch_around, draw_seed, make_request, synthesize
 
 RECIPE = Recipe(
     "plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4, model_digest="m"
@@ -59,6 +59,25 @@ def test_the_manifest_lists_exactly_the_accepted_files(generator, examples, tmp_
         assert names[row.source_mask].defect == row.defect
         assert row.change_outside == 0 and row.change_inside == row.quality > 2
         assert names[row.nearest_image].defect == row.defect and row.nearest_distance >= 0
+
+
+def test_a_cut_mask_goes_onto_images_of_its_shape():
+    def good(height, width, number):
+        return Example("plate", "good", np.full((height, width, 3), 90, np.uint8), None, f"good/{number}.png")
+
+    normals = [good(40, 80, i) for i in range(40)] + [good(80, 44, 40 + i) for i in range(40)]
+    wide = np.zeros((80, 40), bool)
+    wide[30:50] = True
+    whole = wide.copy()
+    whole[:, [0, -1]] = False
+    for mask, narrow in ((wide, True), (whole, False)):
+        source = Example("plate", "dent", np.full((80, 40, 3), 30, np.uint8), mask, "dent/0.png")
+        made = [make_request(RECIPE, "dent", index, normals, [source])[0] for index in range(20)]
+        shapes = {request.normal_image.shape[:2] for request in made}
+        assert shapes == ({(80, 44)} if narrow else {(80, 44), (40, 80)})
+        assert all(request.mask.any(0).all() for request in made) == narrow
+        names = {make_request(RECIPE, "dent", index, normals[:3], [source])[1] for index in range(20)}
+        assert len(names) == 3  # where none is alike, all will do
 
 
 def test_each_defect_may_want_its_own_number(generator, examples, tmp_path):

@@ -55,6 +55,11 @@ def components(mask: NDArray[np.bool_], min_area: int = 1) -> list[NDArray[np.bo
     return [labels == index + 1 for index in order if areas[index] >= min_area]
 
 
+def touches_border(mask: NDArray[np.bool_]) -> bool:
+    """Whether the border of the image cuts the mask, bool [H, W]."""
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of the set pixels; bottom and right are exclusive.
 

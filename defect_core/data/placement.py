@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from defect_core.data.masks import bounding_box
+from defect_core.data.masks import bounding_box, touches_border
 
 _THUMB = 96
 _GRAIN_SIDE = 256
 _GRAIN = 0.25  # coherence of the gradients from which a texture has a grain: brushed metal does, a weave does not
 _POINTS = 240
+_EDGE = 1e-6  # pixels; rounding
 _OUTSIDE = 60.0  # grey levels that a ring point outside the target counts as
 _TEMPERATURE = 3.0  # grey levels of context difference that make a place e times less likely
-_MIN_INSIDE = 0.7  # of a mask that its own image already cuts off
 _MIN_STEP = 18.0  # grey levels between ground and product below which nothing is decided
 _MIN_RATIO = 3.0  # the same in standard deviations of the ground
 _MIN_BORDER = 0.7  # part of the border that has to be ground
@@ -112,9 +112,12 @@ def place(
 
     Candidate 0 is the same place as in the source; others follow the product's pose (centre and long axis of the
     foreground) or go anywhere on it. Kept are those where at least `min_foreground` times the part of the mask that
-    lay on its own product lies on the target's, and at least some of it, and that the border does not cut (unless it
-    cut the source). One of them is drawn, likelier the more the ring around the mask looks alike in both images. Where
-    none is kept, the least bad one is taken, shrunk until it fits.
+    lay on its own product lies on the target's, and at least some of it, and that the border does not cut. One of them
+    is drawn, likelier the more the ring around the mask looks alike in both images. Where none is kept, the least bad
+    one is taken, shrunk until it fits.
+
+    A mask that the border of its own image cuts keeps to that border, or to the opposite one: in the middle of an image
+    its straight edge would be no defect's. It is scaled with the frame then, height and width each by its own ratio.
 
     Args:
         source_image: uint8 [H, W, 3]; may differ in size from the target. Equal shapes of different size
@@ -135,24 +138,25 @@ def place(
     """
     if source_mask.shape != source_image.shape[:2]:
         raise ValueError(f"mask is {source_mask.shape}, its image {source_image.shape[:2]}; expected the same size")
-    top, left, bottom, right = bounding_box(source_mask)
     source_on = foreground(source_image) if source_foreground is None else source_foreground
     target_on = foreground(target_image) if target_foreground is None else target_foreground
     size = target_image.shape[:2]
     inside, ring = _sample_points(source_mask, rng)
     outline = _outline(source_mask)
-    cut = top == 0 or left == 0 or bottom == source_mask.shape[0] or right == source_mask.shape[1]
     wanted = min_foreground * source_on[source_mask].mean()
     source_small, target_small = _Thumb(source_image), _Thumb(target_image)
     ring_colours = source_small.at(ring)
 
     kept: list[tuple[float, NDArray[np.float64]]] = []
     spare: list[tuple[float, NDArray[np.float64]]] = []
-    grained = bool(target_on.all()) and has_grain(target_image)
-    for matrix in _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip, grained):
+    if touches_border(source_mask):
+        candidates = _border_candidates(source_mask, size, rng, tries, scale, flip)
+    else:
+        grained = bool(target_on.all()) and has_grain(target_image)
+        candidates = _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip, grained)
+    for matrix in candidates:
         moved_outline = _apply(matrix, outline)
-        within = ((moved_outline >= 0) & (moved_outline <= np.array(size[::-1]))).all(axis=1).mean()
-        if within < (_MIN_INSIDE if cut else 1.0):
+        if not ((moved_outline >= -_EDGE) & (moved_outline <= np.array(size[::-1]) + _EDGE)).all():
             continue
         on = _lookup(target_on, _apply(matrix, inside)).mean()
         if on < wanted or on == 0:  # also where the example's own mask seemed to lie beside its product
@@ -168,35 +172,6 @@ def place(
     else:
         chosen = _fit(outline, size, target_on)
     return _warp(source_image, source_mask, target_image, chosen)
-
-
-def vary_mask(mask: NDArray[np.bool_], rng: np.random.Generator, strength: float = 1.0) -> NDArray[np.bool_]:
-    """A mask of mildly other shape and size at the same place, bool [H, W]: scaled by up to 15 % and bent smoothly.
-
-    The result is never empty and has between half and twice the area, otherwise the mask is returned as it is.
-    """
-    if not mask.any():
-        return mask.copy()
-    top, left, bottom, right = bounding_box(mask)
-    extent = max(bottom - top, right - left)
-    pad = int(np.ceil(0.35 * extent)) + 3
-    rows, columns = np.mgrid[top - pad : bottom + pad, left - pad : right + pad].astype(np.float64)
-    centre = ((top + bottom - 1) / 2, (left + right - 1) / 2)
-    zoom = np.exp(rng.uniform(-0.15, 0.15, 2) * strength)
-    shifts = []
-    for _ in range(2):
-        coarse = rng.standard_normal((4, 4)).astype(np.float32)
-        smooth = Image.fromarray(coarse).resize(rows.shape[::-1], Image.Resampling.BICUBIC)
-        shifts.append(np.asarray(smooth, dtype=np.float64) * 0.06 * extent * strength)
-    at = [(rows - centre[0]) / zoom[0] + centre[0] + shifts[0], (columns - centre[1]) / zoom[1] + centre[1] + shifts[1]]
-    bent = ndimage.map_coordinates(mask.astype(np.float32), at, order=1, mode="constant") >= 0.45
-    varied = np.zeros_like(mask)
-    low = (max(0, top - pad), max(0, left - pad))
-    high = (min(mask.shape[0], bottom + pad), min(mask.shape[1], right + pad))
-    varied[low[0] : high[0], low[1] : high[1]] = bent[
-        low[0] - top + pad : high[0] - top + pad, low[1] - left + pad : high[1] - left + pad
-    ]
-    return varied if 0.5 * mask.sum() <= varied.sum() <= 2 * mask.sum() and varied.any() else mask.copy()
 
 
 class _Thumb:
@@ -255,6 +230,35 @@ def _candidates(
         spot = int(spots[rng.integers(len(spots))])
         to = np.array([spot % size[1] + 0.5, spot // size[1] + 0.5])
         yield _similarity(turned + jitter, zoom, mirrored, middle, to)
+
+
+def _border_candidates(
+    mask: NDArray[np.bool_],
+    size: tuple[int, ...],
+    rng: np.random.Generator,
+    tries: int,
+    scale: tuple[float, float],
+    flip: bool,
+) -> Iterator[NDArray[np.float64]]:
+    """The frame's own place first; then, axis by axis, scaled from the border that cuts the mask, shifted freely where
+    none does, and mirrored."""
+    top, left, bottom, right = bounding_box(mask)
+    frame = np.array(mask.shape[::-1], dtype=np.float64)
+    ratio = np.array(size[::-1]) / frame
+    yield np.column_stack([np.diag(ratio), np.zeros(2)])
+    for _ in range(tries - 1):
+        zoom = np.exp(rng.uniform(*np.log(scale)))
+        factors, shifts = np.ones(2), np.zeros(2)
+        for axis, (low, high) in enumerate(((left, right), (top, bottom))):
+            at_start, at_end = low == 0, high == frame[axis]
+            if not (at_start and at_end):
+                factors[axis] = min(zoom, frame[axis] / (high - low))
+                room = frame[axis] - factors[axis] * (high - low)
+                start = 0.0 if at_start else room if at_end else rng.uniform(0, room)
+                shifts[axis] = start - factors[axis] * low
+            if flip and rng.random() < 0.5:
+                factors[axis], shifts[axis] = -factors[axis], frame[axis] - shifts[axis]
+        yield np.column_stack([np.diag(ratio * factors), ratio * shifts])
 
 
 def _similarity(

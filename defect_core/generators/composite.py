@@ -7,6 +7,7 @@ from scipy import ndimage
 from defect_core.generators.base import Image, Mask
 
 RING_WIDTH = 4
+MAX_GAIN = 4.0
 
 
 def feather_mask(mask: Mask, width: float) -> NDArray[np.float32]:
@@ -35,18 +36,22 @@ def composite(normal: Image, generated: Image | NDArray[np.floating], mask: Mask
 
 
 def paste(normal: Image, source: Image, mask: Mask, feather: float, match_colour: float) -> Image:
-    """Put a real defect's own pixels onto a normal image, in the colour of the place they come to.
+    """Put a real defect's own pixels onto a normal image, in the light of the place they come to.
+
+    The source is multiplied, channel by channel, for light and exposure are factors: a dent that is a third darker than
+    its surroundings stays a third darker on an image taken at twice the exposure.
 
     Args:
         normal: uint8 [H, W, 3].
         source: uint8 [H, W, 3], the real defect image already moved to where the mask lies.
         mask: bool [H, W].
         feather: as in `composite`.
-        match_colour: share, 0 to 1, of the difference in mean colour between the rings around the mask that is
-            taken off the source.
+        match_colour: power, 0 to 1, of the factor by which the mean colours of the rings around the mask differ; the
+            factor itself is kept between 1 / `MAX_GAIN` and `MAX_GAIN`.
     """
     ring = ndimage.binary_dilation(mask, iterations=RING_WIDTH) & ~mask
     moved = source.astype(np.float32)
     if ring.any():
-        moved += match_colour * (normal[ring].mean(0) - moved[ring].mean(0))
+        gain = (normal[ring].mean(0) + 1) / (moved[ring].mean(0) + 1)
+        moved = moved * gain.clip(1 / MAX_GAIN, MAX_GAIN) ** match_colour
     return composite(normal, np.clip(moved, 0, 255), mask, feather)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from defect_core.data.demo import draw_image
-from defect_core.data.placement import foreground, has_grain, place, vary_mask
+from defect_core.data.placement import foreground, has_grain, place
 
 
 def _disc(height, width, centre, radius):
@@ -170,17 +170,29 @@ def test_same_seed_same_placement_and_wrong_masks():
         place(source, mask[:50], source, np.random.default_rng(0))
 
 
-def test_varied_masks():
-    mask = _disc(100, 100, (50, 60), 14) | _disc(100, 100, (30, 20), 3)
-    seen = set()
-    for seed in range(20):
-        varied = vary_mask(mask, np.random.default_rng(seed))
-        assert varied.shape == mask.shape and 0.5 <= varied.sum() / mask.sum() <= 2
-        assert (varied & mask).sum() > 0.4 * mask.sum()
-        seen.add(varied.tobytes())
-    assert len(seen) >= 19
-    for single in [(0, 0), (99, 99), (50, 0)]:
-        point = np.zeros((100, 100), dtype=bool)
-        point[single] = True
-        assert all(vary_mask(point, np.random.default_rng(seed)).any() for seed in range(10))
-    assert not vary_mask(mask & False, np.random.default_rng(0)).any()
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90), (120, 80)])
+def test_what_the_border_cuts_stays_at_the_border(shape):
+    """Cut on one side, it touches this side or the opposite one, and no other; in a corner, two; across, both."""
+    rng = np.random.default_rng(0)
+    source = rng.integers(90, 110, (90, 60, 3), dtype=np.uint8)
+    target = rng.integers(90, 110, (*shape, 3), dtype=np.uint8)
+    grid = np.mgrid[:90, :60]
+    masks = {
+        "top": _disc(90, 60, (0, 30), 9),
+        "corner": _disc(90, 60, (88, 0), 12),
+        "band": (grid[0] > 10) & (grid[0] < 25),
+        "all": grid[0] >= 0,
+    }
+    touching = {"top": (True, False), "corner": (True, True), "band": (False, True), "all": (True, True)}
+    for name, mask in masks.items():
+        shares, middles = [], set()
+        for seed in range(15):
+            placed = place(source, mask, target, np.random.default_rng(seed))
+            rows, columns = placed.mask.any(1), placed.mask.any(0)
+            assert (rows[0] or rows[-1], columns[0] or columns[-1]) == touching[name]
+            if name == "band":
+                assert columns.all()
+            shares.append(placed.mask.mean() / mask.mean())
+            middles.add((np.flatnonzero(rows).mean().round(), np.flatnonzero(columns).mean().round()))
+        assert min(shares) > 0.6 and max(shares) < 1.5  # of its frame: 0.8 to 1.2 each way
+        assert len(middles) >= {"top": 8, "corner": 8, "band": 8, "all": 1}[name]

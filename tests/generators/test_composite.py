@@ -1,6 +1,7 @@
 """The composite: exact outside the mask, soft inside."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -38,13 +39,16 @@ def test_the_feather_rises_inward_and_keeps_every_mask_pixel():
     assert weight[4, 10] < weight[5, 10] < weight[7, 10] == 1
 
 
-def test_a_pasted_defect_takes_on_the_colour_of_its_new_place():
-    normal = np.full((30, 30, 3), 150, np.uint8)
+@pytest.mark.parametrize(("place", "exact"), [((180, 180, 180), 80), ((45, 45, 45), 20), ((180, 90, 45), (80, 40, 20))])
+def test_a_pasted_defect_keeps_its_contrast_in_the_light_of_its_new_place(place, exact):
+    normal = np.zeros((30, 30, 3), np.uint8) + np.array(place, np.uint8)
     source = np.full((30, 30, 3), 90, np.uint8)
     mask = np.zeros((30, 30), bool)
     mask[10:20, 10:20] = True
     source[mask] = 40
-    assert (paste(normal, source, mask, 0, 1.0)[mask] == 100).all()
+    assert np.abs(paste(normal, source, mask, 0, 1.0)[mask].astype(int) - np.array(exact)).max() <= 1
     assert (paste(normal, source, mask, 0, 0.0)[mask] == 40).all()
     everywhere = np.ones_like(mask)
     assert (paste(normal, source, everywhere, 0, 1.0) == source).all()
+    dark = np.where(mask[..., None], 40, 0).astype(np.uint8)  # a ring of black says nothing of the light
+    assert (paste(normal, dark, mask, 0, 1.0)[mask] <= 160).all()

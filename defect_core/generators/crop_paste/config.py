@@ -12,7 +12,8 @@ class Config(GeneratorConfig):
 
     Attributes:
         feather: width in pixels of the soft edge inside the mask.
-        match_colour: share of the local colour difference between source and target that is removed, 0 to 1.
+        match_colour: power, 0 to 1, of the factor between the colours around the source and at the target: the source
+            is multiplied by it.
     """
 
     feather: float = Field(1.0, ge=0)
