@@ -1,9 +1,15 @@
 """Disentangled DDIM inversion: the identities of the paper, on any network (brief §6.6)."""
 
+import numpy as np
 import pytest
 import torch
 
+from defect_core.backbones import load_backbone
 from defect_core.diffusion.ddim import make_trajectory
+from defect_core.generators.base import Example, SampleRequest
+from defect_core.generators.composite import composite, paste
+from defect_core.generators.disentangled_inversion.config import Config
+from defect_core.generators.disentangled_inversion.generator import DisentangledInversion
 from defect_core.generators.disentangled_inversion.inversion import draw, invert, masked_loss, sample_noise
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
@@ -159,3 +165,26 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     together = sample_noise([5, 6, 7], (4, 8, 8))
     assert torch.equal(together[1], sample_noise([6], (4, 8, 8))[0])
     assert not torch.equal(together[0], together[1])
+
+
+def test_what_the_autoencoder_cannot_hold_of_an_example_stays():
+    """A short walk from a speckled patch ends near that patch, pasted; the autoencoder alone would lose it."""
+    rng = np.random.default_rng(0)
+    normal = np.full((64, 64, 3), 120, np.uint8)
+    speckled = rng.choice(np.array([60, 180], np.uint8), (64, 64, 1)).repeat(3, -1)
+    mask = np.zeros((64, 64), bool)
+    mask[24:40, 20:44] = True
+    source = Example("plate", "speck", speckled, mask, "0.png")
+    request = SampleRequest("speck-0", "plate", "speck", 1, normal, mask, source=source, warped=speckled)
+    pasted = composite(normal, paste(normal, speckled, mask, 0.0, 1.0), mask, 1.0).astype(float)
+
+    def change(**settings):
+        config = Config(start="example", refinement="none", min_side=64, **settings)
+        drawn = DisentangledInversion(load_backbone("embedded"), config, "plate", ["speck"])
+        (pair,) = drawn.sample([request])
+        assert (pair.image[~mask] == normal[~mask]).all()
+        return np.abs(pair.image - pasted)[mask].mean()
+
+    short = change(start_level=0.04)
+    assert short < 8 < change(start_level=0.04, residual=False)
+    assert change(start_level=1.0) > 2 * short

@@ -26,6 +26,8 @@ class Config(GeneratorConfig):
             background latent exact and saves a third of the calls*.
         start: `noise` grows the defect from pure noise (paper); `example` from the real example, moved to the place
             and noised to `start_level` of the T levels: nearer to the few real ones, and as much less varied*.
+        residual: with `start: example`, add what the walk changed in the example to the example's own pixels and do not
+            take the decoded walk itself: what the autoencoder cannot hold of a real defect stays*.
         guidance_scale: classifier-free guidance of the defect branch; 1 is off*.
         refinement: how the returned mask is found: `attention` (paper §3.4), `difference` between the drawn and the
             reconstructed canvas*, or `none` (the requested mask).
@@ -46,6 +48,7 @@ class Config(GeneratorConfig):
     mode: Literal["cached", "paper"] = "cached"
     start: Literal["noise", "example"] = "noise"
     start_level: float = Field(0.7, gt=0, le=1)
+    residual: bool = True
     guidance_scale: float = Field(1.0, ge=1)
     refinement: Literal["attention", "difference", "none"] = "difference"
     feather: float = Field(1.0, ge=0)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,13 +124,13 @@ class DisentangledInversion(Generator):
             return
         canvases = to_tensor([view.image for view in views])
         examples = (
-            on_device(self.backbone, to_tensor([view.example for view in views]))
+            on_device(self.backbone, to_tensor([view.shown_example(self.backbone.resolution) for view in views]))
             if self.config.start == "example"
             else None
         )
         mask = latent_masks(self.backbone, [view.mask for view in views])
         with torch.no_grad():
-            drawn, rebuilt, maps = self._generate(
+            walked = self._generate(
                 on_device(self.backbone, canvases),
                 examples,
                 on_device(self.backbone, mask),
@@ -138,7 +138,7 @@ class DisentangledInversion(Generator):
                 [r.seed for r in requests],
             )
         for index, (request, view) in enumerate(zip(requests, views, strict=True)):
-            yield self._finish(request, view, drawn[index], rebuilt[index], mask[index, 0].numpy() > 0, maps[index])
+            yield self._finish(request, view, walked, index, mask[index, 0].numpy() > 0)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ class DisentangledInversion(Generator):
 
     def _generate(
         self, canvases: Tensor, examples: Tensor | None, mask: Tensor, defects: Sequence[str], seeds: list[int]
-    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray | None]]:
+    ) -> "_Walked":
         config, backbone, prompts = self.config, self.backbone, self._prompts()
         trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
         count = len(canvases)
@@ -204,26 +204,23 @@ class DisentangledInversion(Generator):
         inverted = invert(clean, mask, background, trajectory)
         again = background if config.mode == "paper" else None
         drawn = backbone.decode(draw(inverted, mask, noise, defect, again, trajectory, example, level))
-        rebuilt = backbone.decode(clean)
-        averaged = torch.stack(kept).mean(0).cpu().numpy() if kept else [None] * count
-        return to_pixels(drawn), to_pixels(rebuilt), list(averaged)
+        return _Walked(
+            to_pixels(drawn),
+            to_pixels(backbone.decode(clean)),
+            to_pixels(backbone.decode(example)) if example is not None and config.residual else None,
+            torch.stack(kept).mean(0).cpu().numpy() if kept else None,
+        )
 
     def _finish(
-        self,
-        request: SampleRequest,
-        view: "_View",
-        drawn: np.ndarray,
-        rebuilt: np.ndarray,
-        cells: Mask,
-        attention: np.ndarray | None,
+        self, request: SampleRequest, view: "_View", walked: "_Walked", index: int, cells: Mask
     ) -> SyntheticPair:
-        back = bring_back(drawn, view.window)
+        back = bring_back(walked.drawn[index], view.window)
         allowed = view.mask_at(cells)
         soft = None
         if self.config.refinement == "difference":
-            mask, soft = refine_by_difference(back, bring_back(rebuilt, view.window), allowed)
+            mask, soft = refine_by_difference(back, bring_back(walked.normal[index], view.window), allowed)
         elif self.config.refinement == "attention":
-            mask, soft = refine_by_attention(attention, allowed & request.mask[view.window.slices])
+            mask, soft = refine_by_attention(walked.attention[index], allowed & request.mask[view.window.slices])
         else:
             mask = request.mask[view.window.slices].copy()
         if not mask.any():
@@ -231,6 +228,8 @@ class DisentangledInversion(Generator):
         full_mask = np.zeros_like(request.mask)
         full_mask[view.window.slices] = mask
         full = request.normal_image.astype(np.float32)
+        if walked.example is not None:
+            back += view.example[view.window.slices] - bring_back(walked.example[index], view.window)
         full[view.window.slices] = back
         image = composite(request.normal_image, full, full_mask, self.config.feather)
         full_soft = None
@@ -247,12 +246,13 @@ class DisentangledInversion(Generator):
         if self.config.start == "example":
             if request.warped is None:
                 raise InputError(f"request {request.sample_id}: start: example needs a real example; found none")
-            example = paste(request.normal_image, request.warped, request.mask, self.config.feather, 1.0)
+            # with a hard edge: `composite` softens the drawn one's
+            example = paste(request.normal_image, request.warped, request.mask, 0.0, 1.0)
         return _View(
             window,
             show_image(request.normal_image, window, resolution),
             show_mask(request.mask, window, resolution),
-            None if example is None else show_image(example, window, resolution),
+            example,
         )
 
     # texts and tensors
@@ -283,12 +283,28 @@ class _Prompts:
     tokens: Tensor
 
 
+class _Walked(NamedTuple):
+    """Canvases [B, R, R, 3] in 0 to 255: drawn; the normal one and the example, both through the autoencoder alone
+    (the example with `residual`); and attention maps [B, h, w] where the masks are refined by them.
+    """
+
+    drawn: np.ndarray
+    normal: np.ndarray
+    example: np.ndarray | None
+    attention: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class _View:
+    """A request in its window: canvas and mask at the backbone's resolution, the pasted example at the image's own."""
+
     window: Window
     image: Image
     mask: Mask
     example: Image | None
+
+    def shown_example(self, resolution: int) -> Image:
+        return show_image(self.example, self.window, resolution)
 
     def mask_at(self, cells: Mask) -> Mask:
         """The latent cells that were drawn, at the window's own size."""
