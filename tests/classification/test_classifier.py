@@ -35,11 +35,12 @@ def _views(seed, count):
 
 
 def test_it_learns_and_another_seed_is_another_model():
-    real, test = _views(0, 6), _views(1, 20)
+    real, test = _views(0, 6), _views(1, 60)
     trained = train_classifier(real, _views(2, 10), 2, CONFIG, seed=0)
     found = trained.model.predict(np.stack([view.image for view in test]))
     assert np.allclose(found.sum(1), 1, atol=1e-5)
-    assert (found.argmax(1) == [view.label for view in test]).mean() >= 0.9
+    # chance reaches 0.75 once in 10,000; in 20 steps processors differ: 0.85 on one, 0.9 and more on another
+    assert (found.argmax(1) == [view.label for view in test]).mean() >= 0.75
     assert [p["step"] for p in trained.curve][-1] == 20 and trained.best is None
     short = ClassifierConfig(image_size=32, steps=2, batch_size=2, architecture="mobilenet_v3_small", val_fraction=0.34)
     states = []
