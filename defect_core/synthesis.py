@@ -21,7 +21,8 @@ from defect_core.inspection import Likeness, inspect_pair
 from defect_core.progress import track
 
 RECIPE_FILE = "recipe.json"
-_ALIKE, _FEWEST_ALIKE = 0.2, 32
+_ALIKE = 0.2  # most difference of log aspect ratios at which a cut mask keeps its shape, about
+_FEWEST_ALIKE = 32  # good images, or the drawn pairs would repeat a few backgrounds
 # a defect and the number of a batch of it
 Batch = tuple[str, int]
 

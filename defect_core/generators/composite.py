@@ -7,7 +7,7 @@ from scipy import ndimage
 from defect_core.generators.base import Image, Mask
 
 RING_WIDTH = 4
-MAX_GAIN = 4.0
+MAX_GAIN = 4.0  # beyond it a ring is too dark to tell the light by
 
 
 def feather_mask(mask: Mask, width: float) -> NDArray[np.float32]:

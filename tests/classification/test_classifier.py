@@ -20,7 +20,7 @@ from defect_core.params import Params
 from defect_core.project import Project
 from defect_core.steps.classify import run
 
-CONFIG = ClassifierConfig(image_size=32, steps=20, batch_size=8, learning_rate=1e-3, architecture="resnet18")
+CONFIG = ClassifierConfig(image_size=32, steps=40, batch_size=8, learning_rate=1e-3, architecture="resnet18")
 
 
 def _views(seed, count):
@@ -39,9 +39,8 @@ def test_it_learns_and_another_seed_is_another_model():
     trained = train_classifier(real, _views(2, 10), 2, CONFIG, seed=0)
     found = trained.model.predict(np.stack([view.image for view in test]))
     assert np.allclose(found.sum(1), 1, atol=1e-5)
-    # chance reaches 0.75 once in 10,000; in 20 steps processors differ: 0.85 on one, 0.9 and more on another
-    assert (found.argmax(1) == [view.label for view in test]).mean() >= 0.75
-    assert [p["step"] for p in trained.curve][-1] == 20 and trained.best is None
+    assert (found.argmax(1) == [view.label for view in test]).mean() >= 0.9
+    assert [p["step"] for p in trained.curve][-1] == CONFIG.steps and trained.best is None
     short = ClassifierConfig(image_size=32, steps=2, batch_size=2, architecture="mobilenet_v3_small", val_fraction=0.34)
     states = []
     for seed in (3, 3, 4):
