@@ -30,7 +30,7 @@ from defect_core.generators.views import (
 )
 from defect_core.params import Adapt
 from defect_core.progress import track
-from defect_core.training import fast, train
+from defect_core.training import fast, fast_drawing, train
 
 PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
@@ -167,14 +167,19 @@ def draw_normals(
         latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
         for step in range(first, 0, -1):
             time = trajectory.timesteps[step].to(latents.device)
-            noise = backbone.denoiser(latents, time, text.expand(len(latents), -1, -1)).sample
+            noise = _predict(backbone, latents, time, text)
             if guide is not None and GUIDED[0] <= step / steps <= GUIDED[1]:
-                weak = guide.denoiser(latents, time, guide_text.expand(len(latents), -1, -1)).sample
+                weak = _predict(guide, latents, time, guide_text)
                 noise = weak + guidance_scale * (noise - weak)
             levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
             latents = ancestral_move(latents, noise, *levels, fresh())
         images += list(np.clip(np.rint(to_pixels(backbone.decode(latents))), 0, 255).astype(np.uint8))
     return images
+
+
+def _predict(backbone: Backbone, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    with fast_drawing(backbone.device, backbone.latent_size):
+        return backbone.denoiser(latents, time, text.expand(len(latents), -1, -1)).sample.to(latents.dtype)
 
 
 @torch.no_grad()

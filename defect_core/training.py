@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,19 @@ def fast(device: torch.device, latent_size: int = 0) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
         if device.type == "cpu":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+@contextmanager
+def fast_drawing(device: torch.device, latent_size: int = 0) -> Iterator[None]:
+    """`fast` for a network that only predicts: on a CPU, and there only if it has instructions for bfloat16.
+
+    Elsewhere nothing changes: an accelerator keeps the number type of the backbone, a CPU without them would be slower.
+    """
+    native = any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    with fast(device, latent_size) if device.type == "cpu" and native else nullcontext():
         yield
 
 

@@ -1,23 +1,23 @@
 """Make the embedded weights from nothing: `python -m defect_core.backbones.pretrain --work DIR --export`.
 
-Stages, each kept in the work folder and not done twice: the tokenizer, the autoencoder, the corpus as latents, and the
-joint training of denoiser and text encoder, which resumes from its last checkpoint.
+Stages, each kept in the work folder and not done twice: the tokenizer, the corpus of drawn pictures, the autoencoder,
+and the joint training of denoiser and text encoder, which resumes from its last checkpoint. An accelerator is used if
+there is one.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defect_core.backbones.architecture import (
@@ -33,118 +33,117 @@ from defect_core.backbones.architecture import (
     save_schedule,
     write_json,
 )
-from defect_core.backbones.corpus import draw, view, vocabulary_texts
+from defect_core.backbones.drawn_corpus import SCENES, SEED, Corpus, prepared
 from defect_core.backbones.identity_start import start_from_identity
-from defect_core.backbones.linear_vae import fit_vae, fold
 from defect_core.backbones.load import EMBEDDED_FOLDER
-from defect_core.backbones.tokenizer import END, INDUSTRIAL_WORDS, START, save_tokenizer, train_vocabulary
+from defect_core.backbones.tokenizer import END, START
 from defect_core.progress import track
 
-SEED = 20
-SCENES = 24000  # each gives two pictures: the whole scene and a local view
-SCENE_SIZES = (128, 160, 208)
-VAE_IMAGES = 4000
-STEPS = 8000
-BATCH = 16
-LEARNING_RATE = 4e-4
-WARM_UP, DECAY_SHARE = 150, 0.35
+CYCLES = (4042, 7627)  # the steps at whose end the learning rate is lowest; it starts high again after the first
+BATCH = 512
+LEARNING_RATE = 8e-4
+WARM_UP, DECAY_SHARE = 500, 0.35
 EMA_DECAY = 0.999
 EMPTY_CAPTION = 0.1
 HOLE_SHARE, FOCUS_SHARE, GOOD_HOLE_SHARE = 0.3, 0.3, 0.15
 SAVE_EVERY_S = 180.0
+SHOW_EVERY = 50
+TIMED = (150, 250)  # the steps that are timed where the training is to fit into a time
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the stages that are not done yet; see `--help`."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded backbone from nothing.")
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files and checkpoints")
-    parser.add_argument("--steps", type=int, default=STEPS, help="train up to this step (0: no training)")
+    parser.add_argument("--steps", type=int, default=CYCLES[-1], help="train up to this step (0: no training)")
+    parser.add_argument("--minutes", type=float, help="instead of --steps: as many as fit into this time")
     parser.add_argument("--scenes", type=int, default=SCENES, help="scenes in the corpus")
     parser.add_argument("--export", action="store_true", help="write the averaged weights into the package")
     options = parser.parse_args(arguments)
-    prepare(options.work, options.scenes)
-    if options.steps:
-        train(options.work, options.steps)
+    with prepared(options.work, options.scenes) as pending:
+        if options.steps:
+            train(options.work, options.scenes, options.steps, options.minutes, pending)
+        for drawn in pending.values() if not options.steps else ():
+            drawn.result()
     if options.export:
         export(options.work, EMBEDDED_FOLDER)
 
 
-def prepare(work: Path, scenes: int) -> None:
-    """Make tokenizer, autoencoder and corpus of latents in the work folder, unless they are there."""
-    if (work / "corpus.safetensors").is_file():
-        return
-    from safetensors.torch import save_file
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    vocabulary, merges = train_vocabulary([*vocabulary_texts(), INDUSTRIAL_WORDS], merges=4000)
-    save_tokenizer(work / "tokenizer", vocabulary, merges, TEXT_LENGTH)
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    first = [_draw_views(index) for index in track(range(min(scenes, VAE_IMAGES // 2)), "drawing for the autoencoder")]
-    vae = fit_vae(np.stack([seen.image for pair in first for seen in pair]), LATENT_CHANNELS)
-    save_network(vae, work / "vae")
-    columns: dict[str, list[Tensor]] = {"latents": [], "mask": [], "caption": [], "normal_caption": []}
-    for index in track(range(scenes), "drawing the corpus"):
-        views = _draw_views(index)
-        with torch.inference_mode():
-            mean = vae.encode(fold(np.stack([seen.image for seen in views]))).latent_dist.mean
-        masks = torch.from_numpy(np.stack([seen.mask for seen in views]))[:, None].float()
-        columns["latents"].append(_normalise(vae, mean).half())
-        columns["mask"].append(F.max_pool2d(masks, PATCH_SIZE).bool())
-        for key in ("caption", "normal_caption"):
-            texts = [getattr(seen, key) for seen in views]
-            tokens = tokenizer(
-                texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-            )
-            columns[key].append(tokens.input_ids.short())
-    save_file({key: torch.cat(parts).contiguous() for key, parts in columns.items()}, work / "corpus.tmp")
-    os.replace(work / "corpus.tmp", work / "corpus.safetensors")
-
-
-def train(work: Path, steps: int) -> None:
+def train(
+    work: Path,
+    scenes: int,
+    steps: int,
+    minutes: float | None = None,
+    pending: dict[Path, Future[None]] | None = None,
+) -> None:
     """Train denoiser and text encoder up to a step, from the last checkpoint if there is one.
 
     The squared error of the predicted noise (Ho et al. 2020, eq. 14), weighted by 1 / alpha_bar, which makes it that of
     the velocity (Salimans and Ho 2022, section 4), on three kinds of sample: whole pictures; defects with the weight
     drawn to the mask; and *holes*, whose noisy latents are zero inside the mask and whose loss is taken outside it,
     under the normal caption (what disentangled DDIM inversion asks of a network). Constant learning rate after
-    warm-up, linear decay over the last third. Every draw is a function of the step, so a resumed run equals an
+    warm-up, linear decay over the last third, and once more after that (a warm restart, Loshchilov and Hutter 2017)
+    with the default number of steps. Every draw is a function of the step, so a resumed run equals an
     unbroken one.
-    """
-    from safetensors.torch import load_file
 
+    Args:
+        work: where `prepared` has been.
+        scenes: in the corpus.
+        steps: the last step.
+        minutes: take as many steps as fit into this time instead, by the time that the first ones take; the number is
+            printed, and the same number as `steps` gives the same weights.
+        pending: shards of the corpus that are still being drawn.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = {key: value.to(device) for key, value in load_file(work / "corpus.safetensors").items()}
+    began = time.monotonic()
+    corpus = Corpus(work, scenes, device, pending)
     torch.manual_seed(SEED)
     model = _build(work).to(device).train()
     average = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
+    )
     start = _resume(work, model, average, optimizer)
+    moving = [(average[name], value) for name, value in model.state_dict().items() if value.is_floating_point()]
+    denoiser = model["denoiser"]
+    if device.type == "cuda":  # small kernels: an accelerator would wait for them to be called, one by one
+        denoiser = torch.compile(denoiser)
     alpha_bar = alphas_cumprod().to(device)
     empty = _empty_caption(work).to(device)
-    saved, losses = time.monotonic(), []
-    for step in track(range(start, steps), "pretraining", total=steps - start):
+    saved, losses, at = time.monotonic(), [], {}
+    walk = itertools.count(start) if minutes else range(start, steps)
+    for step in track(walk, "pretraining"):
+        if minutes and step - start in TIMED:
+            at[step - start] = _now(device)
+            if len(at) == len(TIMED):
+                pace = (at[TIMED[1]] - at[TIMED[0]]) / (TIMED[1] - TIMED[0])
+                steps = step + 1 + int((60 * minutes - (at[TIMED[1]] - began)) / pace)
+                print(f"{1000 * pace:.1f} ms a step: {steps} steps fit into {minutes:g} minutes", flush=True)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(step, steps)
+            group["lr"] = LEARNING_RATE * _rate(step, CYCLES if steps == CYCLES[-1] else (steps,))
+        corpus.grow(step)
         batch = _draw_batch(corpus, empty, alpha_bar, step)
         with _fast(device):
             states = model["text_encoder"](input_ids=batch["tokens"]).last_hidden_state
-            noise = model["denoiser"](batch["noisy"], batch["times"], states).sample
+            noise = denoiser(batch["noisy"], batch["times"], states, return_dict=False)[0]
         loss = (batch["weight"] * (noise.float() - batch["noise"]) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
         with torch.no_grad():
-            for name, value in model.state_dict().items():
-                if value.is_floating_point():
-                    average[name].lerp_(value, 1 - decay)
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            print(f"step {step + 1}: loss {np.mean(losses[-50:]):.4f}", flush=True)
-        if step + 1 == steps or time.monotonic() - saved > SAVE_EVERY_S:
+            torch._foreach_lerp_(*zip(*moving, strict=True), 1 - min(EMA_DECAY, (step + 1) / (step + 10)))
+        losses.append(loss.detach())
+        if (step + 1) % SHOW_EVERY == 0:
+            print(f"step {step + 1}: loss {torch.stack(losses).mean():.4f}", flush=True)
+            losses = []
+        done = step + 1 >= steps and not (minutes and len(at) < len(TIMED))
+        if done or time.monotonic() - saved > SAVE_EVERY_S:
             _save(work, model, average, optimizer, step + 1)
             saved = time.monotonic()
+        if done:
+            break
 
 
 def export(work: Path, folder: Path) -> None:
@@ -168,17 +167,10 @@ def export(work: Path, folder: Path) -> None:
     replace_folder(new, folder)
 
 
-def _draw_views(index: int) -> tuple[Any, Any]:
-    """The whole picture and a local view of one scene of the corpus."""
-    rng = np.random.default_rng([SEED, index])
-    scene = draw(rng, int(rng.choice(SCENE_SIZES)))
-    return view(scene, rng, local=False), view(scene, rng, local=True)
-
-
-def _normalise(vae: Any, mean: Tensor) -> Tensor:
-    shape = (1, -1, 1, 1)
-    means, deviations = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
-    return (mean - means.reshape(shape)) / deviations.reshape(shape)
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 @contextmanager
@@ -207,20 +199,22 @@ def _empty_caption(work: Path) -> Tensor:
     return torch.tensor([vocabulary[START], *[vocabulary[END]] * (TEXT_LENGTH - 1)])
 
 
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (DECAY_SHARE * steps)))
+def _rate(step: int, cycles: tuple[int, ...]) -> float:
+    """Share of the learning rate: warm-up, then constant with a linear decay to the end of each cycle."""
+    end = next(end for end in cycles if step < end)
+    return min(1.0, (step + 1) / WARM_UP, max(0.02, (end - step) / (DECAY_SHARE * end)))
 
 
-def _draw_batch(corpus: dict[str, Tensor], empty: Tensor, alpha_bar: Tensor, step: int) -> dict[str, Tensor]:
+def _draw_batch(corpus: Corpus, empty: Tensor, alpha_bar: Tensor, step: int) -> dict[str, Tensor]:
     """One batch, a function of the step: noisy latents, tokens, times, noise, and the weight of every latent value."""
-    generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
     device = empty.device
-    chosen = torch.randint(len(corpus["latents"]), (BATCH,), generator=generator).to(device)
-    times = torch.randint(len(alpha_bar), (BATCH,), generator=generator).to(device)
-    clean = corpus["latents"][chosen].float()
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    lot, drop = torch.rand(2, BATCH, generator=generator).to(device)
-    mask = corpus["mask"][chosen].float()
+    generator = torch.Generator(device).manual_seed(SEED * 1_000_003 + step)
+    options = {"generator": generator, "device": device}
+    chosen = torch.randint(len(corpus), (BATCH,), **options)
+    times = torch.randint(len(alpha_bar), (BATCH,), **options)
+    clean, mask = corpus.latents(chosen)
+    noise = torch.randn(clean.shape, **options)
+    lot, drop = torch.rand(2, BATCH, **options)
     defective = mask.flatten(1).any(1)
     hole = torch.where(defective, lot < HOLE_SHARE, lot < GOOD_HOLE_SHARE)
     focus = defective & (lot >= HOLE_SHARE) & (lot < HOLE_SHARE + FOCUS_SHARE)
@@ -230,10 +224,9 @@ def _draw_batch(corpus: dict[str, Tensor], empty: Tensor, alpha_bar: Tensor, ste
     noisy = (level.sqrt() * clean + (1 - level).sqrt() * noise) * (1 - hollow)
     share = mask.mean((1, 2, 3), keepdim=True).clamp(min=0.05)
     weight = torch.where(focus[:, None, None, None], 0.3 + 0.7 * mask / share, 1 - hollow)
-    weight = (
-        weight / level
-    )  # velocity's error: the noise's alone would leave the noisy end, and so all layout, untaught
-    tokens = torch.where(hole[:, None], corpus["normal_caption"][chosen], corpus["caption"][chosen]).long()
+    # velocity's error: the noise's alone would leave the noisy end, and so all layout, untaught
+    weight = weight / level
+    tokens = torch.where(hole[:, None], corpus.normal_caption[chosen], corpus.caption[chosen]).long()
     tokens = torch.where((drop < EMPTY_CAPTION)[:, None], empty, tokens)
     return {"noisy": noisy, "noise": noise, "times": times, "tokens": tokens, "weight": weight}
 
@@ -268,7 +261,8 @@ def _resume(work: Path, model: nn.Module, average: dict[str, Tensor], optimizer:
             average[name] = stored.get_tensor(f"average.{name}")
         for name, parameter in model.named_parameters():
             moments = {moment: stored.get_tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            counted = torch.tensor(float(step), device=parameter.device if optimizer.defaults["fused"] else "cpu")
+            optimizer.state[parameter] = {"step": counted, **moments}
     return step
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_dit import plain_dit, tiny_model
 
 from defect_core.backbones import load_backbone
+from defect_core.backbones.drawn_corpus import Corpus, prepared
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.defectdiffu import pretrain
@@ -369,13 +370,14 @@ def test_clips_sentences_are_pooled_and_normalised(backbone):
 
 # pretraining
 
+SCENES = 12
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    from defect_core.backbones.pretrain import prepare
-
-    prepare(folder, 12)
+    with prepared(folder, SCENES):
+        pass
     return folder
 
 
@@ -396,29 +398,30 @@ def test_the_embedded_architecture_starts_near_the_identity():
 
 
 def test_the_corpus_has_words_and_the_ends_of_the_masks_latents(work):
-    corpus = pretrain.load_corpus(work)
-    defective = corpus["mask"].flatten(1).any(1).tolist()
-    assert [pair[1] != "good" for pair in corpus["pairs"]] == defective
-    assert all(thing and fault and not thing.startswith("a ") for thing, fault in corpus["pairs"])
-    assert not torch.allclose(corpus["ends"][0], corpus["ends"][1], atol=1.0)
+    corpus = Corpus(work, SCENES, torch.device("cpu"))
+    corpus.grow()
+    pairs, (black, white) = pretrain.read_pairs(work, corpus), pretrain.ends_of(corpus)
+    assert [pair[1] != "good" for pair in pairs] == corpus.mask.flatten(1).any(1).tolist()
+    assert all(thing and fault and not thing.startswith("a ") for thing, fault in pairs)
+    assert not torch.allclose(black, white, atol=1.0)
 
 
 def test_an_interrupted_pretraining_equals_an_unbroken_one_and_its_export_loads(work, small, tmp_path, monkeypatch):
-    pretrain.train(work, 4)
+    pretrain.train(work, SCENES, 4)
     unbroken = load_file(work / pretrain.CHECKPOINT)
     (work / pretrain.CHECKPOINT).unlink()
     original = pretrain._loss
 
-    def stop_at_third(model, chain, encoder, corpus, step, device):
-        if step == 2:
+    def stop_at_third(*given):
+        if given[-1] == 2:  # the step
             raise KeyboardInterrupt
-        return original(model, chain, encoder, corpus, step, device)
+        return original(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "_loss", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.train(work, 4)
-    pretrain.train(work, 4)
+            pretrain.train(work, SCENES, 4)
+    pretrain.train(work, SCENES, 4)
     resumed = load_file(work / pretrain.CHECKPOINT)
     assert resumed.keys() == unbroken.keys()
     assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken)

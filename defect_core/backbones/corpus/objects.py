@@ -76,7 +76,13 @@ def _shade(rng: np.random.Generator, size: int, gray: bool, shape: Shape) -> Arr
     skin = skin * (1 + rng.uniform(0, 0.12) * fractal(rng, size, rng.uniform(0.3, 1.4)))[..., None]
     ambient = rng.uniform(0.15, 0.5)
     shine = rng.uniform(0, 0.7) ** 1.5
-    return (skin * (ambient + (1.1 - ambient) * diffuse)[..., None] + shine * gloss[..., None]).astype(np.float32)
+    lit = ambient + (1.1 - ambient) * diffuse
+    if rng.random() < 0.5:  # bare metal mirrors the bright and dark things around it, here in bands
+        turn = rng.uniform(0, 2 * np.pi)
+        towards = (slope_x * np.cos(turn) + slope_y * np.sin(turn)) / norm
+        mirrored = np.interp(towards, np.linspace(-1, 1, 9), ndimage.gaussian_filter1d(rng.uniform(0, 1.6, 9), 0.6))
+        lit += rng.uniform(0.2, 0.9) * (mirrored - lit)
+    return (skin * lit[..., None] + shine * gloss[..., None]).astype(np.float32)
 
 
 def _turned(rng: np.random.Generator, x: Array, y: Array) -> Shape:
@@ -137,19 +143,54 @@ def _moulded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _threaded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
-    radius, length = rng.uniform(0.12, 0.26), rng.uniform(0.8, 0.98)
-    pitch, depth, lean = rng.uniform(0.06, 0.14), rng.uniform(0.1, 0.3), rng.uniform(-0.4, 0.4)
-    start = rng.uniform(-0.5, 0.2)
-    threads = (x > start) * (0.5 + 0.5 * np.sin(2 * np.pi * (x + lean * y) / pitch))
-    tip = np.clip((length - x) / rng.uniform(0.05, 0.35), 0, 1) ** 0.5 if rng.random() < 0.7 else np.ones_like(x)
-    shaft = radius * tip * (1 - depth * (x > start) + depth * threads)
-    head_end, head = -length + rng.uniform(0.15, 0.35), radius * rng.uniform(1.5, 2.4)
-    conical = np.clip((head_end - x) / (head_end + length), 0, 1) if rng.random() < 0.5 else (x < head_end) * 1.0
-    outline = np.maximum(shaft, radius + (head - radius) * conical)
-    outline = np.where((np.abs(x) < length), outline, -1)
+    """A screw or bolt from the side: head, shank, a thread of round or of thin sharp turns, blunt or pointed."""
+    radius, length = rng.uniform(0.1, 0.26), rng.uniform(0.8, 0.98)
+    pitch, start = rng.uniform(0.05, 0.16), rng.uniform(-0.6, 0.25)
+    lean = rng.choice([-1, 1]) * pitch / radius * rng.uniform(0.15, 0.4)  # a helix climbs half a turn across
+    phase = (x + lean * y) / pitch
+    if rng.random() < 0.5:
+        depth, turns = rng.uniform(0.1, 0.3), 0.5 + 0.5 * np.sin(2 * np.pi * phase)
+    else:  # thin turns on a thin core, as on screws for wood
+        depth = rng.uniform(0.25, 0.5)
+        turns = np.clip(1 - np.abs(phase % 1 - 0.5) * 2 / rng.uniform(0.3, 0.9), 0, 1) ** rng.uniform(0.6, 1.2)
+    sharp, reach = rng.random() < 0.7, rng.uniform(0.05, 0.6)
+    taper = np.clip((length - x) / reach, 0, 1) ** rng.uniform(0.5, 1.1) if sharp else np.ones_like(x)
+    threaded = np.clip((x - start) / 0.02, 0, 1)
+    shaft = radius * taper * (1 - depth * threaded * (1 - turns))
+    shaft = np.where(x < start, radius * rng.uniform(0.75, 1.0), shaft)
+    head_end, head = -length + rng.uniform(0.12, 0.4), radius * rng.uniform(1.5, 2.6)
+    down = np.clip((head_end - x) / (head_end + length), 0, 1)
+    profile = {
+        "cone": down,
+        "disc": (x < head_end) * 1.0,
+        "dome": np.sqrt(np.clip(1 - (1 - down) ** 2, 0, 1)) * (x < head_end) * np.clip(2.5 - 1.5 * down, 0, 1),
+        "rim": np.clip(down * rng.uniform(1.2, 2), 0, 1),
+    }[str(rng.choice(["cone", "cone", "disc", "dome", "rim"]))]
+    outline = np.where(np.abs(x) < length, np.maximum(shaft, head * profile), -1)
     distance = np.maximum(np.abs(y) - outline, np.abs(x) - length)
     height = np.sqrt(np.clip(outline**2 - y**2, 0, None)) * rng.uniform(0.5, 1)
+    if rng.random() < 0.4:  # a recess for the driver, seen aslant
+        recess = np.hypot((x + length - 0.03) / rng.uniform(0.03, 0.1), y / (head * rng.uniform(0.3, 0.7))) - 1
+        height = height - 0.1 * np.clip(-4 * recess, 0, 1)
     return Shape(distance, height, (x < head_end) * rng.uniform(0, 1) + 0.0 * x)
+
+
+def _lathed(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A solid of revolution from the side: cylinders, cones, grooves and beads along an axis."""
+    knots = np.sort(rng.uniform(-0.95, 0.95, rng.integers(1, 6)))
+    radii = rng.uniform(0.12, 0.6, len(knots) + 1)
+    outline = np.full_like(x, radii[0])
+    for knot, before, after in zip(knots, radii[:-1], radii[1:], strict=True):
+        outline += (after - before) * np.clip((x - knot) / rng.choice([0.01, 0.03, rng.uniform(0.05, 0.4)]), 0, 1)
+    for _ in range(rng.integers(0, 4)):
+        outline += rng.uniform(-0.08, 0.06) * np.exp(-(((x - rng.uniform(-0.9, 0.9)) / rng.uniform(0.01, 0.06)) ** 4))
+    if rng.random() < 0.3:  # knurled
+        outline += 0.012 * np.sin(x * rng.uniform(50, 110)) * (np.abs(x - rng.uniform(-0.5, 0.5)) < 0.3)
+    outline = np.clip(outline, 0.04, 0.7)
+    distance = np.maximum(np.abs(y) - outline, np.abs(x) - 0.96)
+    height = np.sqrt(np.clip(outline**2 - y**2, 0, None)) * rng.uniform(0.5, 1)
+    at = rng.uniform(-0.6, 0.6)
+    return Shape(distance, height, (np.abs(x - at) < rng.uniform(0, 0.3)) * 1.0)
 
 
 def _grown(rng: np.random.Generator, x: Array, y: Array) -> Shape:
@@ -207,6 +248,7 @@ OBJECTS: dict[str, tuple[Build, tuple[str, ...]]] = {
     "stamped": (_stamped, ("stamped plate", "metal bracket", "stamped part", "steel plate with holes")),
     "moulded": (_moulded, ("moulded plastic part", "capsule", "pill", "button", "plastic cap")),
     "threaded": (_threaded, ("screw", "metal screw", "bolt", "threaded rod")),
+    "lathed": (_lathed, ("metal pin", "shaft", "spindle", "nozzle", "rivet", "bottle", "turned pin")),
     "grown": (_grown, ("nut", "bean", "grain", "seed")),
     "legged": (_legged, ("transistor", "chip with pins", "electronic component", "connector")),
     "bundle": (_bundle, ("cable", "cable cross-section", "bundle of wires")),

@@ -42,7 +42,20 @@ def _light(rng: np.random.Generator, size: int) -> Array:
 def _brushed(rng: np.random.Generator, size: int, gray: bool) -> Array:
     angle = rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
     field = fractal(rng, size, rng.uniform(0.5, 1.2), rng.uniform(8, 40), angle)
-    return _around(rng, gray or rng.random() < 0.5, field, rng.uniform(0.03, 0.15))
+    image = _around(rng, gray or rng.random() < 0.5, field, rng.uniform(0.03, 0.15))
+    if rng.random() < 0.5:  # a ground face is brighter in bands along the grain
+        x, y = coordinates(size)
+        across = x * np.sin(angle) - y * np.cos(angle)
+        tones = ndimage.gaussian_filter1d(rng.uniform(0.3, 1.7, 24), rng.uniform(0.5, 1.5))
+        image = image * np.interp(across, np.linspace(-1.5, 1.5, 24), tones)[..., None]
+    if rng.random() < 0.3:  # the part ends within the picture
+        x, y = coordinates(size, (0, 0), rng.choice([angle, 0, np.pi / 2]))
+        wavy = rng.uniform(0, 0.02) * fractal(rng, size, 2)
+        for sign in rng.choice([-1, 1], rng.integers(1, 3)):
+            distance = sign * y + wavy - rng.uniform(0.75, 1)
+            beyond = np.clip(distance * size / rng.uniform(2, 8), 0, 1)[..., None]
+            image = image + beyond * (colour(rng, gray, 0.0, 0.3) - image)
+    return image
 
 
 def _cast(rng: np.random.Generator, size: int, gray: bool) -> Array:

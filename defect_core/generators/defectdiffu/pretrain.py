@@ -9,13 +9,13 @@ import argparse
 import os
 import shutil
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from defect_core.backbones.architecture import (
@@ -26,7 +26,7 @@ from defect_core.backbones.architecture import (
     alphas_cumprod,
     replace_folder,
 )
-from defect_core.backbones.pretrain import prepare
+from defect_core.backbones.drawn_corpus import Corpus, prepared
 from defect_core.generators.defectdiffu.ancestral import Chain, chain_of
 from defect_core.generators.defectdiffu.folder import EMBEDDED_DIT, save_transformer
 from defect_core.generators.defectdiffu.model import DefectDiT
@@ -35,11 +35,12 @@ from defect_core.generators.defectdiffu.training import Weights, drop_words, tot
 from defect_core.progress import track
 
 SEED = 21
+SCENES = 20_000
 WIDTH, HEADS, DEPTH, PATCH = 192, 6, 12, 2
-STEPS = 3200
-BATCH = 16
+STEPS, DECAYED = 592, 700  # the learning rate falls as if to step 700
+BATCH = 128
 LEARNING_RATE = 6e-4
-WARM_UP, DECAY_SHARE = 200, 0.35
+WARM_UP, DECAY_SHARE = 60, 0.35
 EMA_DECAY = 0.999
 DROP = 0.12
 WEIGHTS = Weights(cap=25.0)
@@ -54,20 +55,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pretrain the embedded transformer from nothing.")
     parser.add_argument("--work", type=Path, required=True, help="work folder of the backbone's pretraining")
     parser.add_argument("--steps", type=int, default=STEPS, help="train up to this step (0: no training)")
-    parser.add_argument("--scenes", type=int, default=24000, help="scenes in the corpus, where it is not there yet")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="scenes in the corpus, where it is not there yet")
     parser.add_argument("--export", action="store_true", help="write the averaged weights into the package")
     options = parser.parse_args(arguments)
-    prepare(options.work, options.scenes)
-    if options.steps:
-        train(options.work, options.steps)
+    with prepared(options.work, options.scenes) as pending:
+        if options.steps:
+            train(options.work, options.scenes, options.steps, pending)
     if options.export:
         export(options.work, EMBEDDED_DIT)
 
 
-def train(work: Path, steps: int) -> None:
+def train(work: Path, scenes: int, steps: int, pending: dict[Path, Future[None]] | None = None) -> None:
     """Train up to a step, from the last checkpoint if there is one; every draw is a function of the step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = load_corpus(work)
+    corpus = Corpus(work, scenes, device, pending)
+    corpus.grow()
+    told, ends = read_pairs(work, corpus), ends_of(corpus)
     chain, encoder = chain_of(alphas_cumprod()), HashedWords()
     model = build().to(device).train()
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -76,8 +79,8 @@ def train(work: Path, steps: int) -> None:
     saved, losses = time.monotonic(), []
     for step in track(range(start, steps), "pretraining the transformer", total=steps - start):
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(step, steps)
-        loss = _loss(model, chain, encoder, corpus, step, device)
+            group["lr"] = LEARNING_RATE * _rate(step, DECAYED if steps == STEPS else steps)
+        loss = _loss(model, chain, encoder, corpus, told, ends, step)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,9 +89,10 @@ def train(work: Path, steps: int) -> None:
         with torch.no_grad():
             for name, value in model.named_parameters():
                 average[name].lerp_(value, 1 - decay)
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1}: loss {np.mean(losses[-50:]):.4f}", flush=True)
+            print(f"step {step + 1}: loss {torch.stack(losses).mean():.4f}", flush=True)
+            losses = []
         if step + 1 == steps or time.monotonic() - saved > SAVE_EVERY_S:
             _save(work, model, average, optimiser, step + 1)
             saved = time.monotonic()
@@ -149,29 +153,23 @@ def build() -> DefectDiT:
     return model
 
 
-def load_corpus(work: Path) -> dict[str, Any]:
-    """The corpus: `latents`, `mask`, the words `pairs` of every picture, and the latents `ends` of black and white."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+def read_pairs(work: Path, corpus: Corpus) -> list[tuple[str, str]]:
+    """Thing and defect ("good" for none) of every picture, from its captions' tokens."""
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    from defect_core.backbones.linear_vae import fold
-
-    corpus: dict[str, Any] = dict(load_file(work / "corpus.safetensors"))
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    captions = torch.cat([corpus.pop("normal_caption"), corpus.pop("caption")], 1)
+    captions = torch.cat([corpus.normal_caption, corpus.caption], 1).cpu()
     unique, which = torch.unique(captions, dim=0, return_inverse=True)
     normal, told = unique.long().chunk(2, dim=1)
     texts = [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in (normal, told)]
     names = [read_words(*pair) for pair in zip(*texts, strict=True)]
-    corpus["pairs"] = [names[index] for index in which.tolist()]
-    vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).eval()
-    plain = np.stack([np.full((RESOLUTION, RESOLUTION, 3), level, np.uint8) for level in (0, 255)])
-    with torch.no_grad():
-        ends = vae.encode(fold(plain)).latent_dist.mean
-    shape = (1, -1, 1, 1)
-    means, deviations = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
-    corpus["ends"] = (ends - means.reshape(shape)) / deviations.reshape(shape)
-    return corpus
+    return [names[index] for index in which.tolist()]
+
+
+def ends_of(corpus: Corpus) -> Tensor:
+    """The latents [2, C, 16, 16] of a black and of a white picture: what a mask's latents are made of."""
+    plain = torch.tensor([0, 255], dtype=torch.uint8, device=corpus.images.device)
+    return corpus.encode(plain[:, None, None, None].expand(-1, 3, RESOLUTION, RESOLUTION))
 
 
 def read_words(normal_caption: str, caption: str) -> tuple[str, str]:
@@ -202,18 +200,26 @@ def _article_off(text: str) -> str:
 
 
 def _loss(
-    model: DefectDiT, chain: Chain, encoder: HashedWords, corpus: dict[str, Any], step: int, device: torch.device
+    model: DefectDiT,
+    chain: Chain,
+    encoder: HashedWords,
+    corpus: Corpus,
+    told: list[tuple[str, str]],
+    ends: Tensor,
+    step: int,
 ) -> Tensor:
+    device = corpus.images.device
     generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
-    chosen = torch.randint(len(corpus["latents"]), (BATCH,), generator=generator)
-    latents, masks = corpus["latents"][chosen].float(), corpus["mask"][chosen].float()
+    chosen = torch.randint(len(corpus), (BATCH,), generator=generator)
     times = torch.randint(chain.steps, (BATCH,), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
-    pairs = drop_words([corpus["pairs"][index] for index in chosen.tolist()], DROP, DROP, generator)
-    black, white = corpus["ends"]
-    on_device = [part.to(device) for part in (latents, masks, black + (white - black) * masks)]
-    conditions = encode_pairs(encoder, pairs).to(on_device[0])
-    return total_loss(model, chain, *on_device, conditions, times.to(device), noise.to(device), WEIGHTS)
+    pairs = drop_words([told[index] for index in chosen.tolist()], DROP, DROP, generator)
+    latents, masks = corpus.latents(chosen.to(device))
+    noise = torch.randn(latents.shape, generator=torch.Generator(device).manual_seed(step), device=device)
+    black, white = ends
+    conditions = encode_pairs(encoder, pairs).to(latents)
+    return total_loss(
+        model, chain, latents, masks, black + (white - black) * masks, conditions, times.to(device), noise, WEIGHTS
+    )
 
 
 def _rate(step: int, steps: int) -> float:

@@ -47,7 +47,7 @@ from defect_core.generators.views import (
     to_tensor,
     words,
 )
-from defect_core.training import train
+from defect_core.training import fast_drawing, train
 
 
 class DisentangledInversion(Generator):
@@ -179,13 +179,14 @@ class DisentangledInversion(Generator):
         kept: list[Tensor] = []
 
         def predict(latents: Tensor, time: Tensor, text: Tensor, watch: Tensor | None = None) -> Tensor:
-            if watch is None:
-                with self._control.regions(outside, mask):
-                    return backbone.denoiser(latents, time.to(latents.device), text).sample
-            with self._control.regions(outside, mask), self._control.capture(watch[:, None]) as maps:
-                noise = backbone.denoiser(latents, time.to(latents.device), text).sample
-            kept.extend(_same_size([part[:, 0] for _, part in maps.layers], mask.shape[-1]))
-            return noise
+            time = time.to(latents.device)
+            with self._control.regions(outside, mask), fast_drawing(backbone.device, backbone.latent_size):
+                if watch is None:
+                    return backbone.denoiser(latents, time, text).sample.to(latents.dtype)
+                with self._control.capture(watch[:, None]) as maps:
+                    noise = backbone.denoiser(latents, time, text).sample
+            kept.extend(_same_size([part[:, 0].to(latents) for _, part in maps.layers], mask.shape[-1]))
+            return noise.to(latents.dtype)
 
         def background(latents: Tensor, time: Tensor) -> Tensor:
             return predict(latents, time, hole)
