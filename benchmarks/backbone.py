@@ -25,6 +25,7 @@ from defect_core.backbones.corpus import draw
 from defect_core.data.records import read_records, save_png
 from defect_core.diffusion.ddim import add_noise
 from defect_core.examples import load_example
+from defect_core.generators.composite import is_gray
 from defect_core.generators.views import to_pixels, to_tensor
 from defect_core.metrics.features import Lite0Features, LpipsDistance
 from defect_core.metrics.frechet import frechet_distance
@@ -141,8 +142,9 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
     real = _resized([load_example(project, record).image for record in good], backbone.resolution)
     mean = mean_latents(backbone, [load_example(project, record) for record in good if record.split == "train"])
-    made = np.stack(draw_normals(backbone, product, list(range(GENERATED)), guide=original, mean=mean))
-    bare = np.stack(draw_normals(original, product, list(range(GENERATED)), mean=mean))
+    alike = {"mean": mean, "gray": all(is_gray(image) for image in real)}
+    made = np.stack(draw_normals(backbone, product, list(range(GENERATED)), guide=original, **alike))
+    bare = np.stack(draw_normals(original, product, list(range(GENERATED)), **alike))
     network = Lite0Features()
     seen, drawn, before = (network.extract(images).pooled for images in (real, made, bare))
     half = len(real) // 2
@@ -176,7 +178,8 @@ def redraw(backbone: Backbone, product: str, real: np.ndarray, level: float) -> 
     """300 images that begin from real ones [N, R, R, 3] in turn, noised to `level`; 0: encoded and decoded only."""
     begun = [real[number % len(real)] for number in range(GENERATED)]
     if level > 0:
-        return np.stack(draw_normals(backbone, product, list(range(GENERATED)), references=begun, level=level))
+        begun_from = {"references": begun, "level": level, "gray": all(is_gray(image) for image in real)}
+        return np.stack(draw_normals(backbone, product, list(range(GENERATED)), **begun_from))
     parts = [begun[i : i + BATCH] for i in range(0, GENERATED, BATCH)]
     with torch.inference_mode():
         decoded = [to_pixels(backbone.decode(backbone.encode(to_tensor(part)))) for part in parts]

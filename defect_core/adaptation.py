@@ -132,6 +132,7 @@ def draw_normals(
     guide: Backbone | None = None,
     guidance_scale: float = 2.0,
     mean: Tensor | None = None,
+    gray: bool = False,
     references: Sequence[Image] = (),
     level: float = 1.0,
 ) -> list[Image]:
@@ -144,6 +145,7 @@ def draw_normals(
             interval: Kynkäänniemi et al. 2024). None: no guidance.
         mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
             them a little, and a network that sees none there draws everything grey.
+        gray: whether the product's images are (`is_gray`): the drawn ones then are, too.
         references: images uint8 [R, R, 3] to begin from, one per seed, noised to `level`; none: pure noise.
         level: share of the steps that is walked, above 0 and at most 1.
     """
@@ -173,7 +175,10 @@ def draw_normals(
                 noise = weak + guidance_scale * (noise - weak)
             levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
             latents = ancestral_move(latents, noise, *levels, fresh())
-        images += list(np.clip(np.rint(to_pixels(backbone.decode(latents))), 0, 255).astype(np.uint8))
+        pixels = to_pixels(backbone.decode(latents))
+        if gray:
+            pixels = np.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape)
+        images += list(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
     return images
 
 

@@ -11,6 +11,7 @@ from defect_core.backbones import load_backbone
 from defect_core.data.records import Record, load_image, save_png, write_records
 from defect_core.generators.base import Example
 from defect_core.generators.canvas import Window, show_image
+from defect_core.generators.composite import is_gray
 from defect_core.params import Adapt
 from defect_core.project import Project
 
@@ -88,6 +89,14 @@ def test_drawn_images_depend_on_their_seed_alone(good):
     alone = draw_normals(backbone, "plate", [2], steps=2)
     assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
     assert together[0].shape == (128, 128, 3) and (together[0] != together[1]).any()
+
+
+def test_a_gray_product_is_drawn_in_gray(good):
+    backbone = load_backbone("embedded")
+    [tinted] = draw_normals(backbone, "plate", [1], steps=2)
+    [gray] = draw_normals(backbone, "plate", [1], steps=2, gray=True)
+    assert not is_gray(tinted) and is_gray(gray)
+    assert np.abs(gray.astype(float) - tinted.mean(-1, keepdims=True)).max() <= 1.5
 
 
 def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tmp_path, monkeypatch):

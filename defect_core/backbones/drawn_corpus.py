@@ -174,7 +174,6 @@ def _draw_shard(shard: _Shard) -> None:
         "caption": _tokens(tokenizer, (seen.caption for seen in views)),
         "normal_caption": _tokens(tokenizer, (seen.normal_caption for seen in views)),
     }
-    assert columns["images"].shape[1] == RESOLUTION
     fresh = shard.path.with_suffix(".new")
     save_file(columns, fresh)
     os.replace(fresh, shard.path)

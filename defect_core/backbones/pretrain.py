@@ -90,8 +90,7 @@ def train(
         work: where `prepared` has been.
         scenes: in the corpus.
         steps: the last step.
-        minutes: take as many steps as fit into this time instead, by the time that the first ones take; the number is
-            printed, and the same number as `steps` gives the same weights.
+        minutes: take as many steps as fit into this time instead, judged by the time that the first ones take.
         pending: shards of the corpus that are still being drawn.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,7 +200,7 @@ def _empty_caption(work: Path) -> Tensor:
 
 def _rate(step: int, cycles: tuple[int, ...]) -> float:
     """Share of the learning rate: warm-up, then constant with a linear decay to the end of each cycle."""
-    end = next(end for end in cycles if step < end)
+    end = next((end for end in cycles if step < end), cycles[-1])
     return min(1.0, (step + 1) / WARM_UP, max(0.02, (end - step) / (DECAY_SHARE * end)))
 
 

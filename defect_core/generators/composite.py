@@ -21,8 +21,15 @@ def feather_mask(mask: Mask, width: float) -> NDArray[np.float32]:
     return np.where(mask, np.clip(depth / (width + 1.0), 0.0, 1.0), 0.0).astype(np.float32)
 
 
+def is_gray(image: Image) -> bool:
+    """Whether uint8 [H, W, 3] holds three equal channels, as a monochrome camera's images do."""
+    return bool((image == image[..., :1]).all())
+
+
 def composite(normal: Image, generated: Image | NDArray[np.floating], mask: Mask, feather: float) -> Image:
     """normal·(1 − w) + generated·w with w = `feather_mask(mask)`; equal to `normal` outside the mask, exactly.
+
+    On a gray image the generated pixels are taken as gray, too: a tint would tell a segmenter what was drawn.
 
     Args:
         normal: uint8 [H, W, 3].
@@ -31,7 +38,10 @@ def composite(normal: Image, generated: Image | NDArray[np.floating], mask: Mask
         feather: width in pixels of the soft edge, inside the mask.
     """
     weight = feather_mask(mask, feather)[..., None]
-    blended = normal.astype(np.float32) * (1 - weight) + np.asarray(generated, np.float32) * weight
+    drawn = np.asarray(generated, np.float32)
+    if is_gray(normal):
+        drawn = np.broadcast_to(drawn.mean(-1, keepdims=True), drawn.shape)
+    blended = normal.astype(np.float32) * (1 - weight) + drawn * weight
     return np.where(mask[..., None], np.clip(np.rint(blended), 0, 255).astype(np.uint8), normal)
 
 

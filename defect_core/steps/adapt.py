@@ -11,6 +11,7 @@ from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.examples import load_examples, open_original
 from defect_core.generators.base import derive_seed
+from defect_core.generators.composite import is_gray
 from defect_core.project import Project, folder_digest
 
 DRAWN = 20
@@ -34,7 +35,14 @@ def run(project: Project, product: str) -> None:
         curve = adapt(backbone, good, params.adapt, checkpoints, derive_seed(params.seed, product, "", "adapt", 0))
         backbone.save(work)
         seeds = [derive_seed(params.seed, product, "", "drawn", index) for index in range(DRAWN)]
-        drawn = draw_normals(backbone, product, seeds, guide=open_original(project), mean=mean_latents(backbone, good))
+        drawn = draw_normals(
+            backbone,
+            product,
+            seeds,
+            guide=open_original(project),
+            mean=mean_latents(backbone, good),
+            gray=all(is_gray(example.image) for example in good),
+        )
         for index, image in enumerate(drawn):
             save_png(image, work / f"drawn/{index:02d}.png")
         (work / "adaptation.json").write_text(json.dumps(curve, indent=2) + "\n")

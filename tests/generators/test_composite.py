@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from defect_core.generators.composite import composite, feather_mask, paste
+from defect_core.generators.composite import composite, feather_mask, is_gray, paste
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,3 +52,14 @@ def test_a_pasted_defect_keeps_its_contrast_in_the_light_of_its_new_place(place,
     assert (paste(normal, source, everywhere, 0, 1.0) == source).all()
     dark = np.where(mask[..., None], 40, 0).astype(np.uint8)  # a ring of black says nothing of the light
     assert (paste(normal, dark, mask, 0, 1.0)[mask] <= 160).all()
+
+
+def test_what_is_drawn_on_a_gray_image_is_gray_and_on_a_coloured_one_keeps_its_colour():
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    generated = np.broadcast_to(np.uint8([90, 120, 150]), (8, 8, 3))
+    gray, coloured = np.full((8, 8, 3), 40, np.uint8), np.full((8, 8, 3), 40, np.uint8)
+    coloured[0, 0, 0] = 41
+    assert is_gray(gray) and not is_gray(coloured)
+    assert (composite(gray, generated, mask, 0)[mask] == 120).all()
+    assert (composite(coloured, generated, mask, 0)[mask] == [90, 120, 150]).all()
