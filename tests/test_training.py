@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from defect_core import training
+from defect_core.training import fast_drawing
 
 
 def _network():
@@ -107,3 +108,13 @@ def test_a_parameter_that_had_no_gradient_before_the_kill_resumes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(_network(), tmp_path / "killed", stop_at=6)
     assert torch.equal(whole, run(_network(), tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_drawing_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
+    with fast_drawing(torch.device("cpu"), 16):
+        assert torch.is_autocast_enabled("cpu") == native
+    with fast_drawing(torch.device("cpu"), 64):  # attention would not fit
+        assert not torch.is_autocast_enabled("cpu")

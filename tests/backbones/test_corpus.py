@@ -5,6 +5,7 @@ import pytest
 
 from defect_core.backbones.corpus import Scene, draw, view, vocabulary_texts
 from defect_core.backbones.corpus.defects import DEFECTS
+from defect_core.backbones.corpus.noise import coordinates
 from defect_core.backbones.corpus.objects import OBJECTS
 from defect_core.backbones.corpus.surfaces import SURFACES
 
@@ -74,3 +75,18 @@ def test_whole_view_of_a_larger_scene_keeps_the_mask_share() -> None:
     scene = next(s for s in (draw(np.random.default_rng([5, i]), 208) for i in range(50)) if s.mask.mean() > 0.02)
     seen = view(scene, np.random.default_rng(0), local=False)
     assert seen.mask.mean() == pytest.approx(scene.mask.mean(), rel=0.25)
+
+
+def test_screws_have_a_thread_and_many_have_a_point() -> None:
+    """Seen from the side, the shank's width goes up and down along the thread, and often ends in a point."""
+    build, _ = OBJECTS["threaded"]
+    turns, narrow = [], 0
+    for seed in range(20):
+        x, y = coordinates(256)
+        width = (build(np.random.default_rng(seed), x, y).distance < 0).sum(0)[150:]
+        slope = np.diff(width)
+        slope = slope[slope != 0]
+        turns.append(int((np.sign(slope[1:]) != np.sign(slope[:-1])).sum()))
+        narrow += width[width > 0][-3:].mean() < 0.6 * width[:20].mean()
+    assert np.median(turns) >= 6
+    assert narrow >= 5
