@@ -112,6 +112,7 @@ STAGES: tuple[Stage, ...] = (
             "defect_core/steps/adapt.py",
             "defect_core/adaptation.py",
             "defect_core/generators/canvas.py",
+            "defect_core/generators/composite.py",
             "defect_core/generators/views.py",
             "defect_core/data/placement.py",
             "defect_core/diffusion",
