@@ -19,6 +19,7 @@ from defect_core.backbones import Backbone
 from defect_core.diffusion.ddim import add_noise, ancestral_move, make_trajectory
 from defect_core.generators.base import Example, Image
 from defect_core.generators.canvas import Window, show_image
+from defect_core.generators.composite import make_gray
 from defect_core.generators.views import (
     augmented_views,
     encode_views,
@@ -176,9 +177,7 @@ def draw_normals(
             levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
             latents = ancestral_move(latents, noise, *levels, fresh())
         pixels = to_pixels(backbone.decode(latents))
-        if gray:
-            pixels = np.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape)
-        images += list(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+        images += list(np.clip(np.rint(make_gray(pixels) if gray else pixels), 0, 255).astype(np.uint8))
     return images
 
 

@@ -26,6 +26,11 @@ def is_gray(image: Image) -> bool:
     return bool((image == image[..., :1]).all())
 
 
+def make_gray(pixels: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The mean of the three channels in each of them; [..., 3] to the same shape."""
+    return np.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape)
+
+
 def composite(normal: Image, generated: Image | NDArray[np.floating], mask: Mask, feather: float) -> Image:
     """normal·(1 − w) + generated·w with w = `feather_mask(mask)`; equal to `normal` outside the mask, exactly.
 
@@ -40,7 +45,7 @@ def composite(normal: Image, generated: Image | NDArray[np.floating], mask: Mask
     weight = feather_mask(mask, feather)[..., None]
     drawn = np.asarray(generated, np.float32)
     if is_gray(normal):
-        drawn = np.broadcast_to(drawn.mean(-1, keepdims=True), drawn.shape)
+        drawn = make_gray(drawn)
     blended = normal.astype(np.float32) * (1 - weight) + drawn * weight
     return np.where(mask[..., None], np.clip(np.rint(blended), 0, 255).astype(np.uint8), normal)
 
