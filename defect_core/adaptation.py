@@ -168,22 +168,22 @@ def draw_normals(
         if len(references):
             clean = backbone.encode(to_tensor(list(references[start : start + batch_size])))
         latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
-        for step in range(first, 0, -1):
-            time = trajectory.timesteps[step].to(latents.device)
-            noise = _predict(backbone, latents, time, text)
-            if guide is not None and GUIDED[0] <= step / steps <= GUIDED[1]:
-                weak = _predict(guide, latents, time, guide_text)
-                noise = weak + guidance_scale * (noise - weak)
-            levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
-            latents = ancestral_move(latents, noise, *levels, fresh())
+        with fast_drawing(*[each.denoiser for each in (backbone, guide) if each is not None]):
+            for step in range(first, 0, -1):
+                time = trajectory.timesteps[step].to(latents.device)
+                noise = _predict(backbone, latents, time, text)
+                if guide is not None and GUIDED[0] <= step / steps <= GUIDED[1]:
+                    weak = _predict(guide, latents, time, guide_text)
+                    noise = weak + guidance_scale * (noise - weak)
+                levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
+                latents = ancestral_move(latents, noise, *levels, fresh())
         pixels = to_pixels(backbone.decode(latents))
         images += list(np.clip(np.rint(make_gray(pixels) if gray else pixels), 0, 255).astype(np.uint8))
     return images
 
 
 def _predict(backbone: Backbone, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
-    with fast_drawing(backbone.device, backbone.latent_size):
-        return backbone.denoiser(latents, time, text.expand(len(latents), -1, -1)).sample.to(latents.dtype)
+    return backbone.denoiser(latents, time, text.expand(len(latents), -1, -1)).sample.to(latents.dtype)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def train(
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     trained = list(named.values())
     plain = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    optimiser = torch.optim.AdamW(_groups(named, plain, overrides or {}))
+    optimiser = torch.optim.AdamW(_groups(named, plain, overrides or {}), fused=True)
     checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", named, optimiser)
     done, losses = checkpoint.restore()
     module, optimiser = accelerator.prepare(module, optimiser)
@@ -93,32 +93,45 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 @contextmanager
 def fast(device: torch.device, latent_size: int = 0) -> Iterator[None]:
-    """bfloat16 arithmetic; on a CPU with attention written out, whose fused form runs backwards slowly in bfloat16.
+    """bfloat16 arithmetic for training; on a CPU only if it has instructions for it, without them it would be slower.
 
-    Written out, attention needs the fourth power of the latents' side in memory: with more than 32 places a side a CPU
-    keeps to the plain arithmetic.
+    There attention is written out, whose fused form runs backwards slowly in bfloat16. That needs the fourth power of
+    the latents' side in memory: with more than 32 places a side a CPU keeps to the plain arithmetic.
     """
     with ExitStack() as stack:
-        if device.type == "cpu" and latent_size > 32:
-            yield
-            return
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-        if device.type == "cpu":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device.type != "cpu" or (_native_bfloat16() and latent_size <= 32):
+            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+            if device.type == "cpu":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
 @contextmanager
-def fast_drawing(device: torch.device, latent_size: int = 0) -> Iterator[None]:
-    """`fast` for a network that only predicts: on a CPU, and there only if it has instructions for bfloat16.
+def fast_drawing(*networks: nn.Module) -> Iterator[None]:
+    """bfloat16 arithmetic for networks that only predict, on a CPU that has instructions for it.
 
-    Elsewhere nothing changes: an accelerator keeps the number type of the backbone, a CPU without them would be slower.
+    Elsewhere nothing changes: an accelerator keeps the number type of the backbone. The weights of what computes in
+    bfloat16 are cast once, at the beginning, and put back at the end: autocast alone would cast them in every call.
     """
-    native = any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    with fast(device, latent_size) if device.type == "cpu" and native else nullcontext():
+    layers = [layer for each in networks for layer in each.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    if not _native_bfloat16() or any(parameter.device.type != "cpu" for parameter in parameters):
         yield
+        return
+    kept = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = parameter.data.to(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+    finally:
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data
+
+
+def _native_bfloat16() -> bool:
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def _groups(

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from defect_core import training
-from defect_core.training import fast_drawing
+from defect_core.training import fast, fast_drawing
 
 
 def _network():
@@ -114,7 +115,24 @@ def test_a_parameter_that_had_no_gradient_before_the_kill_resumes(tmp_path):
 def test_drawing_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
-    with fast_drawing(torch.device("cpu"), 16):
+    convolution, norm, linear = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4 * 36, 1)
+    network = nn.Sequential(convolution, norm, nn.Flatten(), linear)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), fast_drawing(network):
+        kinds = {parameter.dtype for layer in (convolution, linear) for parameter in layer.parameters()}
+        assert kinds == ({torch.bfloat16} if native else {torch.float32})
+        assert norm.weight.dtype == torch.float32
+        assert network(torch.zeros(1, 1, 8, 8)).dtype == kinds.pop()
+        raise KeyboardInterrupt
+    for name, parameter in network.named_parameters():  # put back, whatever happened within
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
+    with fast(torch.device("cpu"), 16):
         assert torch.is_autocast_enabled("cpu") == native
-    with fast_drawing(torch.device("cpu"), 64):  # attention would not fit
+    with fast(torch.device("cpu"), 64):  # attention written out would not fit
         assert not torch.is_autocast_enabled("cpu")

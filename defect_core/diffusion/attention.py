@@ -143,7 +143,7 @@ class AttentionControl:
         out = m'·softmax(Q K_in / √d) V_in + (1 − m')·softmax(Q K_out / √d) V_out, m' the mask at the layer's side.
 
         Args:
-            outside: [B, T, D].
+            outside: [B, T, D], or [1, T, D] for all.
             mask: [B, 1, h, w] in {0, 1}; max-pooled to each layer, so that nothing is lost.
         """
         with _pushed(self._regions, _Regions(outside, mask)):
@@ -210,7 +210,8 @@ class _Processor:
         inside = self._attend(attn, query, hidden_states if encoder_hidden_states is None else encoder_hidden_states)
         if control._regions:
             outside_text, mask = control._regions[-1]
-            outside = _fused(attn, query, *_key_and_value(attn, outside_text))
+            key, value = _key_and_value(attn, outside_text)
+            outside = _fused(attn, query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1))
             region = resize_mask(mask, round(query.shape[2] ** 0.5)).flatten(2)
             inside = torch.where(region[..., None] > 0.5, inside, outside)
         out = inside.transpose(1, 2).flatten(2).to(query.dtype)

@@ -263,6 +263,15 @@ def test_full_mask_equals_ordinary_attention_with_the_inside_text(unet):
     assert not torch.allclose(masked, other, atol=1e-3)
 
 
+def test_one_outside_text_serves_the_whole_batch(unet):
+    latents, time, inside, outside, _ = _inputs()
+    control, mask = control_attention(unet), _half_mask()
+    with torch.no_grad(), control.regions(outside[:1].expand_as(outside), mask):
+        repeated = unet(latents, time, inside).sample
+    with torch.no_grad(), control.regions(outside[:1], mask):
+        assert torch.allclose(unet(latents, time, inside).sample, repeated, atol=1e-5)
+
+
 def test_each_text_reaches_only_its_own_region(unet):
     latents, time, inside, outside, third = _inputs()
     control, mask = control_attention(unet), _half_mask()

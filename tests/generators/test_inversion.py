@@ -126,6 +126,22 @@ def test_starting_from_an_example_keeps_the_background_and_comes_near_it_at_low_
         assert (mask * (walk(start) - example)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("mode", ["paper", "cached"])
+def test_a_walk_from_a_lower_level_needs_the_inversion_only_so_far(scene, mode):
+    latents, mask, trajectory = scene
+    calls = []
+
+    def background(latents, time):
+        calls.append(float(time))
+        return ToyNoise(1)(latents, time)
+
+    again = background if mode == "paper" else None
+    whole, part = (invert(latents, mask, background, trajectory, last) for last in (None, 10))
+    assert len(calls) == 25 + 10 and len(part.path) == 11
+    drawn = [draw(i, mask, _noise(1), ToyNoise(2), again, trajectory, _noise(7), 10) for i in (whole, part)]
+    assert torch.equal(*drawn)
+
+
 def test_an_empty_mask_reconstructs_and_a_full_mask_generates(scene):
     latents, mask, trajectory = scene
     nothing, everything = torch.zeros_like(mask), torch.ones_like(mask)

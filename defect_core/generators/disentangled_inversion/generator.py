@@ -47,7 +47,7 @@ from defect_core.generators.views import (
     to_tensor,
     words,
 )
-from defect_core.training import fast_drawing, train
+from defect_core.training import fast, fast_drawing, train
 
 
 class DisentangledInversion(Generator):
@@ -94,15 +94,15 @@ class DisentangledInversion(Generator):
             noise, levels = on_device(backbone, noise), backbone.schedule[times]
             noised = add_noise(latents, noise, levels)
             inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
-            outside = prompts.background.expand(2 * len(chosen), -1, -1)
-            with self._control.regions(outside, torch.cat([mask, mask])):
+            regions = self._control.regions(prompts.background, torch.cat([mask, mask]))
+            with regions, fast(backbone.device, backbone.latent_size):
                 # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
                 both = denoiser(
                     torch.cat([noised, (1 - mask) * noised]),
                     on_device(self.backbone, torch.cat([times, times])),
                     inside,
                 ).sample
-            defect_noise, background_noise = both.chunk(2)
+            defect_noise, background_noise = both.float().chunk(2)
             return masked_loss(noise, defect_noise, background_noise, mask, self.config.balance)
 
         self.losses = train(
@@ -172,7 +172,6 @@ class DisentangledInversion(Generator):
         config, backbone, prompts = self.config, self.backbone, self._prompts()
         trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
         count = len(canvases)
-        outside = prompts.background.expand(count, -1, -1)
         hole = prompts.hole.expand(count, -1, -1)
         inside = prompts.defect[[self.defects.index(defect) for defect in defects]]
         tokens = prompts.tokens[[self.defects.index(defect) for defect in defects]]
@@ -180,7 +179,7 @@ class DisentangledInversion(Generator):
 
         def predict(latents: Tensor, time: Tensor, text: Tensor, watch: Tensor | None = None) -> Tensor:
             time = time.to(latents.device)
-            with self._control.regions(outside, mask), fast_drawing(backbone.device, backbone.latent_size):
+            with self._control.regions(prompts.background, mask):
                 if watch is None:
                     return backbone.denoiser(latents, time, text).sample.to(latents.dtype)
                 with self._control.capture(watch[:, None]) as maps:
@@ -201,10 +200,12 @@ class DisentangledInversion(Generator):
         clean = backbone.encode(canvases)
         noise = on_device(self.backbone, sample_noise(seeds, tuple(clean.shape[1:])))
         example = None if examples is None else backbone.encode(examples)
-        level = max(1, round(config.start_level * config.sampling_steps))
-        inverted = invert(clean, mask, background, trajectory)
+        level = trajectory.steps if example is None else max(1, round(config.start_level * trajectory.steps))
         again = background if config.mode == "paper" else None
-        drawn = backbone.decode(draw(inverted, mask, noise, defect, again, trajectory, example, level))
+        with fast_drawing(backbone.denoiser):
+            inverted = invert(clean, mask, background, trajectory, level)  # what lies above is not walked again
+            latents = draw(inverted, mask, noise, defect, again, trajectory, example, level)
+        drawn = backbone.decode(latents)
         return _Walked(
             to_pixels(drawn),
             to_pixels(backbone.decode(clean)),

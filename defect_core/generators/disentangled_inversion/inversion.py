@@ -21,8 +21,8 @@ class Inverted:
     """What inversion leaves behind.
 
     Attributes:
-        path: z̃_t^m for t = 0 … T, zero inside the mask.
-        noises: the T background predictions, noises[t] made at level t; `cached` mode reuses them.
+        path: z̃_t^m from t = 0 up to T or the level asked for, zero inside the mask.
+        noises: the background predictions on that way, noises[t] made at level t; `cached` mode reuses them.
     """
 
     path: tuple[Tensor, ...]
@@ -50,11 +50,16 @@ def masked_loss(
     return inside.sum() / area + outside.sum() / rest
 
 
-def invert(latents: Tensor, mask: Tensor, background: NoiseModel, trajectory: Trajectory) -> Inverted:
-    """DDIM inversion of the background alone, from z̃_0^m = (1 − m)⊙z_0 upward; the hole stays exactly zero."""
+def invert(
+    latents: Tensor, mask: Tensor, background: NoiseModel, trajectory: Trajectory, last: int | None = None
+) -> Inverted:
+    """DDIM inversion of the background alone, from z̃_0^m = (1 − m)⊙z_0 up to level `last` (None: T).
+
+    The hole stays exactly zero.
+    """
     outside = 1 - mask
     path, noises = [outside * latents], []
-    for t in range(1, trajectory.steps + 1):
+    for t in range(1, (trajectory.steps if last is None else last) + 1):
         noise = outside * background(path[-1], trajectory.timesteps[t - 1])
         noises.append(noise)
         path.append(ddim_move(path[-1], noise, trajectory.alpha_bars[t - 1], trajectory.alpha_bars[t]))
@@ -76,7 +81,7 @@ def draw(
     z*_T = z̃_T^m + m⊙noise; at each level ε̂ = (1 − m)⊙ε_θ(z_t^m, C_2) + m⊙ε_θ(z*_t, C_1).
 
     Args:
-        inverted: what `invert` returned for the same mask.
+        inverted: what `invert` returned for the same mask, up to `start` at least.
         mask: m, [B, 1, h, w].
         noise: [B, C, h, w], standard normal.
         defect: noise model under C_1.
