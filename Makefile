@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test browser lint dev bench slow setup extras
+.PHONY: demo test browser lint dev bench slow weights setup extras
 
 demo: $(READY)  ## run the main job on the demo products; then open report/index.html
 	$(BIN)/defectory demo
@@ -19,6 +19,12 @@ browser: $(READY)  ## the UI and the report in a real browser; needs chromium
 
 slow: $(READY)  ## the proofs that need minutes and memory
 	$(BIN)/python -m pytest -m slow
+
+# WORK holds what a killed run left; OPTIONS as `--steps 100 --scenes 1000` go to both
+WORK ?= .defectory/weights
+weights: $(READY)  ## the embedded weights from nothing, into the package: minutes on a large accelerator, days on a CPU
+	$(BIN)/python -m defect_core.backbones.pretrain --work $(WORK) --export $(OPTIONS)
+	$(BIN)/python -m defect_core.generators.defectdiffu.pretrain --work $(WORK) --export $(OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
