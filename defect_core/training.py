@@ -122,7 +122,8 @@ def fast_drawing(*networks: nn.Module) -> Iterator[None]:
     try:
         for parameter in parameters:
             parameter.data = parameter.data.to(torch.bfloat16)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        # attention in its fused form rounds otherwise for another batch
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for parameter, data in zip(parameters, kept, strict=True):

@@ -47,7 +47,7 @@ from defect_core.generators.views import (
     to_tensor,
     words,
 )
-from defect_core.training import fast, fast_drawing, train
+from defect_core.training import fast_drawing, train
 
 
 class DisentangledInversion(Generator):
@@ -94,15 +94,14 @@ class DisentangledInversion(Generator):
             noise, levels = on_device(backbone, noise), backbone.schedule[times]
             noised = add_noise(latents, noise, levels)
             inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
-            regions = self._control.regions(prompts.background, torch.cat([mask, mask]))
-            with regions, fast(backbone.device, backbone.latent_size):
+            with self._control.regions(prompts.background, torch.cat([mask, mask])):
                 # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
                 both = denoiser(
                     torch.cat([noised, (1 - mask) * noised]),
                     on_device(self.backbone, torch.cat([times, times])),
                     inside,
                 ).sample
-            defect_noise, background_noise = both.float().chunk(2)
+            defect_noise, background_noise = both.chunk(2)
             return masked_loss(noise, defect_noise, background_noise, mask, self.config.balance)
 
         self.losses = train(
