@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from defect_core import training
@@ -136,3 +137,16 @@ def test_training_is_in_bfloat16_only_where_the_processor_has_it(native, monkeyp
         assert torch.is_autocast_enabled("cpu") == native
     with fast(torch.device("cpu"), 64):  # attention written out would not fit
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_attention_written_out_is_attention(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    asked = ({}, {"scale": 0.7}, {"attn_mask": mask})
+    wanted = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
+    with fast_drawing(nn.Linear(1, 1)):
+        drawn = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
+    for one, other in zip(drawn, wanted, strict=True):
+        torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0)

@@ -211,7 +211,7 @@ class _Processor:
         if control._regions:
             outside_text, mask = control._regions[-1]
             key, value = _key_and_value(attn, outside_text)
-            outside = _fused(attn, query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1))
+            outside = _fused(attn, query, key, value)
             region = resize_mask(mask, round(query.shape[2] ** 0.5)).flatten(2)
             inside = torch.where(region[..., None] > 0.5, inside, outside)
         out = inside.transpose(1, 2).flatten(2).to(query.dtype)
@@ -264,6 +264,7 @@ def _key_and_value(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fused(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    key, value = (each.expand(len(query), -1, -1, -1) for each in (key, value))  # one text may stand for all
     return F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
 
 

@@ -170,8 +170,6 @@ class DisentangledInversion(Generator):
     ) -> "_Walked":
         config, backbone, prompts = self.config, self.backbone, self._prompts()
         trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
-        count = len(canvases)
-        hole = prompts.hole.expand(count, -1, -1)
         inside = prompts.defect[[self.defects.index(defect) for defect in defects]]
         tokens = prompts.tokens[[self.defects.index(defect) for defect in defects]]
         kept: list[Tensor] = []
@@ -187,13 +185,13 @@ class DisentangledInversion(Generator):
             return noise.to(latents.dtype)
 
         def background(latents: Tensor, time: Tensor) -> Tensor:
-            return predict(latents, time, hole)
+            return predict(latents, time, prompts.hole)
 
         def defect(latents: Tensor, time: Tensor) -> Tensor:
             noise = predict(latents, time, inside, tokens if config.refinement == "attention" else None)
             if config.guidance_scale == 1:
                 return noise
-            plain = predict(latents, time, hole)
+            plain = predict(latents, time, prompts.hole)
             return plain + config.guidance_scale * (noise - plain)
 
         clean = backbone.encode(canvases)
