@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.__main__ import sampling_time
+from benchmarks.__main__ import BATCHES, sampling_time
 from defect_core.adaptation import draw_normals, mean_latents
 from defect_core.backbones import Backbone, load_backbone
 from defect_core.backbones.corpus import draw
@@ -73,7 +73,8 @@ def main() -> None:
     elif options.command == "denoiser":
         print(json.dumps(noise_error(load_backbone(options.backbone)), indent=2))
     else:
-        print(f"{sampling_time():.3f} s per pair at 25 + 25 steps, 128 px, batch of 16")
+        for batch in BATCHES:
+            print(f"{sampling_time(batch):.3f} s per pair at 25 + 25 steps, 128 px, batch of {batch}")
 
 
 def round_trip(backbone: Backbone, project: Project, product: str) -> dict[str, float]:
