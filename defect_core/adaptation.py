@@ -27,6 +27,7 @@ from defect_core.generators.views import (
     round_to_half,
     to_pixels,
     to_tensor,
+    usual_changes,
     words,
 )
 from defect_core.params import Adapt
@@ -203,10 +204,12 @@ def _bank(
     rng = np.random.default_rng([seed, 1 + number])
     count = settings.views if number == 0 else max(16, round(settings.views * settings.validation_fraction))
     local = round(count * settings.local_share)
+    changes = [usual_changes(example.image) for example in part]
     views = []
     for kind, wanted in (("local", local), ("whole", count - local)):
         for index in rng.integers(len(part), size=wanted):
-            views += augmented_views([part[index]], 1, kind, LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution, rng)
+            shown = LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution
+            views += augmented_views([part[index]], 1, kind, *shown, rng, changes[index])
     return encode_views(backbone, views, ()).latents, torch.tensor([_LOCAL] * local + [_WHOLE] * (count - local))
 
 

@@ -4,7 +4,7 @@ A *view* is a canvas (see `canvas.py`) shown at the backbone's resolution, with 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions, augment
 from defect_core.data.masks import downsample_mask
-from defect_core.data.placement import foreground
+from defect_core.data.placement import foreground, has_grain
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, Image, Mask, SampleRequest
 from defect_core.generators.canvas import CanvasKind, choose_window, show_image, show_mask
@@ -54,13 +54,15 @@ def augmented_views(
     rng: np.random.Generator,
     options: AugmentOptions | None = None,
 ) -> list[View]:
-    """Every example `variants` times, from several windows and turns (`options`); a defect is never lost.
+    """Every example `variants` times, from several windows and turns (`options`; None: `usual_changes` of its image); a
+    defect is never lost.
 
     A good example (no mask) is shown in a window as large as a square of `min_side` times `context` at a random
     place, or whole, as `canvas` says.
     """
     views = []
     for example in examples:
+        changes = usual_changes(example.image) if options is None else options
         for _ in range(variants):
             near = max(1.0, context * rng.uniform(*CONTEXT_JITTER))
             place = example.mask if example.mask is not None else _anywhere(example.image, min_side, rng)
@@ -69,8 +71,17 @@ def augmented_views(
             mask = np.zeros((resolution, resolution), bool)
             if example.mask is not None:
                 mask = show_mask(example.mask, window, resolution)
-            views.append(View(*augment(image, mask, rng, options), example.defect))
+            views.append(View(*augment(image, mask, rng, changes), example.defect))
     return views
+
+
+def usual_changes(image: Image) -> AugmentOptions:
+    """What views of an image are put through: no turn across the grain of a ground or brushed texture, for no image of
+    the product has it there."""
+    options = AugmentOptions()
+    if foreground(image).all() and has_grain(image):
+        return replace(options, rotate90=False, rotation=0.3 * options.rotation)
+    return options
 
 
 def encode_views(backbone: Backbone, views: Sequence[View], defects: Sequence[str]) -> LatentBank:

@@ -1,0 +1,26 @@
+"""Views of real examples: what they are put through."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from defect_core.generators.base import Example
+from defect_core.generators.views import augmented_views
+
+
+def _texture(stretch: float) -> np.ndarray:
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((96, 96)), (stretch, 1))
+    return np.clip(128 + 40 * noise / noise.std(), 0, 255).astype(np.uint8)[..., None].repeat(3, -1)
+
+
+@pytest.mark.parametrize("canvas", ["whole", "local"])
+def test_a_texture_is_turned_across_its_grain_only_if_it_has_none(canvas):
+    found = {}
+    for stretch in (1, 12):  # down the rows
+        example = Example("tile", "good", _texture(stretch), None, "0")
+        views = augmented_views([example], 24, canvas, 2.0, 32, 64, np.random.default_rng(0))
+        slopes = [np.gradient(view.image.mean(-1)) for view in views]
+        found[stretch] = [np.square(down).mean() / np.square(across).mean() for down, across in slopes]
+        assert len({view.image.tobytes() for view in views}) == len(views)
+    assert max(found[12]) < 0.3
+    assert min(found[1]) > 0.5
