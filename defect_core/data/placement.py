@@ -79,12 +79,15 @@ def foreground(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(large) > 0.5
 
 
-def has_grain(image: NDArray[np.uint8]) -> bool:
-    """Whether the texture runs in one direction, as brushed metal does.
+def has_grain(image: NDArray[np.uint8], product: NDArray[np.bool_] | None = None) -> bool:
+    """Whether the image is all texture and that runs in one direction, as brushed metal does.
 
+    An image that shows ground beside the product (`product`: `foreground(image)` where the caller has it) has none.
     The coherence of the structure tensor summed over the image, (λ1 − λ2) / (λ1 + λ2), without the strongest tenth of
     the gradients, which are outlines and defects.
     """
+    if not (foreground(image) if product is None else product).all():
+        return False
     factor = max(1.0, max(image.shape[:2]) / _GRAIN_SIDE)
     size = (max(8, round(image.shape[1] / factor)), max(8, round(image.shape[0] / factor)))
     gray = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), np.float32).mean(2)
@@ -152,7 +155,7 @@ def place(
     if touches_border(source_mask):
         candidates = _border_candidates(source_mask, size, rng, tries, scale, flip)
     else:
-        grained = bool(target_on.all()) and has_grain(target_image)
+        grained = has_grain(target_image, target_on)
         candidates = _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip, grained)
     for matrix in candidates:
         moved_outline = _apply(matrix, outline)

@@ -79,7 +79,7 @@ def usual_changes(image: Image) -> AugmentOptions:
     """What views of an image are put through: no turn across the grain of a ground or brushed texture, for no image of
     the product has it there."""
     options = AugmentOptions()
-    if foreground(image).all() and has_grain(image):
+    if has_grain(image):
         return replace(options, rotate90=False, rotation=0.3 * options.rotation)
     return options
 
