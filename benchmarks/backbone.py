@@ -19,21 +19,21 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import BATCHES, sampling_time
-from defect_core.adaptation import LOCAL_CONTEXT, LOCAL_SIDE, draw_normals, mean_latents
+from defect_core.adaptation import draw_normals, mean_latents
 from defect_core.backbones import Backbone, load_backbone
 from defect_core.backbones.corpus import draw
 from defect_core.data.records import read_records, save_png
 from defect_core.diffusion.ddim import add_noise
 from defect_core.examples import load_example
-from defect_core.generators.base import Example
 from defect_core.generators.composite import is_gray
-from defect_core.generators.views import augmented_views, to_pixels, to_tensor
+from defect_core.generators.views import to_pixels, to_tensor
 from defect_core.metrics.features import Lite0Features, LpipsDistance
 from defect_core.metrics.frechet import frechet_distance
 from defect_core.metrics.memorisation import memorisation
 from defect_core.project import Project
 from defect_core.report.adapted import mixed
 from defect_core.report.sheets import contact_sheet
+from defect_core.steps.adapt import chosen_way
 
 BATCH = 16
 GENERATED = 300
@@ -131,27 +131,27 @@ def noise_error(backbone: Backbone) -> dict[str, dict[str, float]]:
 def adapted_distance(original: Backbone, project: Project, product: str, sheet: Path | None) -> dict[str, Any]:
     """Fréchet distances on EfficientNet-Lite0 features (not FID) of generated and real good images at 128 px.
 
-    `halves`: between two random halves of the real ones, mean over five splits. `generated`: 300 generated against
-    all real ones. The distance falls with the number of images, so `generated_same_size` compares a generated set of
-    a half's size with a half, as `halves` does. `shown_to_adapt`: 300 of the flipped, turned, shifted and relit whole
-    images that `adapt` learns, what a network that learns them all would reach.
+    `halves`: between two random halves of the real ones, mean over five splits. `generated`: 300 generated, in the way
+    that the stage chose, against all real ones. The distance falls with the number of images, so `generated_same_size`
+    compares a generated set of a half's size with a half, as `halves` does. `generated_nearest`: the distance of their
+    features to the nearest training image, in units of the same among training images; near 0 are copies.
 
     `redrawn`, by level: 300 images that begin from a half of the real good ones, noised to this share of the
-    schedule's steps; as many of them as a half holds are compared with the other half. At level 0 it is the
-    autoencoder alone. `nearest`: the distance of their features to the nearest image that any of them began from, in
-    units of the same among real images; near 0 are copies.
+    schedule's steps, without guidance and in all steps; as many of them as a half holds are compared with the other
+    half. At level 0 it is the autoencoder alone. `nearest`: as above, to the images that they began from.
     """
     backbone = load_backbone(project.path(f"data/backbone/{product}"))
     good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
     real = _resized([load_example(project, record).image for record in good], backbone.resolution)
     train = [load_example(project, record) for record in good if record.split == "train"]
     mean = mean_latents(backbone, train)
-    alike = {"mean": mean, "gray": all(is_gray(image) for image in real)}
+    way = chosen_way(project.path(f"data/backbone/{product}"))
+    alike = {"mean": mean, "gray": all(is_gray(image) for image in real), "way": way}
     made = np.stack(draw_normals(backbone, product, list(range(GENERATED)), guide=original, **alike))
     bare = np.stack(draw_normals(original, product, list(range(GENERATED)), **alike))
     network = Lite0Features()
-    views = shown_to_adapt(train, backbone.resolution)
-    seen, drawn, before, shown = (network.extract(images).pooled for images in (real, made, bare, views))
+    seen, drawn, before = (network.extract(images).pooled for images in (real, made, bare))
+    learned = np.array([record.split == "train" for record in good])
     half = len(real) // 2
     pairs = [np.random.default_rng(seed).permutation(len(real)) for seed in range(SPLITS)]
     found = {
@@ -159,7 +159,7 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
         "generated": frechet_distance(drawn, seen),
         "generated_same_size": np.mean([frechet_distance(drawn[:half], seen[order[:half]]) for order in pairs]),
         "generated_before_adapt": frechet_distance(before, seen),
-        "shown_to_adapt": frechet_distance(shown, seen),
+        "generated_nearest": memorisation(drawn, seen[learned]).ratio or np.nan,
     }
     order = pairs[0]
     begun, unseen = order[:half], order[half : 2 * half]
@@ -177,15 +177,7 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
         _mixed_sheet(real, made, sheet)
         _mixed_sheet(real[unseen], example, sheet.with_stem(f"{sheet.stem}-redrawn"))
     rounded = {key: round(float(value), 2) for key, value in found.items()}
-    return {"real": len(real), "generated_images": GENERATED, **rounded, "redrawn": redrawn}
-
-
-def shown_to_adapt(train: list[Example], side: int) -> np.ndarray:
-    """300 whole views [300, R, R, 3] of good training images, changed as `adapt` changes them."""
-    rng = np.random.default_rng(0)
-    chosen = [train[i] for i in rng.integers(len(train), size=GENERATED)]
-    views = augmented_views(chosen, 1, "whole", LOCAL_CONTEXT, LOCAL_SIDE, side, rng)
-    return np.stack([view.image for view in views])
+    return {"real": len(real), "generated_images": GENERATED, "way": way._asdict(), **rounded, "redrawn": redrawn}
 
 
 def redraw(backbone: Backbone, product: str, real: np.ndarray, level: float) -> np.ndarray:

@@ -9,6 +9,7 @@ pretraining: with the noise's own weighting the noisy end, and with it the layou
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
-from defect_core.diffusion.ddim import add_noise, ancestral_move, make_trajectory
+from defect_core.data.augment import AugmentOptions
+from defect_core.diffusion.ddim import add_noise, ancestral_move, make_trajectory, noise_ratio
 from defect_core.generators.base import Example, Image
-from defect_core.generators.canvas import Window, show_image
+from defect_core.generators.canvas import CanvasKind, Window, show_image
 from defect_core.generators.composite import make_gray
 from defect_core.generators.views import (
     augmented_views,
@@ -27,7 +29,6 @@ from defect_core.generators.views import (
     round_to_half,
     to_pixels,
     to_tensor,
-    usual_changes,
     words,
 )
 from defect_core.params import Adapt
@@ -38,9 +39,30 @@ PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
 EMPTY_PROMPT_SHARE = 0.1
 LOCAL_CONTEXT, LOCAL_SIDE = 2.5, 48
-GUIDED = (0.1, 0.8)
+MIDDLE = (0.8, 0.9)
 _CHECK_TIMES = 8
 _LOCAL, _WHOLE, _EMPTY = range(3)
+_AS_PHOTOGRAPHED = AugmentOptions(False, False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0)
+
+
+class Way(NamedTuple):
+    """How good images are drawn.
+
+    Attributes:
+        guidance_scale: how often counts what the adapted backbone says differently than before (guidance by a weaker
+            version of the same network: Karras et al. 2024, eq. 3), save in the noisiest tenth of the steps, where it
+            only shifts the brightness, and in the last move, which it roughens (a limited interval: Kynkäänniemi et al.
+            2024). 1: no guidance.
+        finish: share of the schedule from which one move leads to the clean end. An object's outline frays with every
+            step that a small network takes there; a texture gets its grain by them. 0: all steps.
+    """
+
+    guidance_scale: float
+    finish: float
+
+
+PLAIN_WAY = Way(1.0, 0.0)
+GUIDED = 0.9
 
 
 def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir: Path, seed: int) -> list[dict]:
@@ -64,7 +86,7 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
     held = max(1, round(settings.validation_fraction * len(good)))
     chosen = set(np.random.default_rng([seed, 0]).permutation(len(good))[:held].tolist())
     parts = ([e for i, e in enumerate(good) if i not in chosen], [e for i, e in enumerate(good) if i in chosen])
-    banks = [_bank(backbone, part, settings, seed, number) for number, part in enumerate(parts)]
+    known, unseen = (_bank(backbone, part, settings, seed, number) for number, part in enumerate(parts))
     product = words(good[0].product)
     with torch.no_grad():
         texts = backbone.encode_text([PROMPT.format(product=product), WHOLE_PROMPT.format(product=product), ""])
@@ -80,24 +102,27 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
         return (weight * (predicted.float() - noise) ** 2).mean()
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        latents, prompts = banks[0]
-        rows = torch.randint(len(latents), (settings.batch_size,), generator=generator)
-        times = torch.randint(len(backbone.schedule), rows.shape, generator=generator)
-        noise = torch.randn((len(rows), *latents.shape[1:]), generator=generator)
-        bare = torch.rand(len(rows), generator=generator) < EMPTY_PROMPT_SHARE
-        return error(latents[rows], times, noise, torch.where(bare, _EMPTY, prompts[rows]))
+        whole = torch.rand(settings.batch_size, generator=generator) >= settings.local_share
+        latents = torch.stack([_draw(known[int(each)], generator) for each in whole])
+        even = torch.randint(len(backbone.schedule), whole.shape, generator=generator)
+        times = torch.where(whole, middle_times(backbone.schedule, len(whole), generator), even)
+        noise = torch.randn(latents.shape, generator=generator)
+        bare = torch.rand(len(whole), generator=generator) < EMPTY_PROMPT_SHARE
+        return error(latents, times, noise, torch.where(bare, _EMPTY, whole.long()))
 
     def held_out() -> float:
         """The same noise and times at every check, spread evenly over the schedule."""
         generator = torch.Generator().manual_seed(seed)
-        latents, prompts = banks[1]
-        total = 0.0
         times = torch.linspace(0, len(backbone.schedule) - 1, 2 * _CHECK_TIMES + 1)[1::2].long()
-        with torch.no_grad():
-            for time in times:
+        total = 0.0
+        for prompt, share in ((_LOCAL, settings.local_share), (_WHOLE, 1 - settings.local_share)):
+            latents = unseen[prompt]
+            for time in times if share else ():
                 noise = torch.randn(latents.shape, generator=generator)
-                total += float(error(latents, time.expand(len(noise)), noise, prompts))
-        return total / len(times)
+                with torch.no_grad():
+                    found = error(latents, time.expand(len(noise)), noise, torch.full((len(noise),), prompt))
+                total += share * float(found) / len(times)
+        return total
 
     best = _Best(work_dir, settings, held_out(), denoiser)
 
@@ -132,7 +157,7 @@ def draw_normals(
     batch_size: int = 25,
     *,
     guide: Backbone | None = None,
-    guidance_scale: float = 2.0,
+    way: Way = PLAIN_WAY,
     mean: Tensor | None = None,
     gray: bool = False,
     references: Sequence[Image] = (),
@@ -141,22 +166,22 @@ def draw_normals(
     """Whole good images of a product by ancestral sampling: uint8 [R, R, 3] each, one per seed.
 
     Args:
-        guide: the backbone before it was adapted; what the adapted one says differently counts `guidance_scale` times
-            (guidance by a weaker version of the same network: Karras et al. 2024, eq. 3) within the shares `GUIDED` of
-            the steps: at the noisy end it only shifts the brightness, at the clean end it roughens (a limited
-            interval: Kynkäänniemi et al. 2024). None: no guidance.
+        guide: the backbone before it was adapted, needed where `way` has a guidance other than 1.
+        way: see `Way`; of the embedded backbone, that which `steps.adapt` chose for the product.
         mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
             them a little, and a network that sees none there draws everything grey.
         gray: whether the product's images are (`is_gray`): the drawn ones then are, too.
         references: images uint8 [R, R, 3] to begin from, one per seed, noised to `level`; none: pure noise.
-        level: share of the steps that is walked, above 0 and at most 1.
+        level: share of the schedule to begin at, above 0 and at most 1.
     """
     trajectory = make_trajectory(backbone.schedule, steps)
     prompt = WHOLE_PROMPT.format(product=words(product))
     text = backbone.encode_text([prompt])
+    guide = None if way.guidance_scale == 1 else guide
     guide_text = None if guide is None else guide.encode_text([prompt])
     shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
     first = max(1, round(level * steps))
+    last = max(1, min(first, round(way.finish * steps)))
     images: list[Image] = []
     for start in track(range(0, len(seeds), batch_size), f"drawing good images of {product}"):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
@@ -170,13 +195,13 @@ def draw_normals(
             clean = backbone.encode(to_tensor(list(references[start : start + batch_size])))
         latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
         with fast_drawing(*[each.denoiser for each in (backbone, guide) if each is not None]):
-            for step in range(first, 0, -1):
+            for step in range(first, last - 1, -1):
                 time = trajectory.timesteps[step].to(latents.device)
                 noise = _predict(backbone, latents, time, text)
-                if guide is not None and GUIDED[0] <= step / steps <= GUIDED[1]:
+                if guide is not None and last < step <= GUIDED * steps:
                     weak = _predict(guide, latents, time, guide_text)
-                    noise = weak + guidance_scale * (noise - weak)
-                levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1]
+                    noise = weak + way.guidance_scale * (noise - weak)
+                levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1 if step > last else 0]
                 latents = ancestral_move(latents, noise, *levels, fresh())
         pixels = to_pixels(backbone.decode(latents))
         images += list(np.clip(np.rint(make_gray(pixels) if gray else pixels), 0, 255).astype(np.uint8))
@@ -197,20 +222,36 @@ def mean_latents(backbone: Backbone, good: Sequence[Example], most: int = 64) ->
     return torch.cat(latents).mean((0, 2, 3))[:, None, None]
 
 
+def middle_times(alphas_cumprod: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Training steps int64 [count] from the middle of a schedule [N], where the layout of an image is settled: the
+    logarithm of noise over signal is normal (as in Karras et al. 2022, section 5), with `MIDDLE`'s mean and deviation.
+    """
+    mean, deviation = MIDDLE
+    wanted = mean + deviation * torch.randn(count, generator=generator, dtype=torch.float64)
+    rising = noise_ratio(alphas_cumprod.double().cpu()).log()
+    return torch.searchsorted(rising, wanted).clamp(max=len(rising) - 1)
+
+
 def _bank(
     backbone: Backbone, part: Sequence[Example], settings: Adapt, seed: int, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Latents [N, C, h, h] of local windows and whole images, and the numbers of their prompts [N]."""
+    """Latents [N, C, h, h] of local windows and [M, C, h, h] of whole images, none of them twice; as photographed: what
+    is turned, shifted or relit here would be drawn so.
+    """
     rng = np.random.default_rng([seed, 1 + number])
     count = settings.views if number == 0 else max(16, round(settings.views * settings.validation_fraction))
     local = round(count * settings.local_share)
-    changes = [usual_changes(example.image) for example in part]
-    views = []
-    for kind, wanted in (("local", local), ("whole", count - local)):
-        for index in rng.integers(len(part), size=wanted):
-            shown = LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution
-            views += augmented_views([part[index]], 1, kind, *shown, rng, changes[index])
-    return encode_views(backbone, views, ()).latents, torch.tensor([_LOCAL] * local + [_WHOLE] * (count - local))
+    shown = LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution
+    windows = [part[index] for index in rng.integers(len(part), size=local)]
+    wholes = [part[index] for index in rng.permutation(len(part))[: max(1, count - local)]]
+    kinds: tuple[tuple[CanvasKind, list[Example]], ...] = (("local", windows), ("whole", wholes))
+    views = [augmented_views(chosen, 1, kind, *shown, rng, _AS_PHOTOGRAPHED) for kind, chosen in kinds]
+    latents = encode_views(backbone, views[0] + views[1], ()).latents
+    return latents[:local], latents[local:]
+
+
+def _draw(latents: Tensor, generator: torch.Generator) -> Tensor:
+    return latents[int(torch.randint(len(latents), (), generator=generator))]
 
 
 class _Best:

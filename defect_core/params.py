@@ -93,12 +93,12 @@ class Adapt(Strict):
 
     Early stopping: every `check_every` steps the loss on a held-out part (`validation_fraction`) of the good images
     is taken; after `patience` checks without a new best, training ends, and the best weights count. `local_share` of
-    the views are local windows, as the generators' local canvas sees the product; the rest are whole images.
+    what is learned are local windows, as the generators' local canvas sees the product; the rest are whole images.
     """
 
     steps: int = Field(600, ge=1)
     batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(6e-4, gt=0)
     views: int = Field(1200, ge=1)
     local_share: float = Field(0.3, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=1)

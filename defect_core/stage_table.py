@@ -116,6 +116,8 @@ STAGES: tuple[Stage, ...] = (
             "defect_core/generators/views.py",
             "defect_core/data/placement.py",
             "defect_core/diffusion",
+            "defect_core/metrics/features.py",
+            "defect_core/metrics/frechet.py",
             *_TRAINING,
             *_READING,
         ),

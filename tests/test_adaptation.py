@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from defect_core.adaptation import adapt, draw_normals, mean_latents
+from defect_core.adaptation import Way, adapt, draw_normals, mean_latents
 from defect_core.backbones import load_backbone
 from defect_core.data.records import Record, load_image, save_png, write_records
 from defect_core.generators.base import Example
 from defect_core.generators.canvas import Window, show_image
 from defect_core.generators.composite import is_gray
+from defect_core.generators.views import to_pixels, to_tensor
 from defect_core.params import Adapt
 from defect_core.project import Project
 
@@ -116,11 +117,50 @@ def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tm
     for learning in (True, False):  # the loss and the held-out loss alike
         states = torch.cat([batch for when, batch in said if when is learning])
         assert all((states == text).all((1, 2)).any() for text in (local, whole))
-    _, prompts = adaptation._bank(backbone, good, QUICK.model_copy(update={"local_share": 0.5}), 0, 0)
-    assert prompts.tolist() == [0] * 4 + [1] * 4
+    banks = adaptation._bank(backbone, good, QUICK.model_copy(update={"local_share": 0.5}), 0, 0)
+    assert [len(latents) for latents in banks] == [4, 4]
     heard.clear()
     draw_normals(backbone, "plate", [1], steps=2)
     assert heard == ["a photo of a whole plate"]
+
+
+def test_images_are_learned_as_photographed_and_whole_ones_once():
+    """What is turned, shifted or relit before it is learned is drawn so."""
+    from defect_core import adaptation
+
+    backbone = load_backbone("embedded")
+    ramp = np.add.outer(np.arange(128), 0.5 * np.arange(128))[..., None] * np.ones(3)  # brighter down and to the right
+    good = [Example("ramp", "good", (ramp + 10 * n).astype(np.uint8), None, f"{n}.png") for n in range(4)]
+    windows, wholes = adaptation._bank(backbone, good, Adapt(views=40, local_share=0.5), 0, 0)
+    expected = torch.cat([backbone.encode(to_tensor([example.image])) for example in good])
+    assert (torch.cdist(wholes.flatten(1), expected.flatten(1)).min(0).values < 1e-3).all()
+    assert (len(windows), len(wholes)) == (20, 4)
+    shown = to_pixels(backbone.decode(windows)).mean(-1)
+    down, right = (np.diff(shown, axis=axis).mean((1, 2)) for axis in (1, 2))
+    assert (down > 0).all() and np.allclose(right / down, 0.5, atol=0.1)
+
+
+def test_whole_images_are_learned_at_middle_noise_and_windows_at_every_level(good, tmp_path):
+    from defect_core.adaptation import middle_times
+
+    backbone = load_backbone("embedded")
+    levels = backbone.schedule[middle_times(backbone.schedule, 4000, torch.Generator().manual_seed(0))]
+    ratio = (1 / levels.double() - 1).sqrt().log()
+    assert float(ratio.median()) == pytest.approx(0.8, abs=0.05)
+    assert float(ratio.quantile(0.16)) == pytest.approx(-0.1, abs=0.1)
+    _, whole, _ = backbone.encode_text(["a photo of a plate", "a photo of a whole plate", ""])
+    heard = {True: [], False: []}
+
+    def listen(network, inputs):
+        if torch.is_grad_enabled():
+            for time, text in zip(inputs[1].tolist(), inputs[2], strict=True):
+                heard[bool((text == whole).all())].append(time)
+
+    backbone.denoiser.register_forward_pre_hook(listen)
+    adapt(backbone, good, Adapt(steps=3, batch_size=64, views=8, local_share=0.5), tmp_path, seed=0)
+    clean = {kind: np.mean(np.array(times) < 300) for kind, times in heard.items()}
+    assert min(map(len, heard.values())) > 30
+    assert clean[True] < 0.15 < 0.2 < clean[False]
 
 
 def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_difference(good, tmp_path):
@@ -128,7 +168,7 @@ def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_differen
     backbone, original = _adapted(good, tmp_path, settings)[0], load_backbone("embedded")
 
     def drawn(scale, guide):
-        images = draw_normals(backbone, "plate", [1], steps=3, guide=guide, guidance_scale=scale)
+        images = draw_normals(backbone, "plate", [1], steps=3, guide=guide, way=Way(scale, 0.4))
         return images[0].astype(int)
 
     plain = drawn(1.0, None)
@@ -137,14 +177,18 @@ def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_differen
     assert np.abs(drawn(2.0, original) - plain).mean() > 1
 
 
-def test_guidance_leaves_the_noisiest_and_the_cleanest_steps_alone():
+def test_guidance_leaves_the_noisiest_steps_and_the_last_move_alone():
     backbone, guide = load_backbone("embedded"), load_backbone("embedded")
     heard = {"own": [], "guide": []}
     for name, network in (("own", backbone.denoiser), ("guide", guide.denoiser)):
         network.register_forward_pre_hook(lambda _, inputs, name=name: heard[name].append(int(inputs[1])))
-    draw_normals(backbone, "plate", [1], steps=20, guide=guide)
-    assert len(heard["own"]) == 20
-    assert heard["guide"] == heard["own"][4:-1]  # steps 16 to 2 of 20
+    draw_normals(backbone, "plate", [1], steps=20, guide=guide, way=Way(2.0, 0.4))
+    assert heard["own"] == [round(999 * step / 20) for step in range(20, 7, -1)]  # from step 8 of 20 to the clean end
+    assert heard["guide"] == heard["own"][2:-1]  # steps 18 to 9
+    heard["own"].clear()
+    heard["guide"].clear()
+    draw_normals(backbone, "plate", [1], steps=20, guide=guide, way=Way(1.0, 0.0))
+    assert len(heard["own"]) == 20 and not heard["guide"]  # nothing to guide
 
 
 def test_the_mean_of_the_good_images_sets_the_brightness_that_noise_alone_does_not(good):
@@ -173,9 +217,11 @@ def test_images_begun_from_references_keep_more_of_them_the_lower_the_level(good
     assert (first != second).any()  # each begins from its own
 
 
-def test_the_stage_leaves_a_backbone_its_curve_and_images_to_look_at(good, tmp_path):
-    from defect_core.steps.adapt import DRAWN, run
+def test_the_stage_leaves_a_backbone_its_curve_and_images_to_look_at(good, tmp_path, monkeypatch):
+    from defect_core.steps import adapt as step
+    from defect_core.steps.adapt import DRAWN, WAYS, chosen_way, run
 
+    monkeypatch.setattr(step, "TRIED", 2)
     (tmp_path / "params.yaml").write_text(
         "products: [plate]\nsources: {plate: {path: x, layout: mvtec}}\ngenerators: [crop-paste]\n"
         "arms: [real_only, crop-paste]\nadapt: {steps: 2, batch_size: 2, views: 4, check_every: 2}\n"
@@ -192,3 +238,7 @@ def test_the_stage_leaves_a_backbone_its_curve_and_images_to_look_at(good, tmp_p
     assert len(images) == DRAWN and len({image.tobytes() for image in images}) == DRAWN
     assert load_backbone(folder).resolution == images[0].shape[0]
     assert [point["step"] for point in json.loads((folder / "adaptation.json").read_text())] == [0, 2]
+    described = json.loads((folder / "drawing.json").read_text())
+    tried = {Way(row["guidance_scale"], row["finish"]): row["distance"] for row in described["tried"]}
+    assert tuple(tried) == WAYS and tried[chosen_way(folder)] == min(tried.values())
+    assert len(set(tried.values())) == len(WAYS)  # each is drawn in its own way
