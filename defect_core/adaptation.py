@@ -110,6 +110,7 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
         bare = torch.rand(len(whole), generator=generator) < EMPTY_PROMPT_SHARE
         return error(latents, times, noise, torch.where(bare, _EMPTY, whole.long()))
 
+    @torch.no_grad()
     def held_out() -> float:
         """The same noise and times at every check, spread evenly over the schedule."""
         generator = torch.Generator().manual_seed(seed)
@@ -119,9 +120,9 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
             latents = unseen[prompt]
             for time in times if share else ():
                 noise = torch.randn(latents.shape, generator=generator)
-                with torch.no_grad():
-                    found = error(latents, time.expand(len(noise)), noise, torch.full((len(noise),), prompt))
-                total += share * float(found) / len(times)
+                for rows in torch.arange(len(latents)).split(settings.batch_size):
+                    found = error(latents[rows], time.expand(len(rows)), noise[rows], torch.full(rows.shape, prompt))
+                    total += share * float(found) * len(rows) / (len(latents) * len(times))
         return total
 
     best = _Best(work_dir, settings, held_out(), denoiser)
@@ -166,7 +167,7 @@ def draw_normals(
     """Whole good images of a product by ancestral sampling: uint8 [R, R, 3] each, one per seed.
 
     Args:
-        guide: the backbone before it was adapted, needed where `way` has a guidance other than 1.
+        guide: the backbone before it was adapted; None: no guidance, whatever `way` says.
         way: see `Way`; of the embedded backbone, that which `steps.adapt` chose for the product.
         mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
             them a little, and a network that sees none there draws everything grey.
