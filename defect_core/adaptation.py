@@ -50,9 +50,9 @@ class Way(NamedTuple):
 
     Attributes:
         guidance_scale: how often counts what the adapted backbone says differently than before (guidance by a weaker
-            version of the same network: Karras et al. 2024, eq. 3), save in the noisiest tenth of the steps, where it
-            only shifts the brightness, and in the last move, which it roughens (a limited interval: Kynkäänniemi et al.
-            2024). 1: no guidance.
+            version of the same network: Karras et al. 2024, eq. 3), save in the first step, where it only shifts the
+            brightness, and in the last move, which it roughens (a limited interval: Kynkäänniemi et al. 2024). 1: no
+            guidance.
         finish: share of the schedule from which one move leads to the clean end. An object's outline frays with every
             step that a small network takes there; a texture gets its grain by them. 0: all steps.
     """
@@ -62,7 +62,6 @@ class Way(NamedTuple):
 
 
 PLAIN_WAY = Way(1.0, 0.0)
-GUIDED = 0.9
 
 
 def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir: Path, seed: int) -> list[dict]:
@@ -199,7 +198,7 @@ def draw_normals(
             for step in range(first, last - 1, -1):
                 time = trajectory.timesteps[step].to(latents.device)
                 noise = _predict(backbone, latents, time, text)
-                if guide is not None and last < step <= GUIDED * steps:
+                if guide is not None and last < step < first:
                     weak = _predict(guide, latents, time, guide_text)
                     noise = weak + way.guidance_scale * (noise - weak)
                 levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1 if step > last else 0]

@@ -177,14 +177,14 @@ def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_differen
     assert np.abs(drawn(2.0, original) - plain).mean() > 1
 
 
-def test_guidance_leaves_the_noisiest_steps_and_the_last_move_alone():
+def test_guidance_leaves_the_first_step_and_the_last_move_alone():
     backbone, guide = load_backbone("embedded"), load_backbone("embedded")
     heard = {"own": [], "guide": []}
     for name, network in (("own", backbone.denoiser), ("guide", guide.denoiser)):
         network.register_forward_pre_hook(lambda _, inputs, name=name: heard[name].append(int(inputs[1])))
     draw_normals(backbone, "plate", [1], steps=20, guide=guide, way=Way(2.0, 0.4))
     assert heard["own"] == [round(999 * step / 20) for step in range(20, 7, -1)]  # from step 8 of 20 to the clean end
-    assert heard["guide"] == heard["own"][2:-1]  # steps 18 to 9
+    assert heard["guide"] == heard["own"][1:-1]  # steps 19 to 9
     heard["own"].clear()
     heard["guide"].clear()
     draw_normals(backbone, "plate", [1], steps=20, guide=guide, way=Way(1.0, 0.0))
