@@ -215,11 +215,16 @@ def _predict(backbone: Backbone, latents: Tensor, time: Tensor, text: Tensor) ->
 @torch.no_grad()
 def mean_latents(backbone: Backbone, good: Sequence[Example], most: int = 64) -> Tensor:
     """Mean latents [C, 1, 1] of whole good images; of `most` of them, evenly chosen, where there are more."""
-    count = min(len(good), most)
-    images = [good[i * len(good) // count].image for i in range(count)]
-    whole = [show_image(image, Window(0, 0, *image.shape[:2]), backbone.resolution) for image in images]
+    whole = show_whole(good, most, backbone.resolution)
     latents = [backbone.encode(to_tensor([image])).float().cpu() for image in whole]
     return torch.cat(latents).mean((0, 2, 3))[:, None, None]
+
+
+def show_whole(good: Sequence[Example], most: int, side: int) -> list[Image]:
+    """At most so many of the images, evenly chosen, each as a whole on a square: uint8 [side, side, 3]."""
+    count = min(len(good), most)
+    images = [good[i * len(good) // count].image for i in range(count)]
+    return [show_image(image, Window(0, 0, *image.shape[:2]), side) for image in images]
 
 
 def middle_times(alphas_cumprod: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defect_core.adaptation import PLAIN_WAY, Way, adapt, draw_normals, mean_latents
+from defect_core.adaptation import PLAIN_WAY, Way, adapt, draw_normals, mean_latents, show_whole
 from defect_core.backbones import Backbone
 from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.examples import load_examples, open_original
 from defect_core.generators.base import Example, Image, derive_seed
-from defect_core.generators.canvas import Window, show_image
 from defect_core.generators.composite import is_gray
 from defect_core.metrics.features import Lite0Features
 from defect_core.metrics.frechet import frechet_distance
@@ -73,15 +72,12 @@ def _distances(backbone: Backbone, good: Sequence[Example], seed: int, alike: di
     """Fréchet distance (Lite0 features, whole images at the backbone's resolution) of a few drawn to the good training
     images, for every way; each draws the same seeds.
     """
-    count = min(len(good), COMPARED)
-    seen = [good[i * len(good) // count].image for i in range(count)]
     network = Lite0Features()
 
     def features(images: Sequence[Image]) -> NDArray[np.float32]:
         return network.extract(np.stack(images)).pooled
 
-    side = backbone.resolution
-    real = features([show_image(image, Window(0, 0, *image.shape[:2]), side) for image in seen])
+    real = features(show_whole(good, COMPARED, backbone.resolution))
     seeds = [derive_seed(seed, good[0].product, "", "tried", index) for index in range(TRIED)]
     return {
         way: round(
