@@ -256,7 +256,7 @@ def _border_candidates(
             at_start, at_end = low == 0, high == frame[axis]
             if not (at_start and at_end):
                 factors[axis] = min(zoom, frame[axis] / (high - low))
-                room = frame[axis] - factors[axis] * (high - low)
+                room = max(0.0, frame[axis] - factors[axis] * (high - low))  # rounding may leave less than none
                 start = 0.0 if at_start else room if at_end else rng.uniform(0, room)
                 shifts[axis] = start - factors[axis] * low
             if flip and rng.random() < 0.5:

@@ -196,3 +196,13 @@ def test_what_the_border_cuts_stays_at_the_border(shape):
             middles.add((np.flatnonzero(rows).mean().round(), np.flatnonzero(columns).mean().round()))
         assert min(shares) > 0.6 and max(shares) < 1.5  # of its frame: 0.8 to 1.2 each way
         assert len(middles) >= {"top": 8, "corner": 8, "band": 8, "all": 1}[name]
+
+
+@pytest.mark.parametrize("height", [255, 361])
+def test_a_defect_nearly_as_high_as_its_image_is_placed_whatever_its_height(height):
+    """The room left beside it may not round to less than none (frame / extent * extent is more than the frame)."""
+    image = np.full((height, 40, 3), 100, np.uint8)
+    for extent in (e for e in range(height // 2, height) if height / e * e > height):
+        mask = np.zeros((height, 40), bool)
+        mask[1 : 1 + extent, :9] = True
+        assert place(image, mask, image, np.random.default_rng(0), scale=(1.0, 2.5)).mask.any()
