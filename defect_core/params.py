@@ -5,6 +5,7 @@ Nothing here imports torch: Dagster and the command line read the parameters at 
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,16 +17,21 @@ from defect_core.data.records import check_name
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_config, generator_names, generator_promises
 
+AUTO = "auto"
 POOLED = "pooled"
 
 
-def _share(value: Any) -> float | str:
-    """A part from 0 to 1, or `pooled`."""
-    if value == POOLED:
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-        return float(value)
-    raise ValueError(f"expected a number from 0 to 1, or {POOLED}")
+def _share(*words: str) -> Callable[[Any], float | str]:
+    """A check for a part from 0 to 1, or one of `words`."""
+
+    def check(value: Any) -> float | str:
+        if value in words:
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        raise ValueError(f"expected a number from 0 to 1, or {' or '.join(words)}")
+
+    return check
 
 
 def _count(value: Any) -> int | str:
@@ -37,7 +43,8 @@ def _count(value: Any) -> int | str:
     raise ValueError("expected a number of at least 1, or a multiple of the real count such as 2x")
 
 
-Share = Annotated[float | str, BeforeValidator(_share)]
+Share = Annotated[float | str, BeforeValidator(_share(POOLED))]
+SegmentShare = Annotated[float | str, BeforeValidator(_share(AUTO, POOLED))]
 Count = Annotated[int | str, BeforeValidator(_count)]
 
 
@@ -150,8 +157,10 @@ class Segment(Strict):
     `validation_fraction` of the real training defects is held out for a curve and for a second result, the best model
     on them. None by default: the generators have seen those images, so holding them out would handicap `real_only`
     alone. `encoder_weights: imagenet` lets the library fetch weights for other encoders than the embedded one.
-    `synthetic_fraction: pooled` draws every defect image, real or synthetic, equally often. `image_score`: the highest
-    value of the score map averaged in a window (`max_of_mean`), or of the map itself (`max`).
+    `synthetic_fraction: auto` gives synthetic pairs a third of the defect places where up to four real examples of each
+    defect are known, and less the more there are (`segmentation.data.auto_share`); `pooled` draws every defect image,
+    real or synthetic, equally often. `image_score`: the highest value of the score map averaged in a window
+    (`max_of_mean`), or of the map itself (`max`).
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -163,7 +172,7 @@ class Segment(Strict):
     encoder: str = "tu-tf_efficientnet_lite0"
     encoder_weights: Literal["embedded", "imagenet", "none"] = "embedded"
     frozen_stages: int = Field(3, ge=0)
-    synthetic_fraction: Share = 0.5
+    synthetic_fraction: SegmentShare = AUTO
     validation_fraction: float = Field(0.0, ge=0, lt=1)
     image_score: Literal["max_of_mean", "max"] = "max_of_mean"
 

@@ -28,8 +28,12 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"synthesize": {"per_defect": "x2"}}, "multiple of the real count such as 2x, found 'x2'"),
         ({"synthesize": {"per_defect": "0x"}}, "synthesize.per_defect: expected"),
         ({"synthesize": {"per_defect": True}}, "synthesize.per_defect: expected"),
-        ({"segment": {"synthetic_fraction": 1.5}}, "segment.synthetic_fraction: expected a number from 0 to 1, or poo"),
+        ({"segment": {"synthetic_fraction": 1.5}}, "segment.synthetic_fraction: expected a number from 0 to 1, or aut"),
         ({"segment": {"synthetic_fraction": "all"}}, "segment.synthetic_fraction: expected a number from 0 to 1"),
+        (
+            {"classify": {"synthetic_fraction": "auto"}},
+            "classify.synthetic_fraction: expected a number from 0 to 1, or p",
+        ),
         ({"segment": {"image_score": "mean"}}, "segment.image_score"),
         ({"segment_unified": {"steps": 0}}, "segment_unified.steps"),
         ({"classify": {"seeds": []}}, "classify.seeds"),

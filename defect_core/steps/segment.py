@@ -1,7 +1,7 @@
 """segment: the downstream judge of one arm, into `data/segment/<product>/<arm>` and `metrics/segment/`."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from defect_core.data.records import Record, save_png
 from defect_core.errors import InputError
 from defect_core.examples import split_records_of, this_device
 from defect_core.metrics.spread import over_seeds
-from defect_core.params import Segment
+from defect_core.params import AUTO, Segment
 from defect_core.project import Project, write_json
 from defect_core.segmentation import Sample, SegmenterConfig, load_samples
-from defect_core.segmentation.data import hold_out, synthetic_share
+from defect_core.segmentation.data import auto_share, hold_out, synthetic_share
 
 GOOD_LIMIT = 256
 SHOWN_MAPS = 24
@@ -68,8 +68,8 @@ def measure(
     from defect_core.segmentation.train import train_segmenter
 
     settings = project.params.segment
-    config = segmenter_config(settings, fraction)
     images = read_images(project, product, folders)
+    config = segmenter_config(settings, fraction, images.kinds)
     last, best = [], []
     for number, seed in enumerate(settings.seeds):
         label = f"segmenter {product} {arm}, seed {seed} ({number + 1}/{len(settings.seeds)})"
@@ -97,9 +97,10 @@ def measure(
 
 class ArmImages(NamedTuple):
     """What an arm trains on (`real` defects, `good` images, `synthetic` defects) and is tested on, with the records
-    of the tested images in the same order.
+    of the tested images in the same order; `kinds`: product and defect type of each real one.
     """
 
+    kinds: list[tuple[str, str]]
     real: list[Sample]
     good: list[Sample]
     synthetic: list[Sample]
@@ -112,8 +113,10 @@ def read_images(project: Project, product: str, folders: Sequence[Path]) -> ArmI
     size, raw = project.params.segment.image_size, project.path(f"data/raw/{product}")
     train, test = (split_records_of(project, product, side) for side in ("train", "test"))
     ordered = [r for r in test if r.mask is not None] + [r for r in test if r.mask is None]
+    defects = [r for r in train if r.mask is not None]
     return ArmImages(
-        real=load_samples([r for r in train if r.mask is not None], raw, size),
+        kinds=[(product, r.defect) for r in defects],
+        real=load_samples(defects, raw, size),
         good=load_samples([r for r in train if r.mask is None], raw, size, limit=GOOD_LIMIT),
         synthetic=[sample for folder in folders for sample in _accepted(project, folder, size)],
         tested=load_samples(ordered, raw, size),
@@ -121,8 +124,18 @@ def read_images(project: Project, product: str, folders: Sequence[Path]) -> ArmI
     )
 
 
-def segmenter_config(settings: Segment, fraction: float | None = None) -> SegmenterConfig:
-    """The segmenter that params.yaml asks for; `fraction` goes before its synthetic fraction."""
+def segmenter_config(
+    settings: Segment, fraction: float | None = None, kinds: Sequence[Hashable] = ()
+) -> SegmenterConfig:
+    """The segmenter that params.yaml asks for.
+
+    Args:
+        fraction: goes before its synthetic fraction.
+        kinds: the defect type of each real training image, which a synthetic fraction of `auto` is counted from.
+    """
+    share = settings.synthetic_fraction if fraction is None else fraction
+    if share == AUTO:
+        share = auto_share(len(kinds) / max(1, len(set(kinds))))
     return SegmenterConfig(
         image_size=settings.image_size,
         steps=settings.steps,
@@ -132,7 +145,7 @@ def segmenter_config(settings: Segment, fraction: float | None = None) -> Segmen
         encoder=settings.encoder,
         encoder_weights=settings.encoder_weights,
         frozen_stages=settings.frozen_stages,
-        synthetic_fraction=settings.synthetic_fraction if fraction is None else fraction,
+        synthetic_fraction=share,
         val_fraction=settings.validation_fraction,
     )
 

@@ -32,12 +32,12 @@ def run(project: Project, arm: str) -> None:
     params, chosen = project.params, project.params.arm(arm)
     settings = params.segment
     steps = params.segment_unified.steps or settings.steps * len(params.products)
-    config = replace(segmenter_config(settings, chosen.fraction), steps=steps)
     images = {
         product: read_images(project, product, synthetic_folders(project, product, chosen))
         for product in params.products
     }
-    whole = ArmImages(*([item for each in images.values() for item in each[part]] for part in range(5)))
+    whole = ArmImages(*(sum(parts, []) for parts in zip(*images.values(), strict=True)))
+    config = replace(segmenter_config(settings, chosen.fraction, whole.kinds), steps=steps)
     last: Results = {product: [] for product in params.products}
     best: Results = {product: [] for product in params.products}
     curves = []

@@ -1,5 +1,7 @@
 """Batches, hold-out, resizing and augmentation: what keeps the arms comparable."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from PIL import Image
 
 from defect_core.data.records import Record
 from defect_core.errors import InputError
+from defect_core.params import Segment
 from defect_core.segmentation import Sample, SegmenterConfig, load_samples
 from defect_core.segmentation.augment import augment_batch
-from defect_core.segmentation.data import batch_plans, hold_out, resize_sample, synthetic_share
+from defect_core.segmentation.data import auto_share, batch_plans, hold_out, resize_sample, synthetic_share
+from defect_core.steps.segment import segmenter_config
 
 
 def _record(name, mask):
@@ -72,6 +76,28 @@ def test_the_synthetic_fraction_is_kept_on_average_and_every_batch_is_full(fract
     plans = list(batch_plans(config, 5, 5, 5, seed=0))
     assert {sum(map(len, p)) for p in plans} == {8}
     assert sum(len(p.synthetic) for p in plans) == pytest.approx(400 * fraction, abs=1)
+
+
+def test_pairs_have_a_third_of_the_places_beside_four_examples_of_a_defect_and_less_beside_more():
+    assert [auto_share(n) for n in (0, 1, 2, 4)] == [1 / 3] * 4
+    assert auto_share(8) == 0.2
+    shares = [auto_share(n) for n in range(4, 200)]
+    assert all(0 < later < earlier for earlier, later in pairwise(shares))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fraction", "share"),
+    [
+        ({}, None, 0.2),
+        ({}, 0.25, 0.25),
+        ({"synthetic_fraction": 0.7}, None, 0.7),
+        ({"synthetic_fraction": 1}, 0.5, 0.5),
+    ],
+)
+def test_the_automatic_share_counts_the_examples_of_a_defect_and_gives_way_to_a_number(chosen, fraction, share):
+    """Dents of two products are two types: 24 images of three types, eight each."""
+    kinds = [("a", "dent")] * 7 + [("a", "hole")] * 9 + [("b", "dent")] * 8
+    assert segmenter_config(Segment(**chosen), fraction, kinds).synthetic_fraction == pytest.approx(share)
 
 
 def test_each_list_is_walked_through_before_an_image_comes_again():
