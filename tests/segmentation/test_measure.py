@@ -1,9 +1,11 @@
 """What the segment step reports of its seeds: intervals, and the best models on the validation slice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from defect_core.data.records import Record, save_png, write_records
+from defect_core.data.records import Record, read_records, save_png, write_records
 from defect_core.metrics.bootstrap import ImageTables
 from defect_core.params import Params
 from defect_core.project import Project
@@ -61,3 +63,21 @@ def test_each_score_has_an_interval_or_none_and_both_models_are_reported(project
         assert result["best_on_validation"]["mean"]["pixel_ap"] == 0.7
     else:
         assert "best_on_validation" not in result
+
+
+def test_the_automatic_share_is_counted_from_the_training_side(project, monkeypatch):
+    """Eight dents train: a fifth of the defect places, whatever the test side holds."""
+    rows = read_records(project.path("data/split/p.parquet"))
+    dent = next(row for row in rows if row.split == "train" and row.mask)
+    write_records([*rows, *(replace(dent, sha256=f"more{i}") for i in range(7))], project.path("data/split/p.parquet"))
+    project.__dict__["params"] = Params(segment={"image_size": 32, "seeds": (0,)})
+    shares = []
+
+    def trained(*given):
+        shares.append(given[3].synthetic_fraction)
+        return train.TrainedSegmenter("last", [], None)
+
+    monkeypatch.setattr(train, "train_segmenter", trained)
+    monkeypatch.setattr(evaluate, "evaluate_segmenter", lambda *_: _Result(0.5))
+    measure(project, "p", "real_only", [])
+    assert shares == [0.2]
