@@ -105,8 +105,7 @@ def prepared(work: Path, scenes: int) -> "Iterator[dict[Path, Future[None]]]":
     pool = ProcessPoolExecutor(
         workers,
         get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_stand_back,
     )
     try:
         pending = {shard.path: pool.submit(_draw_shard, shard) for shard in missing}
@@ -160,6 +159,12 @@ def _turned(batch: Tensor) -> Tensor:
 def _shards(work: Path, scenes: int) -> list[_Shard]:
     ends = [min(start + SHARD, scenes) for start in range(0, scenes, SHARD)]
     return [_Shard(work / "corpus", SHARD * number, end) for number, end in enumerate(ends)]
+
+
+def _stand_back() -> None:
+    """One thread a process, and the training first."""
+    torch.set_num_threads(1)
+    os.nice(10)
 
 
 def _draw_shard(shard: _Shard) -> None:

@@ -8,17 +8,13 @@ there is one.
 import argparse
 import itertools
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defect_core.backbones.architecture import (
     LATENT_CHANNELS,
@@ -35,15 +31,14 @@ from defect_core.backbones.architecture import (
 )
 from defect_core.backbones.drawn_corpus import SCENES, SEED, Corpus, prepared
 from defect_core.backbones.identity_start import start_from_identity
+from defect_core.backbones.learner import Learner
 from defect_core.backbones.load import EMBEDDED_FOLDER
 from defect_core.backbones.tokenizer import END, START
 from defect_core.progress import track
 
 CYCLES = (4042, 7627)  # the steps at whose end the learning rate is lowest; it starts high again after the first
 BATCH = 512
-LEARNING_RATE = 8e-4
 WARM_UP, DECAY_SHARE = 500, 0.35
-EMA_DECAY = 0.999
 EMPTY_CAPTION = 0.1
 HOLE_SHARE, FOCUS_SHARE, GOOD_HOLE_SHARE = 0.3, 0.3, 0.15
 SAVE_EVERY_S = 180.0
@@ -58,11 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=CYCLES[-1], help="train up to this step (0: no training)")
     parser.add_argument("--minutes", type=float, help="instead of --steps: as many as fit into this time")
     parser.add_argument("--scenes", type=int, default=SCENES, help="scenes in the corpus")
+    parser.add_argument("--no-record", action="store_true", help="on an accelerator: call each kernel in each step")
     parser.add_argument("--export", action="store_true", help="write the averaged weights into the package")
     options = parser.parse_args(arguments)
     with prepared(options.work, options.scenes) as pending:
         if options.steps:
-            train(options.work, options.scenes, options.steps, options.minutes, pending)
+            train(options.work, options.scenes, options.steps, options.minutes, pending, record=not options.no_record)
         for drawn in pending.values() if not options.steps else ():
             drawn.result()
     if options.export:
@@ -75,6 +71,7 @@ def train(
     steps: int,
     minutes: float | None = None,
     pending: dict[Path, Future[None]] | None = None,
+    record: bool = True,
 ) -> None:
     """Train denoiser and text encoder up to a step, from the last checkpoint if there is one.
 
@@ -92,22 +89,16 @@ def train(
         steps: the last step.
         minutes: take as many steps as fit into this time instead, judged by the time that the first ones take.
         pending: shards of the corpus that are still being drawn.
+        record: see `Learner`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.monotonic()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     corpus = Corpus(work, scenes, device, pending)
     torch.manual_seed(SEED)
-    model = _build(work).to(device).train()
-    average = {name: value.clone() for name, value in model.state_dict().items()}
-    fused = device.type == "cuda"
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
-    )
-    start = _resume(work, model, average, optimizer)
-    moving = [(average[name], value) for name, value in model.state_dict().items() if value.is_floating_point()]
-    denoiser = model["denoiser"]
-    if device.type == "cuda":  # small kernels: an accelerator would wait for them to be called, one by one
-        denoiser = torch.compile(denoiser)
+    learner = Learner(_build(work), device, record)
+    start = learner.resume(work)
     alpha_bar = alphas_cumprod().to(device)
     empty = _empty_caption(work).to(device)
     saved, losses, at = time.monotonic(), [], {}
@@ -119,27 +110,16 @@ def train(
                 pace = (at[TIMED[1]] - at[TIMED[0]]) / (TIMED[1] - TIMED[0])
                 steps = step + 1 + int((60 * minutes - (at[TIMED[1]] - began)) / pace)
                 print(f"{1000 * pace:.1f} ms a step: {steps} steps fit into {minutes:g} minutes", flush=True)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(step, CYCLES if steps == CYCLES[-1] else (steps,))
         corpus.grow(step)
         batch = _draw_batch(corpus, empty, alpha_bar, step)
-        with _fast(device):
-            states = model["text_encoder"](input_ids=batch["tokens"]).last_hidden_state
-            noise = denoiser(batch["noisy"], batch["times"], states, return_dict=False)[0]
-        loss = (batch["weight"] * (noise.float() - batch["noise"]) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(*zip(*moving, strict=True), 1 - min(EMA_DECAY, (step + 1) / (step + 10)))
-        losses.append(loss.detach())
+        share = _rate(step, CYCLES if steps == CYCLES[-1] else (steps,))
+        losses.append(learner.step(batch, step, share))
         if (step + 1) % SHOW_EVERY == 0:
             print(f"step {step + 1}: loss {torch.stack(losses).mean():.4f}", flush=True)
             losses = []
         done = step + 1 >= steps and not (minutes and len(at) < len(TIMED))
         if done or time.monotonic() - saved > SAVE_EVERY_S:
-            _save(work, model, average, optimizer, step + 1)
+            learner.save(work, step + 1)
             saved = time.monotonic()
         if done:
             break
@@ -170,19 +150,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic()
-
-
-@contextmanager
-def _fast(device: torch.device) -> Iterator[None]:
-    """bfloat16 arithmetic under float32 weights: 1.7 times as fast on a CPU, if attention is written out.
-
-    (The CPU's fused attention runs backwards slowly in bfloat16, and these pictures have 64 positions only.)
-    """
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-        if device.type == "cpu":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
 
 
 def _build(work: Path) -> nn.ModuleDict:
@@ -228,41 +195,6 @@ def _draw_batch(corpus: Corpus, empty: Tensor, alpha_bar: Tensor, step: int) -> 
     tokens = torch.where(hole[:, None], corpus.normal_caption[chosen], corpus.caption[chosen]).long()
     tokens = torch.where((drop < EMPTY_CAPTION)[:, None], empty, tokens)
     return {"noisy": noisy, "noise": noise, "times": times, "tokens": tokens, "weight": weight}
-
-
-def _save(
-    work: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
-    for name, parameter in model.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(tensors, work / "checkpoint.tmp", metadata={"step": str(step)})
-    os.replace(work / "checkpoint.tmp", work / "checkpoint.safetensors")
-    write_json(work / "checkpoint.json", {"step": step})
-
-
-def _resume(work: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Put the last checkpoint in place, if there is one; the step to go on from."""
-    from safetensors import safe_open
-
-    path = work / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    with safe_open(path, framework="pt", device=str(next(model.parameters()).device)) as stored:
-        step = int(stored.metadata()["step"])
-        model.load_state_dict({name: stored.get_tensor(f"model.{name}") for name in model.state_dict()})
-        for name in average:
-            average[name] = stored.get_tensor(f"average.{name}")
-        for name, parameter in model.named_parameters():
-            moments = {moment: stored.get_tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
-            counted = torch.tensor(float(step), device=parameter.device if optimizer.defaults["fused"] else "cpu")
-            optimizer.state[parameter] = {"step": counted, **moments}
-    return step
 
 
 if __name__ == "__main__":

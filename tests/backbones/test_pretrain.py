@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from defect_core.backbones import drawn_corpus, load_backbone, pretrain
 from defect_core.backbones.architecture import LATENT_CHANNELS, alphas_cumprod
 from defect_core.backbones.drawn_corpus import Corpus, prepared
+from defect_core.backbones.learner import Learner
 
 SCENES = 40
 
@@ -146,14 +147,36 @@ def test_interrupted_run_equals_an_unbroken_one(small: Path, monkeypatch: pytest
     assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken)
 
 
+def test_a_checkpoint_holds_weights_their_average_and_moments_apart(
+    small: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "BATCH", 2)
+    torch.manual_seed(0)
+    learner = Learner(pretrain._build(small), torch.device("cpu"))
+    begun = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    learner.step(_batch(corpus, small, 0), step=0, rate=1.0)
+    learner.save(small, 1)
+    stored = load_file(small / "checkpoint.safetensors")
+    assert len(stored) == 2 * len(begun) + 3 * len(list(learner.model.parameters()))
+    moved = 0
+    for name, first in begun.items():
+        weight = stored[f"model.{name}"]
+        assert torch.equal(weight, learner.model.state_dict()[name])
+        if first.is_floating_point():  # the first step counts nine tenths
+            assert torch.allclose(stored[f"average.{name}"], first.lerp(weight, 0.9), atol=1e-6), name
+            moved += not torch.equal(first, weight)
+    assert moved > 0.7 * len(begun)
+
+
 def test_export_loads(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "BATCH", 2)
     monkeypatch.setattr(pretrain, "EMBEDDED_FOLDER", tmp_path / "package")
     for _ in range(2):  # the second finds a folder to replace
         pretrain.main(["--work", str(small), "--steps", "1", "--scenes", str(SCENES), "--export"])
     backbone = load_backbone(tmp_path / "package")
-    stored = load_file(small / "checkpoint.safetensors")["average.denoiser.conv_in.weight"]
-    assert torch.allclose(backbone.denoiser.conv_in.weight, stored, atol=1e-3)
+    stored = load_file(small / "checkpoint.safetensors")
+    for name, weight in backbone.denoiser.state_dict().items():
+        assert torch.allclose(weight, stored[f"average.denoiser.{name}"], atol=1e-3, rtol=1e-3), name
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("package")) == ["package"]
 
 
