@@ -68,7 +68,7 @@ class Learner:
         return loss
 
     def save(self, work: Path, step: int) -> None:
-        """Write weights, their average and the optimisers' moments, in one move."""
+        """Write weights, their average and the optimiser's moments, in one move."""
         from safetensors.torch import save_file
 
         tensors = {name: value.detach().cpu().contiguous() for name, value in self._kept().items()}
@@ -86,17 +86,18 @@ class Learner:
         with safe_open(path, framework="pt") as stored, torch.no_grad():
             for name, value in self._kept().items():
                 value.copy_(stored.get_tensor(name))
-            return int(stored.metadata()["step"])
+            step = int(stored.metadata()["step"])
+        for moments in self._optimizer.state.values():
+            moments["step"].fill_(step)
+        return step
 
     def _kept(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        return tensors | self._moments()
-
-    def _moments(self) -> dict[str, Tensor]:
-        named = self.model.named_parameters()
-        stored = {name: self._optimizer.state[weight] for name, weight in named}
-        return {f"{key}.{name}": value for name, kept in stored.items() for key, value in kept.items()}
+        for name, weight in self.model.named_parameters():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{moment}.{name}"] = self._optimizer.state[weight][moment]
+        return tensors
 
     def _learn_aside(self, batch: dict[str, Tensor]) -> Tensor:
         if self._stream is None:
