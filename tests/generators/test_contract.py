@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
+from defect_core import training
 from defect_core.backbones import load_backbone
 from defect_core.errors import InputError
 from defect_core.generators import registry
@@ -147,6 +148,23 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(fitted, examples):
     if name != "crop-paste":  # crop-paste draws nothing at random
         other = next(iter(generator.sample([dataclasses.replace(requests[0], seed=99)])))
         assert (other.image != together[0].image).any()
+
+
+def test_bfloat16_is_used_and_changes_a_drawing_by_little(fitted, examples, monkeypatch):
+    _, generator, _ = fitted
+    if not (generator.promises.uses_backbone and training._native_bfloat16()):
+        pytest.skip("draws by no network, or a processor without instructions for bfloat16")
+    requests = _requests(examples, 3)
+    quick = list(generator.sample(requests))
+    monkeypatch.setattr(training, "_native_bfloat16", lambda: False)
+    plain = list(generator.sample(requests))
+    others = list(generator.sample([dataclasses.replace(each, seed=each.seed + 1) for each in requests]))
+    assert 0 < _apart(quick, plain) < 0.25 * _apart(plain, others)  # the rounding against another seed
+
+
+def _apart(pairs, others):
+    """Mean difference in grey levels."""
+    return np.mean([np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(pairs, others, strict=True)])
 
 
 def test_save_and_load_give_the_same_samples(fitted, examples):

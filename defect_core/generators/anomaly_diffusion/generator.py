@@ -52,7 +52,7 @@ from defect_core.generators.views import (
     to_pixels,
     to_tensor,
 )
-from defect_core.training import train
+from defect_core.training import fast, fast_drawing, train
 
 _SLOT = "anomaly"
 _TRIES = 4
@@ -226,8 +226,9 @@ class AnomalyDiffusion(Generator):
                 masks[chosen].float().to(backbone.device),
             )
             noised = add_noise(on_device(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
-            predicted = backbone.denoiser(noised, on_device(backbone, times), told.states).sample
-            return noise_loss(noise, predicted, on_device(backbone, cells[chosen]), config.reduction)
+            with fast(backbone.device, backbone.latent_size):
+                predicted = backbone.denoiser(noised, on_device(backbone, times), told.states).sample
+            return noise_loss(noise, predicted.float(), on_device(backbone, cells[chosen]), config.reduction)
 
         losses = train(
             learned,
@@ -278,18 +279,19 @@ class AnomalyDiffusion(Generator):
         empty = None if config.guidance_scale == 1 else backbone.encode_text([""]).expand(len(keys), -1, -1)
 
         def under(text: Tensor):
-            return lambda latents, time: backbone.denoiser(latents, time.to(latents.device), text).sample
+            return lambda z, time: backbone.denoiser(z, time.to(z.device), text).sample.to(z.dtype)
 
-        drawn = draw(
-            scene,
-            under(told.states),
-            make_trajectory(backbone.schedule, config.sampling_steps),
-            NoiseStream([request.seed for request in requests], scene.latents.shape[1:]),
-            config.eta,
-            reweighting,
-            None if empty is None else under(empty),
-            config.guidance_scale,
-        )
+        with fast_drawing(backbone.denoiser):
+            drawn = draw(
+                scene,
+                under(told.states),
+                make_trajectory(backbone.schedule, config.sampling_steps),
+                NoiseStream([request.seed for request in requests], scene.latents.shape[1:]),
+                config.eta,
+                reweighting,
+                None if empty is None else under(empty),
+                config.guidance_scale,
+            )
         return to_pixels(backbone.decode(drawn))
 
     def _masks(self, requests: Sequence[SampleRequest]) -> list[Mask]:

@@ -21,7 +21,7 @@ from defect_core.generators.anomaly_diffusion.config import MaskModelConfig
 from defect_core.generators.base import Mask
 from defect_core.generators.canvas import Window, bring_back
 from defect_core.generators.views import LatentBank, View, encode_views, on_device
-from defect_core.training import train
+from defect_core.training import fast_drawing, train
 
 
 def mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:
@@ -87,12 +87,14 @@ def draw_masks(
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         def under(text: Tensor) -> Tensor:
-            return backbone.denoiser(latents, timestep.to(latents.device), text).sample
+            return backbone.denoiser(latents, timestep.to(latents.device), text).sample.to(latents.dtype)
 
         return under(told) if config.guidance_scale == 1 else guide(under(empty), (config.guidance_scale, under(told)))
 
     trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
-    pictures = backbone.decode(sample(noise(), predict, trajectory, eta=1.0, fresh_noise=noise))
+    with fast_drawing(backbone.denoiser):
+        drawn = sample(noise(), predict, trajectory, eta=1.0, fresh_noise=noise)
+    pictures = backbone.decode(drawn)
     grey = pictures.float().mean(1).cpu().numpy()
     return [accept(threshold(picture, config.threshold), config.border_share) for picture in grey]
 

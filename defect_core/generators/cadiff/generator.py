@@ -53,7 +53,7 @@ from defect_core.generators.views import (
     to_tensor,
     words,
 )
-from defect_core.training import train
+from defect_core.training import fast_drawing, train
 
 STRONGEST = 2.0
 _CHECK_VIEWS = 32
@@ -213,14 +213,15 @@ class CADiff(Generator):
             start = max(1, round(config.start_level * config.sampling_steps))
             latents = normal(start)
         walk = _Walk(self, plans)
-        latents = sample(
-            latents,
-            walk.predict,
-            trajectory,
-            start=start,
-            before_step=(lambda z, level: blend(z, normal(level), region)) if config.paste else None,
-            after_step=(lambda z, level: z if level else blend(z, clean, region)) if config.paste else None,
-        )
+        with fast_drawing(backbone.denoiser, self._fitted().control):
+            latents = sample(
+                latents,
+                walk.predict,
+                trajectory,
+                start=start,
+                before_step=(lambda z, level: blend(z, normal(level), region)) if config.paste else None,
+                after_step=(lambda z, level: z if level else blend(z, clean, region)) if config.paste else None,
+            )
         return to_pixels(backbone.decode(latents))
 
     def _finish(self, plan: "_Plan", canvas: np.ndarray) -> SyntheticPair:
@@ -313,7 +314,7 @@ class _Walk:
             for k, mask in enumerate(self.masks):
                 self._reweight(asked, k, mask)
             times = time.to(latents.device).expand(len(twice))
-            noise = self.model.predict(twice, times, self.text, self.images)
+            noise = self.model.predict(twice, times, self.text, self.images).to(latents.dtype)
         seen = maps.mean(self.side)[:count]
         for k, mask in enumerate(self.masks):
             self.focused[k].update(focus(seen[:, k], resize_mask(mask, self.side)[:, 0]))

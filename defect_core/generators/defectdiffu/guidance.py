@@ -11,6 +11,7 @@ from defect_core.diffusion.sampling import guide
 from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction
 from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions
+from defect_core.training import fast_drawing
 
 Pair = tuple[str, str]
 
@@ -62,7 +63,8 @@ def guided(
     if region is not None:
         region = torch.cat([torch.zeros_like(region)] * (count - 1) + [region])
     answer = model(latents.repeat(count, 1, 1, 1), times, conditions, region)
-    parts = [Prediction(*piece) for piece in zip(*(whole.split(size) for whole in answer), strict=True)]
+    wholes = (whole.to(latents.dtype).split(size) for whole in answer)
+    parts = [Prediction(*piece) for piece in zip(*wholes, strict=True)]
     dial = strength.to(latents).view(-1, 1, 1, 1)
     steered = [(dial, parts[-1].noise)]
     if count == 3:
@@ -98,9 +100,10 @@ def draw(
     if clean is not None:
         latents = add_noise(clean, latents, chain.alpha_bars[start - 1].expand(len(clean)))
     masks: list[Tensor] = []
-    for step in range(start - 1, -1, -1):
-        answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength, region)
-        latents = chain.step_back(latents, answer.noise, answer.variance, step, fresh_noise())
-        if step < mask_steps:
-            masks.append(answer.mask)
+    with fast_drawing(model):
+        for step in range(start - 1, -1, -1):
+            answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength, region)
+            latents = chain.step_back(latents, answer.noise, answer.variance, step, fresh_noise())
+            if step < mask_steps:
+                masks.append(answer.mask)
     return Drawn(latents, torch.stack(masks).mean(0))

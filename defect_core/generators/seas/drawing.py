@@ -12,6 +12,7 @@ from defect_core.diffusion.sampling import dpm_solver, guide, noise_from_seeds
 from defect_core.generators.seas.config import Config
 from defect_core.generators.seas.mask_branch import MaskBranch, image_features, watch_features
 from defect_core.generators.views import on_device
+from defect_core.training import fast_drawing
 
 _EXTENDED_STEPS = 1500
 
@@ -67,17 +68,19 @@ def draw(
     if twice:
         latents = torch.cat([latents, latents])
     scale = config.normal_guidance_scale if branch is None else config.guidance_scale
-    found: list[Tensor] = []
-    for index, time in enumerate(times):
-        reads = branch is not None and index >= len(times) - config.mask_average
-        with watch_features(backbone) as features:
-            predicted = _guided(backbone, latents, time, states, empty, scale, place)
-        if reads:
-            level = backbone.schedule[int(time)].expand(count)
-            first, second = (feature[-count:] for feature in features)
-            fine = image_features(backbone, clean_latents(latents[:count], predicted[:count], level))
-            found.append(branch.probability((first, second), fine))
-        latents = solver.step(predicted, time, latents).prev_sample
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of the last steps: two features of the U-Net, the clean latents
+    with fast_drawing(backbone.denoiser):
+        for index, time in enumerate(times):
+            with watch_features(backbone) as features:
+                predicted = _guided(backbone, latents, time, states, empty, scale, place)
+            if branch is not None and index >= len(times) - config.mask_average:
+                level = backbone.schedule[int(time)].expand(count)
+                first, second = (feature[-count:] for feature in features)
+                seen.append((first, second, clean_latents(latents[:count], predicted[:count], level)))
+            latents = solver.step(predicted, time, latents).prev_sample
+    found = []
+    if branch is not None:
+        found = [branch.probability((f, s), image_features(backbone, clean)) for f, s, clean in seen]
     images = backbone.decode(latents)
     if twice:
         images = images[:count] - images[count:]
@@ -135,7 +138,7 @@ def _guided(
     parts += [(latents, place.normal)] if place is not None else []
     parts += [(latents[:count], states)]
     texts = torch.cat([text.expand(len(part), -1, -1) for part, text in parts])
-    noises = backbone.denoiser(torch.cat([part for part, _ in parts]), time, texts).sample
+    noises = backbone.denoiser(torch.cat([part for part, _ in parts]), time, texts).sample.to(latents.dtype)
     *others, prompted = noises.split([len(part) for part, _ in parts])
     if place is not None:
         normal = others[-1]
