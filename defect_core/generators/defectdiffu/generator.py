@@ -55,7 +55,7 @@ from defect_core.generators.views import (
     to_pixels,
     to_tensor,
 )
-from defect_core.training import train
+from defect_core.training import fast_drawing, train
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -261,18 +261,19 @@ class DefectDiffu(Generator):
         clean = None if config.start == "noise" else self._encode(canvases).to(self.backbone.device)
         shape = (self.model.channels, self.latent_size, self.latent_size)
         like = torch.empty(0, device=next(self.model.parameters()).device)
-        drawn = draw(
-            self.model,
-            chain,
-            clean,
-            start,
-            NoiseStream([request.seed for request in requests], shape, like),
-            encode_pairs(self.encoder, pairs).to(like),
-            config.product_scale,
-            torch.tensor(strengths),
-            max(1, round(config.mask_share * chain.steps)),
-            self._regions(requests, windows).to(like),
-        )
+        with fast_drawing(self.model):
+            drawn = draw(
+                self.model,
+                chain,
+                clean,
+                start,
+                NoiseStream([request.seed for request in requests], shape, like),
+                encode_pairs(self.encoder, pairs).to(like),
+                config.product_scale,
+                torch.tensor(strengths),
+                max(1, round(config.mask_share * chain.steps)),
+                self._regions(requests, windows).to(like),
+            )
         with torch.no_grad():
             pictures, masks = (to_pixels(self.backbone.decode(latents)) for latents in drawn)
         if self.adds_difference:

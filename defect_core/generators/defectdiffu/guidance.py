@@ -11,7 +11,6 @@ from defect_core.diffusion.sampling import guide
 from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction
 from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions
-from defect_core.training import fast_drawing
 
 Pair = tuple[str, str]
 
@@ -100,10 +99,9 @@ def draw(
     if clean is not None:
         latents = add_noise(clean, latents, chain.alpha_bars[start - 1].expand(len(clean)))
     masks: list[Tensor] = []
-    with fast_drawing(model):
-        for step in range(start - 1, -1, -1):
-            answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength, region)
-            latents = chain.step_back(latents, answer.noise, answer.variance, step, fresh_noise())
-            if step < mask_steps:
-                masks.append(answer.mask)
+    for step in range(start - 1, -1, -1):
+        answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength, region)
+        latents = chain.step_back(latents, answer.noise, answer.variance, step, fresh_noise())
+        if step < mask_steps:
+            masks.append(answer.mask)
     return Drawn(latents, torch.stack(masks).mean(0))
