@@ -116,7 +116,7 @@ def fast_drawing(*networks: nn.Module) -> Iterator[None]:
     bfloat16 are cast once, at the beginning, and put back at the end: autocast alone would cast them in every call.
     """
     layers = [layer for each in networks for layer in each.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    parameters = list(dict.fromkeys(each for layer in layers for each in layer.parameters(recurse=False)))
+    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
     if not _native_bfloat16() or any(parameter.device.type != "cpu" for parameter in parameters):
         yield
         return

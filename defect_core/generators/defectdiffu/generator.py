@@ -261,6 +261,7 @@ class DefectDiffu(Generator):
         clean = None if config.start == "noise" else self._encode(canvases).to(self.backbone.device)
         shape = (self.model.channels, self.latent_size, self.latent_size)
         like = torch.empty(0, device=next(self.model.parameters()).device)
+        conditions = encode_pairs(self.encoder, pairs).to(like)
         with fast_drawing(self.model):
             drawn = draw(
                 self.model,
@@ -268,7 +269,7 @@ class DefectDiffu(Generator):
                 clean,
                 start,
                 NoiseStream([request.seed for request in requests], shape, like),
-                encode_pairs(self.encoder, pairs).to(like),
+                conditions,
                 config.product_scale,
                 torch.tensor(strengths),
                 max(1, round(config.mask_share * chain.steps)),
