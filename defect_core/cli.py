@@ -31,6 +31,23 @@ def main() -> None:
         sys.exit(130)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"defectory {version('defectory')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="An empty or new folder.")],

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -271,6 +272,11 @@ def test_missing_weights_are_one_line(project, tmp_path, monkeypatch, capsys):
     code, _, error = _call(monkeypatch, capsys, "stage", "adapt", "--product", "plate")
     assert code == 2 and "no/such/folder" in error.splitlines()[-1]
     assert not (project / "data/generator").exists()
+
+
+def test_version_is_that_of_the_package(monkeypatch, capsys):
+    code, out, _ = _call(monkeypatch, capsys, "--version")
+    assert (code, out) == (0, f"defectory {version('defectory')}\n")
 
 
 def test_help_answers_without_the_heavy_packages():
