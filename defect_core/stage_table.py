@@ -50,6 +50,7 @@ _TRAINING = (
     "defect_core/data/augment.py",
     "defect_core/data/masks.py",
     "defect_core/backbones/load.py",
+    "defect_core/backbones/locate.py",
     "defect_core/backbones/architecture.py",
     "defect_core/backbones/embedded",
 )

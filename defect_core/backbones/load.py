@@ -1,8 +1,6 @@
 """Load a latent diffusion model: the embedded family, a folder in Stable Diffusion's layout, or a hub name."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defect_core.backbones.locate import digest_files, find_model
 from defect_core.errors import InputError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -27,6 +26,8 @@ _CONFIG_FILES = {
 }
 # where latent diffusion's own layout (diffusers' LDMTextToImagePipeline) names a part otherwise
 _LDM_FOLDERS = {"vae": "vqvae", "text_encoder": "bert"}
+_FETCHED = [f"{part}/*" for part in (*_CONFIG_FILES, *_LDM_FOLDERS.values())]
+_VARIANTS = ["*.bin", "*.msgpack", "*.onnx*", "*.fp16.*", "*non_ema*"]
 _WEIGHT_STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
@@ -166,7 +167,7 @@ def load_backbone(
     Raises:
         InputError: nothing is found under this name, a part is missing, or a part cannot be read.
     """
-    folder = _find(str(name))
+    folder = find_model("backbone", str(name), EMBEDDED_FOLDER, LAYOUT, wanted=_FETCHED, unwanted=_VARIANTS)
     _check_layout(folder, str(name))
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -194,43 +195,9 @@ def load_backbone(
 
 def digest_folder(folder: Path) -> str:
     """Hex sha256 over the names and bytes of a backbone folder's configuration and weight files, in order of name."""
-    total = hashlib.sha256()
-    wanted = [folder / "defectory.json", *(path for part in _CONFIG_FILES for path in _part(folder, part).rglob("*"))]
-    for path in sorted(wanted):
-        if path.is_file() and path.suffix in {".json", ".txt", ".safetensors"}:
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
-def _find(name: str) -> Path:
-    if name == "embedded":
-        return EMBEDDED_FOLDER
-    if Path(name).is_dir():
-        return Path(name)
-    store = os.environ.get("DEFECTORY_WEIGHTS")
-    for candidate in (name, name.rsplit("/", 1)[-1]):
-        if store and candidate and (Path(store) / candidate).is_dir():
-            return Path(store) / candidate
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"backbone {name}: no such folder; expected 'embedded', a hub name, or a folder with {LAYOUT}")
-    return _download(name)
-
-
-def _download(name: str) -> Path:
-    """The folder of a hub repository's files, from the hub's cache or the network; one variant, safetensors only."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"{part}/*" for part in (*_CONFIG_FILES, *_LDM_FOLDERS.values())]
-    variants = ["*.bin", "*.msgpack", "*.onnx*", "*.fp16.*", "*non_ema*"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=variants))
-    except Exception as error:  # the hub raises many kinds, offline, unknown name, gated; the user needs one line
-        raise InputError(
-            f"backbone {name}: not a folder, not under DEFECTORY_WEIGHTS, and the hub gave {type(error).__name__}; "
-            f"expected a folder with {LAYOUT}"
-        ) from error
+    files = [folder / "defectory.json", *(path for part in _CONFIG_FILES for path in _part(folder, part).rglob("*"))]
+    kept = (path for path in files if path.suffix in {".json", ".txt", ".safetensors"})
+    return digest_files(kept, lambda path: path.relative_to(folder).as_posix())
 
 
 def _check_layout(folder: Path, name: str) -> None:

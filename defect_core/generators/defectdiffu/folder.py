@@ -1,7 +1,6 @@
 """Reading and writing a transformer's folder: a DiT in diffusers' layout, with or without the parts added to it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from defect_core.backbones.architecture import save_network, write_json
+from defect_core.backbones.locate import digest_files, find_model
 from defect_core.errors import InputError
 from defect_core.generators.defectdiffu.ancestral import Chain, chain_of
 from defect_core.generators.defectdiffu.model import DefectDiT
@@ -51,7 +51,8 @@ def load_transformer(name: str, text_width: int, split: tuple[int, int, int] | N
     Raises:
         InputError: nothing is found, or a part is missing or cannot be read.
     """
-    root = _find(name)
+    files = {"wanted": ["transformer/*", "scheduler/*"], "unwanted": ["*.bin"]}
+    root = find_model("dit", name, EMBEDDED_DIT, LAYOUT, **files)
     part = root / "transformer" if (root / "transformer" / "config.json").is_file() else root
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -65,7 +66,7 @@ def load_transformer(name: str, text_width: int, split: tuple[int, int, int] | N
             model.load_state_dict(state, strict=False)
     model.requires_grad_(False).eval()
     schedule = _read_schedule(root)
-    digest = _digest([part / "config.json", *part.glob("*.safetensors"), added])
+    digest = digest_files([part / "config.json", *part.glob("*.safetensors"), added], lambda path: path.name)
     return Transformer(model, make_chain(schedule), schedule, digest)
 
 
@@ -132,36 +133,3 @@ def _read_schedule(root: Path) -> dict[str, Any]:
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a scheduler's configuration") from error
     return {key: value for key, value in schedule.items() if not key.startswith("_") or key == "_class_name"}
-
-
-def _find(name: str) -> Path:
-    if name == "embedded":
-        return EMBEDDED_DIT
-    if Path(name).is_dir():
-        return Path(name)
-    store = os.environ.get("DEFECTORY_WEIGHTS")
-    for candidate in (name, name.rsplit("/", 1)[-1]):
-        if store and candidate and (Path(store) / candidate).is_dir():
-            return Path(store) / candidate
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"dit {name}: no such folder; expected 'embedded', a hub name, or a folder with {LAYOUT}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["transformer/*", "scheduler/*"], ignore_patterns=["*.bin"]))
-    except Exception as error:
-        raise InputError(
-            f"dit {name}: not a folder, not under DEFECTORY_WEIGHTS, and the hub gave {type(error).__name__}; "
-            f"expected a folder with {LAYOUT}"
-        ) from error
-
-
-def _digest(files: list[Path]) -> str:
-    """Hex sha256 over names and bytes, in order of name."""
-    import hashlib
-
-    total = hashlib.sha256()
-    for path in sorted(path for path in files if path.is_file()):
-        with path.open("rb") as stream:
-            total.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
