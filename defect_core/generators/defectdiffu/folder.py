@@ -51,8 +51,7 @@ def load_transformer(name: str, text_width: int, split: tuple[int, int, int] | N
     Raises:
         InputError: nothing is found, or a part is missing or cannot be read.
     """
-    files = {"wanted": ["transformer/*", "scheduler/*"], "unwanted": ["*.bin"]}
-    root = find_model("dit", name, EMBEDDED_DIT, LAYOUT, **files)
+    root = find_model("dit", name, EMBEDDED_DIT, LAYOUT, wanted=["transformer/*", "scheduler/*"], unwanted=["*.bin"])
     part = root / "transformer" if (root / "transformer" / "config.json").is_file() else root
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
