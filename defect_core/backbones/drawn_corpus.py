@@ -26,7 +26,7 @@ from defect_core.backbones.tokenizer import INDUSTRIAL_WORDS, save_tokenizer, tr
 from defect_core.progress import track
 
 SEED = 20
-SCENES = 66_000  # each gives two pictures: the whole scene and a local view
+SCENES = 120_000  # each gives two pictures: the whole scene and a local view
 SCENE_SIZES = (144, 176, 224)  # drawn larger than seen, so that edges are smooth
 SHARD = 1000  # scenes
 FIRST, GROWTH = 16, 150  # shards to begin with; steps after which one more is met

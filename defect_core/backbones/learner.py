@@ -1,4 +1,4 @@
-"""One step of the pretraining: forwards, backwards, AdamW, the average of weights; and its checkpoint.
+"""One step of the pretraining: forwards, backwards, Muon and AdamW, the average of weights; and its checkpoint.
 
 On an accelerator the step is compiled and recorded once (a CUDA graph), then replayed: the networks are small, and
 calling their kernels one by one takes longer than running them.
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defect_core.backbones.architecture import write_json
+from defect_core.backbones.muon import Muon
 
-LEARNING_RATE = 8e-4
+LEARNING_RATE, MUON_RATE = 8e-4, 1.5e-3
 EMA_DECAY = 0.999
 RECORD_AFTER = 3  # steps of a run that are called kernel by kernel, before one is recorded
 
@@ -40,8 +41,11 @@ class Learner:
         values = model.state_dict()
         moving = [(value, values[name]) for name, value in self.average.items() if value.is_floating_point()]
         self._averages, self._values = map(list, zip(*moving, strict=True))
-        self._rate = torch.tensor(LEARNING_RATE, device=device)
-        self._optimizer = _adamw(list(model.parameters()), self._rate)
+        inner = {name: weight for name, weight in self.model.named_parameters() if _is_inner(name, weight)}
+        outer = {name: weight for name, weight in self.model.named_parameters() if name not in inner}
+        self._rate, self._muon_rate = (torch.tensor(rate, device=device) for rate in (LEARNING_RATE, MUON_RATE))
+        self._adamw, self._muon = _adamw(list(outer.values()), self._rate), Muon(list(inner.values()), self._muon_rate)
+        self._inner, self._outer = inner, outer
         on_cuda = device.type == "cuda"
         self._denoiser = torch.compile(model["denoiser"]) if on_cuda else model["denoiser"]
         self._plain_steps = RECORD_AFTER if on_cuda and record else None
@@ -52,6 +56,7 @@ class Learner:
     def step(self, batch: dict[str, Tensor], step: int, rate: float) -> Tensor:
         """Learn from one batch at this share of the learning rate; the loss, on the device."""
         self._rate.fill_(LEARNING_RATE * rate)
+        self._muon_rate.fill_(MUON_RATE * rate)
         if self._plain_steps == 0:
             self._record(batch)
         if self._plain_steps is not None:
@@ -87,17 +92,19 @@ class Learner:
             for name, value in self._kept().items():
                 value.copy_(stored.get_tensor(name))
             step = int(stored.metadata()["step"])
-        for moments in self._optimizer.state.values():
+        for moments in self._adamw.state.values():
             moments["step"].fill_(step)
         return step
 
     def _kept(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        for name, weight in self.model.named_parameters():
+        for name, weight in self._outer.items():
             for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{moment}.{name}"] = self._optimizer.state[weight][moment]
-        return tensors
+                tensors[f"{moment}.{name}"] = self._adamw.state[weight][moment]
+        return tensors | {
+            f"momentum.{name}": value for name, value in zip(self._inner, self._muon.momentum, strict=True)
+        }
 
     def _learn_aside(self, batch: dict[str, Tensor]) -> Tensor:
         if self._stream is None:
@@ -117,7 +124,8 @@ class Learner:
         loss = (batch["weight"] * (noise.float() - batch["noise"]) ** 2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimizer.step()
+        self._adamw.step()
+        self._muon.step()
         return loss.detach()
 
     def _record(self, batch: dict[str, Tensor]) -> None:
@@ -126,6 +134,15 @@ class Learner:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
             self._loss = self._learn(self._batch)
+
+
+def _is_inner(name: str, weight: nn.Parameter) -> bool:
+    """Whether Muon moves it: the matrices of the denoiser, but for its first and last layer."""
+    return (
+        weight.ndim > 1
+        and name.startswith("denoiser.")
+        and not name.startswith(("denoiser.conv_in.", "denoiser.conv_out."))
+    )
 
 
 def _adamw(weights: list[nn.Parameter], rate: Tensor) -> torch.optim.AdamW:

@@ -36,12 +36,12 @@ from defect_core.backbones.load import EMBEDDED_FOLDER
 from defect_core.backbones.tokenizer import END, START
 from defect_core.progress import track
 
-CYCLES = (4042, 7627)  # the steps at whose end the learning rate is lowest; it starts high again after the first
+STEPS = 21_397
 BATCH = 512
 WARM_UP, DECAY_SHARE = 500, 0.35
 EMPTY_CAPTION = 0.1
 HOLE_SHARE, FOCUS_SHARE, GOOD_HOLE_SHARE = 0.3, 0.3, 0.15
-SAVE_EVERY_S = 180.0
+SAVE_EVERY_S = 90.0
 SHOW_EVERY = 50
 TIMED = (150, 250)  # the steps that are timed where the training is to fit into a time
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the stages that are not done yet; see `--help`."""
     parser = argparse.ArgumentParser(description="Pretrain the embedded backbone from nothing.")
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files and checkpoints")
-    parser.add_argument("--steps", type=int, default=CYCLES[-1], help="train up to this step (0: no training)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="train up to this step (0: no training)")
     parser.add_argument("--minutes", type=float, help="instead of --steps: as many as fit into this time")
     parser.add_argument("--scenes", type=int, default=SCENES, help="scenes in the corpus")
     parser.add_argument("--no-record", action="store_true", help="on an accelerator: call each kernel in each step")
@@ -79,9 +79,8 @@ def train(
     the velocity (Salimans and Ho 2022, section 4), on three kinds of sample: whole pictures; defects with the weight
     drawn to the mask; and *holes*, whose noisy latents are zero inside the mask and whose loss is taken outside it,
     under the normal caption (what disentangled DDIM inversion asks of a network). Constant learning rate after
-    warm-up, linear decay over the last third, and once more after that (a warm restart, Loshchilov and Hutter 2017)
-    with the default number of steps. Every draw is a function of the step, so a resumed run equals an
-    unbroken one.
+    warm-up, linear decay over the last third. Every draw is a function of the step, so a resumed run equals an unbroken
+    one.
 
     Args:
         work: where `prepared` has been.
@@ -95,6 +94,7 @@ def train(
     began = time.monotonic()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     corpus = Corpus(work, scenes, device, pending)
     torch.manual_seed(SEED)
     learner = Learner(_build(work), device, record)
@@ -112,8 +112,7 @@ def train(
                 print(f"{1000 * pace:.1f} ms a step: {steps} steps fit into {minutes:g} minutes", flush=True)
         corpus.grow(step)
         batch = _draw_batch(corpus, empty, alpha_bar, step)
-        share = _rate(step, CYCLES if steps == CYCLES[-1] else (steps,))
-        losses.append(learner.step(batch, step, share))
+        losses.append(learner.step(batch, step, _rate(step, steps)))
         if (step + 1) % SHOW_EVERY == 0:
             print(f"step {step + 1}: loss {torch.stack(losses).mean():.4f}", flush=True)
             losses = []
@@ -165,10 +164,9 @@ def _empty_caption(work: Path) -> Tensor:
     return torch.tensor([vocabulary[START], *[vocabulary[END]] * (TEXT_LENGTH - 1)])
 
 
-def _rate(step: int, cycles: tuple[int, ...]) -> float:
-    """Share of the learning rate: warm-up, then constant with a linear decay to the end of each cycle."""
-    end = next((end for end in cycles if step < end), cycles[-1])
-    return min(1.0, (step + 1) / WARM_UP, max(0.02, (end - step) / (DECAY_SHARE * end)))
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rates: warm-up, then constant with a linear decay to the end."""
+    return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (DECAY_SHARE * steps)))
 
 
 def _draw_batch(corpus: Corpus, empty: Tensor, alpha_bar: Tensor, step: int) -> dict[str, Tensor]:

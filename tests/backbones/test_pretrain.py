@@ -113,11 +113,11 @@ def test_holes_are_zero_and_carry_no_loss(corpus: Corpus, work: Path, monkeypatc
     assert 10 < holes < 70  # of 160; 15 to 30 % by design
 
 
-def test_rate_warms_up_stays_falls_and_starts_again() -> None:
-    rates = [pretrain._rate(step, (5000, 9000)) for step in range(9000)]
+def test_rate_warms_up_stays_and_falls() -> None:
+    rates = [pretrain._rate(step, 9000) for step in range(9000)]
     assert rates[0] < 0.01
-    assert rates[600] == rates[3000] == rates[5000] == 1
-    assert rates[4999] == rates[-1] == pytest.approx(0.02)
+    assert rates[600] == rates[3000] == rates[5800] == 1
+    assert rates[-1] == pytest.approx(0.02)
 
 
 def test_interrupted_run_equals_an_unbroken_one(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,9 @@ def test_a_checkpoint_holds_weights_their_average_and_moments_apart(
     learner.step(_batch(corpus, small, 0), step=0, rate=1.0)
     learner.save(small, 1)
     stored = load_file(small / "checkpoint.safetensors")
-    assert len(stored) == 2 * len(begun) + 2 * len(list(learner.model.parameters()))
+    matrices = sum(name.startswith("momentum.") for name in stored)
+    assert 0 < matrices < len(list(learner.model.parameters())) / 2
+    assert len(stored) == 2 * len(begun) + 2 * (len(list(learner.model.parameters())) - matrices) + matrices
     moved = 0
     for name, first in begun.items():
         weight = stored[f"model.{name}"]

@@ -1,0 +1,47 @@
+"""Muon: directions without a scale, in every shape; a step as long as AdamW's."""
+
+import pytest
+import torch
+from torch import nn
+
+from defect_core.backbones.muon import Muon, orthogonalised
+
+SHAPES = [(24, 24), (24, 90), (90, 24)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_directions_have_singular_values_near_one_and_keep_their_vectors(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    left, sizes, right = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
+    direction = orthogonalised(left * torch.linspace(0.3, 1, sizes.shape[1]) @ right)
+    found = torch.linalg.svdvals(direction)
+    assert found.min() > 0.6
+    assert found.max() < 1.3
+    overlap = torch.einsum("nij,nij->n", direction, left @ right) / sizes.shape[1]
+    assert (overlap > 0.8).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_a_step_is_of_one_length_whatever_the_gradients(scale: float) -> None:
+    """AdamW's, a fifth of the rate in the root mean square (Liu et al. 2025, eq. 4), less the decay."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in (*SHAPES, (24, 10, 3, 3))]
+    optimizer = Muon(weights, torch.tensor(0.01))
+    for weight in weights:
+        weight.grad = scale * torch.randn_like(weight)
+    optimizer.step()
+    for weight in weights:
+        assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.002, rel=0.25)
+        assert (weight * weight.grad).sum() < 0
+
+
+def test_kernels_of_a_convolution_in_either_layout_move_alike() -> None:
+    torch.manual_seed(0)
+    first, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(first.clone(memory_format=layout))
+        weight.grad = gradient.clone(memory_format=layout)
+        Muon([weight], torch.tensor(0.1)).step()
+        moved.append(weight.detach())
+    assert torch.allclose(*moved, atol=1e-6)
