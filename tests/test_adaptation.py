@@ -88,8 +88,10 @@ def test_drawn_images_depend_on_their_seed_alone(good):
     backbone = load_backbone("embedded")
     together = draw_normals(backbone, "plate", [1, 2, 3], steps=2, batch_size=3)
     alone = draw_normals(backbone, "plate", [2], steps=2)
-    assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
-    assert together[0].shape == (128, 128, 3) and (together[0] != together[1]).any()
+    off = [np.abs(image.astype(int) - alone[0]).max() for image in together]
+    assert off[1] <= 4  # sums in bfloat16 depend on the batch
+    assert min(off[0], off[2]) > 40
+    assert together[0].shape == (128, 128, 3)
 
 
 def test_a_gray_product_is_drawn_in_gray(good):
