@@ -86,10 +86,11 @@ def test_a_saved_backbone_is_loaded_as_it_was_under_another_digest(good, tmp_pat
 
 def test_drawn_images_depend_on_their_seed_alone(good):
     backbone = load_backbone("embedded")
-    together = draw_normals(backbone, "plate", [1, 2, 3], steps=2, batch_size=3)
-    alone = draw_normals(backbone, "plate", [2], steps=2)
+    # in two steps, each half of the schedule long, bfloat16's rounding alone comes to 2
+    together = draw_normals(backbone, "plate", [1, 2, 3], steps=5, batch_size=3)
+    alone = draw_normals(backbone, "plate", [2], steps=5)
     off = [np.abs(image.astype(int) - alone[0]).max() for image in together]
-    assert off[1] <= 4  # sums in bfloat16 depend on the batch
+    assert off[1] <= 1
     assert min(off[0], off[2]) > 40
     assert together[0].shape == (128, 128, 3)
 

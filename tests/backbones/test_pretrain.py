@@ -157,9 +157,9 @@ def test_a_checkpoint_holds_weights_their_average_and_moments_apart(
     learner.step(_batch(corpus, small, 0), step=0, rate=1.0)
     learner.save(small, 1)
     stored = load_file(small / "checkpoint.safetensors")
-    matrices = sum(name.startswith("momentum.") for name in stored)
-    assert 0 < matrices < len(list(learner.model.parameters())) / 2
-    assert len(stored) == 2 * len(begun) + 2 * (len(list(learner.model.parameters())) - matrices) + matrices
+    one_moment = sum(name.startswith("momentum.") for name in stored)
+    assert one_moment > 100
+    assert len(stored) == 2 * len(begun) + 2 * len(list(learner.model.parameters())) - one_moment
     moved = 0
     for name, first in begun.items():
         weight = stored[f"model.{name}"]
