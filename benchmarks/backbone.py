@@ -33,7 +33,7 @@ from defect_core.metrics.memorisation import memorisation
 from defect_core.project import Project
 from defect_core.report.adapted import mixed
 from defect_core.report.sheets import contact_sheet
-from defect_core.steps.adapt import chosen_way
+from defect_core.steps.adapt import chosen_way, with_grain
 
 BATCH = 16
 GENERATED = 300
@@ -145,18 +145,21 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     real = _resized([load_example(project, record).image for record in good], backbone.resolution)
     train = [load_example(project, record) for record in good if record.split == "train"]
     mean = mean_latents(backbone, train)
-    way = chosen_way(project.path(f"data/backbone/{product}"))
+    folder, seeds = project.path(f"data/backbone/{product}"), list(range(GENERATED))
+    way = chosen_way(folder)
     alike = {"mean": mean, "gray": all(is_gray(image) for image in real), "way": way}
-    made = np.stack(draw_normals(backbone, product, list(range(GENERATED)), guide=original, **alike))
-    bare = np.stack(draw_normals(original, product, list(range(GENERATED)), **alike))
+    clear = draw_normals(backbone, product, seeds, guide=original, **alike)
+    made = np.stack(with_grain(clear, seeds, folder))
+    bare = np.stack(draw_normals(original, product, seeds, **alike))
     network = Lite0Features()
-    seen, drawn, before = (network.extract(images).pooled for images in (real, made, bare))
+    seen, drawn, before, grainless = (network.extract(np.stack(i)).pooled for i in (real, made, bare, clear))
     learned = np.array([record.split == "train" for record in good])
     half = len(real) // 2
     pairs = [np.random.default_rng(seed).permutation(len(real)) for seed in range(SPLITS)]
     found = {
         "halves": np.mean([frechet_distance(seen[order[:half]], seen[order[half:]]) for order in pairs]),
         "generated": frechet_distance(drawn, seen),
+        "generated_without_grain": frechet_distance(grainless, seen),
         "generated_same_size": np.mean([frechet_distance(drawn[:half], seen[order[:half]]) for order in pairs]),
         "generated_before_adapt": frechet_distance(before, seen),
         "generated_nearest": memorisation(drawn, seen[learned]).ratio or np.nan,

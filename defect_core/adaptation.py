@@ -8,6 +8,7 @@ pretraining: with the noise's own weighting the noisy end, and with it the layou
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
 EMPTY_PROMPT_SHARE = 0.1
 LOCAL_CONTEXT, LOCAL_SIDE = 2.5, 48
-MIDDLE = (0.8, 0.9)
+MIDDLE = (0.6, 1.0)
 _CHECK_TIMES = 8
 _LOCAL, _WHOLE, _EMPTY = range(3)
 _AS_PHOTOGRAPHED = AugmentOptions(False, False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0)
@@ -51,10 +52,10 @@ class Way(NamedTuple):
     Attributes:
         guidance_scale: how often counts what the adapted backbone says differently than before (guidance by a weaker
             version of the same network: Karras et al. 2024, eq. 3), save in the first step, where it only shifts the
-            brightness, and in the last move, which it roughens (a limited interval: Kynkäänniemi et al. 2024). 1: no
+            brightness, and from `finish` on, which it roughens (a limited interval: Kynkäänniemi et al. 2024). 1: no
             guidance.
-        finish: share of the schedule from which one move leads to the clean end. An object's outline frays with every
-            step that a small network takes there; a texture gets its grain by them. 0: all steps.
+        finish: share of the schedule from which two moves lead to the clean end, the first to half of it. An object's
+            outline frays with every step that a small network takes there; a texture is made by them. 0: all steps.
     """
 
     guidance_scale: float
@@ -182,6 +183,7 @@ def draw_normals(
     shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
     first = max(1, round(level * steps))
     last = max(1, min(first, round(way.finish * steps)))
+    path = [*range(first, last - 1, -1), *([last // 2] if last > 1 else []), 0]
     images: list[Image] = []
     for start in track(range(0, len(seeds), batch_size), f"drawing good images of {product}"):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
@@ -195,13 +197,13 @@ def draw_normals(
             clean = backbone.encode(to_tensor(list(references[start : start + batch_size])))
         latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
         with fast_drawing(*[each.denoiser for each in (backbone, guide) if each is not None]):
-            for step in range(first, last - 1, -1):
+            for step, following in pairwise(path):
                 time = trajectory.timesteps[step].to(latents.device)
                 noise = _predict(backbone, latents, time, text)
                 if guide is not None and last < step < first:
                     weak = _predict(guide, latents, time, guide_text)
                     noise = weak + way.guidance_scale * (noise - weak)
-                levels = trajectory.alpha_bars[step], trajectory.alpha_bars[step - 1 if step > last else 0]
+                levels = trajectory.alpha_bars[step], trajectory.alpha_bars[following]
                 latents = ancestral_move(latents, noise, *levels, fresh())
         pixels = to_pixels(backbone.decode(latents))
         images += list(np.clip(np.rint(make_gray(pixels) if gray else pixels), 0, 255).astype(np.uint8))
@@ -245,7 +247,7 @@ def _bank(
     """
     rng = np.random.default_rng([seed, 1 + number])
     count = settings.views if number == 0 else max(16, round(settings.views * settings.validation_fraction))
-    local = round(count * settings.local_share)
+    local = max(1, round(count * settings.local_share)) if settings.local_share else 0
     shown = LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution
     windows = [part[index] for index in rng.integers(len(part), size=local)]
     wholes = [part[index] for index in rng.permutation(len(part))[: max(1, count - local)]]

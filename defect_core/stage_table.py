@@ -115,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
             "defect_core/generators/canvas.py",
             "defect_core/generators/composite.py",
             "defect_core/generators/views.py",
+            "defect_core/data/grain.py",
             "defect_core/data/placement.py",
             "defect_core/diffusion",
             "defect_core/metrics/features.py",
