@@ -2,7 +2,7 @@
 
 `drawn/` holds good images that it then draws from noise, for people to look at; `drawing.json` how they were drawn:
 the way that comes nearest to the good training images, for what helps an object's outline harms a texture.
-`grain.safetensors` is the camera's grain, added where it brings them nearer (`defect_core.data.grain`).
+`grain.safetensors` is the camera's grain, added where it brings them nearer (`defect_core.generators.grain`).
 """
 
 import json
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from defect_core.adaptation import PLAIN_WAY, Way, adapt, draw_normals, mean_latents, show_whole
 from defect_core.backbones import Backbone
-from defect_core.data.grain import add_grain, missing_grain
 from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.examples import load_examples, open_original
 from defect_core.generators.base import Example, Image, derive_seed
 from defect_core.generators.composite import is_gray
+from defect_core.generators.grain import add_grain, missing_grain
 from defect_core.metrics.features import Lite0Features
 from defect_core.metrics.frechet import frechet_distance
 from defect_core.project import Project, folder_digest

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from defect_core.data.grain import add_grain, missing_grain
+from defect_core.generators.grain import add_grain, missing_grain
 
 COUNT, SIDE = 8, 96
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Images = Sequence[NDArray[np.uint8]]
+from defect_core.generators.base import Image
 
 SIDE, STRIDE = 16, 8
 FLAT_SHARE = 0.5  # of the blocks of an image: those that deviate least
 
 
-def missing_grain(real: Images, drawn: Images) -> Tensor:
+def missing_grain(real: Sequence[Image], drawn: Sequence[Image]) -> Tensor:
     """Kernel float32 [3, 3, SIDE, SIDE] that makes of white noise the grain which real images have and drawn ones lack.
 
     Args:
@@ -33,7 +33,7 @@ def missing_grain(real: Images, drawn: Images) -> Tensor:
     return torch.from_numpy(np.moveaxis(kernel, (0, 1), (2, 3)).astype(np.float32).copy())
 
 
-def add_grain(images: Images, kernel: Tensor, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+def add_grain(images: Sequence[Image], kernel: Tensor, seeds: Sequence[int]) -> list[Image]:
     """The images uint8 [H, W, 3] under grain, each from its own seed.
 
     Args:
@@ -49,7 +49,7 @@ def add_grain(images: Images, kernel: Tensor, seeds: Sequence[int]) -> list[NDAr
     return grained
 
 
-def _flat_spectrum(images: Images) -> NDArray[np.float64]:
+def _flat_spectrum(images: Sequence[Image]) -> NDArray[np.float64]:
     """Variance by frequency, of and between the channels, [SIDE, SIDE, 3, 3]; its mean over the frequencies is the
     covariance of a pixel. Blocks are freed of their slope and weighted by Hann's window.
     """
