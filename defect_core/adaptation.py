@@ -40,7 +40,7 @@ PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
 EMPTY_PROMPT_SHARE = 0.1
 LOCAL_CONTEXT, LOCAL_SIDE = 2.5, 48
-MIDDLE = (0.6, 1.0)
+MIDDLE = (0.8, 0.9)
 _CHECK_TIMES = 8
 _LOCAL, _WHOLE, _EMPTY = range(3)
 _AS_PHOTOGRAPHED = AugmentOptions(False, False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0)

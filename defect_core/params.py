@@ -105,9 +105,9 @@ class Adapt(Strict):
 
     steps: int = Field(600, ge=1)
     batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(6e-4, gt=0)
     views: int = Field(1200, ge=1)
-    local_share: float = Field(0.05, ge=0, le=1)
+    local_share: float = Field(0.3, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     check_every: int = Field(100, ge=1)
     patience: int = Field(5, ge=1)

@@ -30,7 +30,7 @@ from defect_core.project import Project, folder_digest
 GRAIN = "grain.safetensors"
 DISTANCES = "distance", "distance_with_grain"
 DRAWN, TRIED, COMPARED = 20, 50, 256
-WAYS = (PLAIN_WAY, Way(1.0, 0.4), Way(2.0, 0.0), Way(2.0, 0.4))
+WAYS = (PLAIN_WAY, Way(1.0, 0.4), Way(2.5, 0.0), Way(2.5, 0.4))
 
 
 def run(project: Project, product: str) -> None:
