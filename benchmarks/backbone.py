@@ -11,6 +11,7 @@ published trunk (DEFECTORY_WEIGHTS).
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,21 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import BATCHES, sampling_time
-from defect_core.adaptation import draw_normals, mean_latents
 from defect_core.backbones import Backbone, load_backbone
 from defect_core.backbones.corpus import draw
 from defect_core.data.records import read_records, save_png
 from defect_core.diffusion.ddim import add_noise
+from defect_core.errors import InputError
 from defect_core.examples import load_example
 from defect_core.generators.composite import is_gray
 from defect_core.generators.views import to_pixels, to_tensor
-from defect_core.metrics.features import Lite0Features, LpipsDistance
+from defect_core.metrics.features import InceptionFeatures, Lite0Features, LpipsDistance
 from defect_core.metrics.frechet import frechet_distance
 from defect_core.metrics.memorisation import memorisation
+from defect_core.normals import Drawer, draw_normals
 from defect_core.project import Project
 from defect_core.report.adapted import mixed
 from defect_core.report.sheets import contact_sheet
-from defect_core.steps.adapt import chosen_way, with_grain
 
 BATCH = 16
 GENERATED = 300
@@ -140,17 +141,15 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     schedule's steps, without guidance and in all steps; as many of them as a half holds are compared with the other
     half. At level 0 it is the autoencoder alone. `nearest`: as above, to the images that they began from.
     """
-    backbone = load_backbone(project.path(f"data/backbone/{product}"))
+    folder = project.path(f"data/backbone/{product}")
     good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
-    real = _resized([load_example(project, record).image for record in good], backbone.resolution)
+    real = _resized([load_example(project, record).image for record in good], original.resolution)
     train = [load_example(project, record) for record in good if record.split == "train"]
-    mean = mean_latents(backbone, train)
-    folder, seeds = project.path(f"data/backbone/{product}"), list(range(GENERATED))
-    way = chosen_way(folder)
-    alike = {"mean": mean, "gray": all(is_gray(image) for image in real), "way": way}
-    clear = draw_normals(backbone, product, seeds, guide=original, **alike)
-    made = np.stack(with_grain(clear, seeds, folder))
-    bare = np.stack(draw_normals(original, product, seeds, **alike))
+    drawer = Drawer.load(folder, load_backbone(folder), original, train)
+    seeds = list(range(GENERATED))
+    clear = drawer.clear(seeds)
+    made = np.stack(drawer.grained(clear, seeds))
+    bare = np.stack(replace(drawer, backbone=original, guide=None).clear(seeds))
     network = Lite0Features()
     seen, drawn, before, grainless = (network.extract(np.stack(i)).pooled for i in (real, made, bare, clear))
     learned = np.array([record.split == "train" for record in good])
@@ -168,7 +167,7 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     begun, unseen = order[:half], order[half : 2 * half]
     redrawn, example = {}, made
     for level in LEVELS:
-        images = redraw(backbone, product, real[begun], level)
+        images = redraw(drawer.backbone, product, real[begun], level)
         features = network.extract(images).pooled
         near = memorisation(features, seen[begun])
         redrawn[str(level)] = {
@@ -180,7 +179,26 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
         _mixed_sheet(real, made, sheet)
         _mixed_sheet(real[unseen], example, sheet.with_stem(f"{sheet.stem}-redrawn"))
     rounded = {key: round(float(value), 2) for key, value in found.items()}
-    return {"real": len(real), "generated_images": GENERATED, "way": way._asdict(), **rounded, "redrawn": redrawn}
+    facts = {"real": len(real), "generated_images": GENERATED, "way": drawer.way._asdict()}
+    return {**facts, **rounded, "inception": inception_distances(real, made), "redrawn": redrawn}
+
+
+def inception_distances(real: np.ndarray, made: np.ndarray) -> dict[str, float] | None:
+    """The same distances on Inception's features, that nothing was chosen by; None where its weights are not at hand
+    (`DEFECTORY_WEIGHTS`). `halves`: of one split.
+    """
+    try:
+        network = InceptionFeatures()
+    except InputError:
+        return None
+    half = len(real) // 2
+    order = np.random.default_rng(0).permutation(len(real))
+    seen, _ = network.extract(real)
+    found = {
+        "halves": frechet_distance(seen[order[:half]], seen[order[half:]]),
+        "generated": frechet_distance(network.extract(made)[0], seen),
+    }
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def redraw(backbone: Backbone, product: str, real: np.ndarray, level: float) -> np.ndarray:

@@ -8,9 +8,7 @@ pretraining: with the noise's own weighting the noisy end, and with it the layou
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,53 +17,33 @@ from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions
-from defect_core.diffusion.ddim import add_noise, ancestral_move, make_trajectory, noise_ratio
-from defect_core.generators.base import Example, Image
-from defect_core.generators.canvas import CanvasKind, Window, show_image
-from defect_core.generators.composite import make_gray
-from defect_core.generators.views import (
-    augmented_views,
-    encode_views,
-    on_device,
-    round_to_half,
-    to_pixels,
-    to_tensor,
-    words,
-)
+from defect_core.diffusion.ddim import add_noise, noise_ratio
+from defect_core.generators.base import Example
+from defect_core.generators.canvas import CanvasKind
+from defect_core.generators.views import augmented_views, encode_views, on_device, round_to_half, words
 from defect_core.params import Adapt
-from defect_core.progress import track
-from defect_core.training import fast, fast_drawing, train
+from defect_core.training import fast, train
 
 PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
 EMPTY_PROMPT_SHARE = 0.1
 LOCAL_CONTEXT, LOCAL_SIDE = 2.5, 48
-MIDDLE = (0.8, 0.9)
+MIDDLE = (0.6, 1.0)
+WAY_DOWN = "conv_in.", "down_blocks."  # of the U-Net: what it would learn for drawing does not pay for its time
 _CHECK_TIMES = 8
 _LOCAL, _WHOLE, _EMPTY = range(3)
 _AS_PHOTOGRAPHED = AugmentOptions(False, False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0)
 
 
-class Way(NamedTuple):
-    """How good images are drawn.
-
-    Attributes:
-        guidance_scale: how often counts what the adapted backbone says differently than before (guidance by a weaker
-            version of the same network: Karras et al. 2024, eq. 3), save in the first step, where it only shifts the
-            brightness, and from `finish` on, which it roughens (a limited interval: Kynkäänniemi et al. 2024). 1: no
-            guidance.
-        finish: share of the schedule from which two moves lead to the clean end, the first to half of it. An object's
-            outline frays with every step that a small network takes there; a texture is made by them. 0: all steps.
-    """
-
-    guidance_scale: float
-    finish: float
-
-
-PLAIN_WAY = Way(1.0, 0.0)
-
-
-def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir: Path, seed: int) -> list[dict]:
+def adapt(
+    backbone: Backbone,
+    good: Sequence[Example],
+    settings: Adapt,
+    work_dir: Path,
+    seed: int,
+    *,
+    drawing: bool = False,
+) -> list[dict]:
     """Tune the backbone's denoiser in place; killed and called again with the same folder, it goes on.
 
     Args:
@@ -74,6 +52,8 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
         settings: see `Adapt`.
         work_dir: holds the checkpoint and the best weights.
         seed: decides views, order and noise.
+        drawing: for drawing good images and nothing else: `drawing_steps` steps on whole images, with Muon for the
+            matrices, the U-Net's way down as it is.
 
     Returns:
         One dict per check: `step`, `loss` (mean over the training steps since the last check) and `held_out`.
@@ -83,6 +63,10 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
     """
     if len(good) < 2:
         raise ValueError(f"adapt needs at least two good images, got {len(good)}")
+    empty_share = EMPTY_PROMPT_SHARE
+    if drawing:
+        changed = {"steps": settings.drawing_steps, "learning_rate": settings.drawing_rate, "local_share": 0.0}
+        settings, empty_share = settings.model_copy(update=changed), 0.0
     held = max(1, round(settings.validation_fraction * len(good)))
     chosen = set(np.random.default_rng([seed, 0]).permutation(len(good))[:held].tolist())
     parts = ([e for i, e in enumerate(good) if i not in chosen], [e for i, e in enumerate(good) if i in chosen])
@@ -91,6 +75,8 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
     with torch.no_grad():
         texts = backbone.encode_text([PROMPT.format(product=product), WHOLE_PROMPT.format(product=product), ""])
     denoiser = backbone.denoiser.requires_grad_(True)
+    for name, parameter in denoiser.named_parameters() if drawing else ():
+        parameter.requires_grad_(not name.startswith(WAY_DOWN))
 
     def error(latents: Tensor, times: Tensor, noise: Tensor, prompts: Tensor) -> Tensor:
         levels = backbone.schedule[times]
@@ -107,7 +93,7 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
         even = torch.randint(len(backbone.schedule), whole.shape, generator=generator)
         times = torch.where(whole, middle_times(backbone.schedule, len(whole), generator), even)
         noise = torch.randn(latents.shape, generator=generator)
-        bare = torch.rand(len(whole), generator=generator) < EMPTY_PROMPT_SHARE
+        bare = torch.rand(len(whole), generator=generator) < empty_share
         return error(latents, times, noise, torch.where(bare, _EMPTY, whole.long()))
 
     @torch.no_grad()
@@ -142,91 +128,12 @@ def adapt(backbone: Backbone, good: Sequence[Example], settings: Adapt, work_dir
         work_dir=work_dir,
         label=f"adapting the backbone to {good[0].product}",
         watch=watch,
+        muon=drawing,
     )
     best.restore(denoiser)
     denoiser.requires_grad_(False)
     round_to_half(denoiser)
     return best.curve(losses)
-
-
-@torch.no_grad()
-def draw_normals(
-    backbone: Backbone,
-    product: str,
-    seeds: Sequence[int],
-    steps: int = 25,
-    batch_size: int = 25,
-    *,
-    guide: Backbone | None = None,
-    way: Way = PLAIN_WAY,
-    mean: Tensor | None = None,
-    gray: bool = False,
-    references: Sequence[Image] = (),
-    level: float = 1.0,
-) -> list[Image]:
-    """Whole good images of a product by ancestral sampling: uint8 [R, R, 3] each, one per seed.
-
-    Args:
-        guide: the backbone before it was adapted; None: no guidance, whatever `way` says.
-        way: see `Way`; of the embedded backbone, that which `steps.adapt` chose for the product.
-        mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
-            them a little, and a network that sees none there draws everything grey.
-        gray: whether the product's images are (`is_gray`): the drawn ones then are, too.
-        references: images uint8 [R, R, 3] to begin from, one per seed, noised to `level`; none: pure noise.
-        level: share of the schedule to begin at, above 0 and at most 1.
-    """
-    trajectory = make_trajectory(backbone.schedule, steps)
-    prompt = WHOLE_PROMPT.format(product=words(product))
-    text = backbone.encode_text([prompt])
-    guide = None if way.guidance_scale == 1 else guide
-    guide_text = None if guide is None else guide.encode_text([prompt])
-    shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
-    first = max(1, round(level * steps))
-    last = max(1, min(first, round(way.finish * steps)))
-    path = [*range(first, last - 1, -1), *([last // 2] if last > 1 else []), 0]
-    images: list[Image] = []
-    for start in track(range(0, len(seeds), batch_size), f"drawing good images of {product}"):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-
-        def fresh(generators: list[torch.Generator] = generators) -> Tensor:
-            return on_device(backbone, torch.stack([torch.randn(shape, generator=each) for each in generators]))
-
-        clean = torch.zeros(shape) if mean is None else mean
-        clean = clean.expand(len(generators), *shape)
-        if len(references):
-            clean = backbone.encode(to_tensor(list(references[start : start + batch_size])))
-        latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
-        with fast_drawing(*[each.denoiser for each in (backbone, guide) if each is not None]):
-            for step, following in pairwise(path):
-                time = trajectory.timesteps[step].to(latents.device)
-                noise = _predict(backbone, latents, time, text)
-                if guide is not None and last < step < first:
-                    weak = _predict(guide, latents, time, guide_text)
-                    noise = weak + way.guidance_scale * (noise - weak)
-                levels = trajectory.alpha_bars[step], trajectory.alpha_bars[following]
-                latents = ancestral_move(latents, noise, *levels, fresh())
-        pixels = to_pixels(backbone.decode(latents))
-        images += list(np.clip(np.rint(make_gray(pixels) if gray else pixels), 0, 255).astype(np.uint8))
-    return images
-
-
-def _predict(backbone: Backbone, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
-    return backbone.denoiser(latents, time, text.expand(len(latents), -1, -1)).sample.to(latents.dtype)
-
-
-@torch.no_grad()
-def mean_latents(backbone: Backbone, good: Sequence[Example], most: int = 64) -> Tensor:
-    """Mean latents [C, 1, 1] of whole good images; of `most` of them, evenly chosen, where there are more."""
-    whole = show_whole(good, most, backbone.resolution)
-    latents = [backbone.encode(to_tensor([image])).float().cpu() for image in whole]
-    return torch.cat(latents).mean((0, 2, 3))[:, None, None]
-
-
-def show_whole(good: Sequence[Example], most: int, side: int) -> list[Image]:
-    """At most so many of the images, evenly chosen, each as a whole on a square: uint8 [side, side, 3]."""
-    count = min(len(good), most)
-    images = [good[i * len(good) // count].image for i in range(count)]
-    return [show_image(image, Window(0, 0, *image.shape[:2]), side) for image in images]
 
 
 def middle_times(alphas_cumprod: Tensor, count: int, generator: torch.Generator) -> Tensor:

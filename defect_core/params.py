@@ -101,6 +101,9 @@ class Adapt(Strict):
     Early stopping: every `check_every` steps the loss on a held-out part (`validation_fraction`) of the good images
     is taken; after `patience` checks without a new best, training ends, and the best weights count. `local_share` of
     what is learned are local windows, as the generators' local canvas sees the product; the rest are whole images.
+
+    Then `drawing_steps` more, on whole images alone and at a rate of its own, go into a copy of the network that draws
+    good images and is of no use to a generator; with 0 the generators' network draws them.
     """
 
     steps: int = Field(600, ge=1)
@@ -108,6 +111,8 @@ class Adapt(Strict):
     learning_rate: float = Field(6e-4, gt=0)
     views: int = Field(1200, ge=1)
     local_share: float = Field(0.3, ge=0, le=1)
+    drawing_steps: int = Field(0, ge=0)
+    drawing_rate: float = Field(1e-3, gt=0)
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     check_every: int = Field(100, ge=1)
     patience: int = Field(5, ge=1)

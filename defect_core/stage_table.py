@@ -47,6 +47,7 @@ class Stage:
 _READING = ("defect_core/examples.py", "defect_core/data/records.py", "defect_core/generators/base.py")
 _TRAINING = (
     "defect_core/training.py",
+    "defect_core/muon.py",
     "defect_core/data/augment.py",
     "defect_core/data/masks.py",
     "defect_core/backbones/load.py",
@@ -112,6 +113,7 @@ STAGES: tuple[Stage, ...] = (
         code=(
             "defect_core/steps/adapt.py",
             "defect_core/adaptation.py",
+            "defect_core/normals.py",
             "defect_core/generators/canvas.py",
             "defect_core/generators/composite.py",
             "defect_core/generators/grain.py",

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from defect_core.muon import Muon, inner_weights
 from defect_core.progress import track
 
 Loss = Callable[[int, torch.Generator], Tensor]
 Watch = Callable[[int], bool]
+
+MUON_EVERY = 2
 
 
 def train(
@@ -41,6 +44,7 @@ def train(
     max_grad_norm: float = 1.0,
     watch: Watch | None = None,
     overrides: Mapping[str, Mapping[str, float]] | None = None,
+    muon: bool = False,
 ) -> list[float]:
     """Minimise `loss` over the module's parameters that require a gradient, with AdamW and a cosine schedule.
 
@@ -56,6 +60,7 @@ def train(
             it is called again for the steps since the last checkpoint, with the same weights.
         overrides: `learning_rate` or `weight_decay` of the parameters whose names begin with a key, such as
             {"tokens": {"learning_rate": 1e-3, "weight_decay": 0}}; the longest key that fits counts.
+        muon: whether Muon moves the matrices inside the network (`inner_weights`), at the same learning rate.
 
     Returns:
         The loss of every step.
@@ -66,9 +71,16 @@ def train(
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     trained = list(named.values())
     plain = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    optimiser = torch.optim.AdamW(_groups(named, plain, overrides or {}), fused=True)
-    checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", named, optimiser)
+    inner = inner_weights(named) if muon else {}
+    outer = {name: parameter for name, parameter in named.items() if name not in inner}
+    optimiser = torch.optim.AdamW(_groups(outer, plain, overrides or {}), fused=True)
+    rate = torch.zeros((), device=trained[0].device)
+    aside = Muon(list(inner.values()), rate, MUON_EVERY) if inner else None
+    momentum = dict(zip(inner, aside.momentum, strict=True)) if aside else {}
+    checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", named, optimiser, momentum)
     done, losses = checkpoint.restore()
+    if aside is not None:
+        aside.steps = done
     module, optimiser = accelerator.prepare(module, optimiser)
     module.train()
     for step in track(range(done, steps), label):
@@ -78,7 +90,10 @@ def train(
         accelerator.backward(value)
         accelerator.clip_grad_norm_(trained, max_grad_norm)
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        if aside is not None:
+            rate.fill_(learning_rate * _rate(step, steps, warmup))
+            aside.step()
+        module.zero_grad(set_to_none=True)
         losses.append(round(float(value.detach()), 6))
         if watch is not None and watch(step + 1):
             break
@@ -186,17 +201,24 @@ def _rate(step: int, steps: int, warmup: int) -> float:
 
 
 class _Checkpoint:
-    """Weights and AdamW moments in one safetensors file, step and losses in its header; replaced in one move."""
+    """Weights and moments in one safetensors file, step and losses in its header; replaced in one move."""
 
-    def __init__(self, file: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW) -> None:
-        self.file, self.parameters, self.optimiser = file, parameters, optimiser
+    def __init__(
+        self,
+        file: Path,
+        parameters: dict[str, nn.Parameter],
+        optimiser: torch.optim.AdamW,
+        momentum: dict[str, Tensor],  # Muon's
+    ) -> None:
+        self.file, self.parameters, self.optimiser, self.momentum = file, parameters, optimiser, momentum
 
     def save(self, step: int, losses: list[float]) -> None:
         tensors = {}
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter.detach().contiguous()
-            for key, value in self.optimiser.state[parameter].items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = torch.as_tensor(value).contiguous()
+        tensors |= {f"momentum.{name}": value.contiguous() for name, value in self.momentum.items()}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.file.with_suffix(".new")
         save_file(tensors, fresh, metadata={"step": str(step), "losses": json.dumps(losses)})
@@ -210,6 +232,8 @@ class _Checkpoint:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(stored.get_tensor(f"weight.{name}"))
+                    if name in self.momentum:
+                        self.momentum[name].copy_(stored.get_tensor(f"momentum.{name}"))
                     if f"step.{name}" not in kept:  # it had no gradient yet
                         continue
                     self.optimiser.state[parameter] = {

@@ -15,7 +15,7 @@ def _network():
         return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
 
 
-def _run(network, folder, stop_at=None, seed=3):
+def _run(network, folder, stop_at=None, seed=3, muon=False):
     def loss(step, generator):
         if step == stop_at:
             raise KeyboardInterrupt
@@ -32,24 +32,26 @@ def _run(network, folder, stop_at=None, seed=3):
         work_dir=folder,
         label="test",
         checkpoint_every=5,
+        muon=muon,
     )
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_and_losses(tmp_path):
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_killed_run_goes_on_to_the_same_weights_and_losses(muon, tmp_path):
     whole = _network()
-    losses = _run(whole, tmp_path / "whole")
+    losses = _run(whole, tmp_path / "whole", muon=muon)
     killed = _network()
     with pytest.raises(KeyboardInterrupt):
-        _run(killed, tmp_path / "killed", stop_at=13)
+        _run(killed, tmp_path / "killed", stop_at=8, muon=muon)
     resumed = _network()
     steps_seen = []
     original = training.step_generator
     training.step_generator = lambda seed, step: steps_seen.append(step) or original(seed, step)
     try:
-        again = _run(resumed, tmp_path / "killed")
+        again = _run(resumed, tmp_path / "killed", muon=muon)
     finally:
         training.step_generator = original
-    assert steps_seen[0] == 10
+    assert steps_seen[0] == 5
     assert again == losses
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defect_core.backbones.architecture import write_json
-from defect_core.backbones.muon import Muon
+from defect_core.muon import Muon, inner_weights
 
 LEARNING_RATE, MUON_RATE = 8e-4, 1.5e-3
 EMA_DECAY = 0.999
@@ -41,7 +41,8 @@ class Learner:
         values = model.state_dict()
         moving = [(value, values[name]) for name, value in self.average.items() if value.is_floating_point()]
         self._averages, self._values = map(list, zip(*moving, strict=True))
-        inner = {name: weight for name, weight in self.model.named_parameters() if _is_inner(name, weight)}
+        inner = inner_weights(dict(self.model["denoiser"].named_parameters()))
+        inner = {f"denoiser.{name}": weight for name, weight in inner.items()}
         outer = {name: weight for name, weight in self.model.named_parameters() if name not in inner}
         self._rate, self._muon_rate = (torch.tensor(rate, device=device) for rate in (LEARNING_RATE, MUON_RATE))
         self._adamw, self._muon = _adamw(list(outer.values()), self._rate), Muon(list(inner.values()), self._muon_rate)
@@ -134,15 +135,6 @@ class Learner:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
             self._loss = self._learn(self._batch)
-
-
-def _is_inner(name: str, weight: nn.Parameter) -> bool:
-    """Whether Muon moves it: the matrices of the denoiser, but for its first and last layer."""
-    return (
-        weight.ndim > 1
-        and name.startswith("denoiser.")
-        and not name.startswith(("denoiser.conv_in.", "denoiser.conv_out."))
-    )
 
 
 def _adamw(weights: list[nn.Parameter], rate: Tensor) -> torch.optim.AdamW:

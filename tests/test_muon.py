@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from defect_core.backbones.muon import Muon, orthogonalised
+from defect_core.muon import Muon, inner_weights, orthogonalised
 
 SHAPES = [(24, 24), (24, 90), (90, 24)]
 
@@ -45,3 +45,27 @@ def test_kernels_of_a_convolution_in_either_layout_move_alike() -> None:
         Muon([weight], torch.tensor(0.1)).step()
         moved.append(weight.detach())
     assert torch.allclose(*moved, atol=1e-6)
+
+
+def test_in_turns_each_weight_moves_in_one_of_two_steps_twice_as_far_by_all_gradients_since() -> None:
+    torch.manual_seed(0)
+    gradients = torch.randn(3, 2, 24, 24)  # by step and weight
+    moved = {}
+    for every in (1, 2):
+        weights = [nn.Parameter(torch.zeros(24, 24)) for _ in range(2)]
+        optimizer, paths = Muon(weights, torch.tensor(0.01), every), []
+        for step in gradients:
+            before = [weight.detach().clone() for weight in weights]
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+            paths.append([weight.detach() - old for weight, old in zip(weights, before, strict=True)])
+        moved[every] = paths
+    assert [[bool(path.any()) for path in step] for step in moved[2]] == [[True, False], [False, True], [True, False]]
+    assert all(path.any() for step in moved[1] for path in step)
+    torch.testing.assert_close(moved[2][1][1], 2 * moved[1][1][1], rtol=0.01, atol=1e-5)
+
+
+def test_it_is_for_the_matrices_between_the_ends() -> None:
+    network = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("conv_in", "mid_block", "conv_out", "conv_outer")})
+    assert list(inner_weights(dict(network.named_parameters()))) == ["mid_block.weight", "conv_outer.weight"]
