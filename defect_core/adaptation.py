@@ -153,7 +153,8 @@ def _bank(
     is turned, shifted or relit here would be drawn so.
     """
     rng = np.random.default_rng([seed, 1 + number])
-    count = settings.views if number == 0 else max(16, round(settings.views * settings.validation_fraction))
+    held = min(64, max(16, round(settings.views * settings.validation_fraction)))  # more would cost and tell little
+    count = settings.views if number == 0 else held
     local = max(1, round(count * settings.local_share)) if settings.local_share else 0
     shown = LOCAL_CONTEXT, LOCAL_SIDE, backbone.resolution
     windows = [part[index] for index in rng.integers(len(part), size=local)]

@@ -149,6 +149,15 @@ def test_a_small_share_of_few_views_still_is_one_window(good):
     assert windows == {0.0: 0, 0.01: 1}
 
 
+def test_a_check_looks_at_64_views_at_most(good):
+    from defect_core import adaptation
+
+    backbone = load_backbone("embedded")
+    settings = Adapt(views=3000, validation_fraction=0.1, local_share=0.5)  # a tenth would be 300
+    windows, wholes = adaptation._bank(backbone, good, settings, 0, 1)
+    assert (len(windows), len(wholes)) == (32, len(good))
+
+
 def test_one_image_is_too_few(good, tmp_path):
     with pytest.raises(ValueError, match="at least two"):
         adapt(load_backbone("embedded"), good[:1], QUICK, tmp_path, seed=0)
