@@ -183,14 +183,16 @@ def _predict(backbone: Backbone, latents: Tensor, time: Tensor, text: Tensor) ->
 @torch.no_grad()
 def mean_latents(backbone: Backbone, images: Sequence[Image], most: int = 64) -> Tensor:
     """Mean latents [C, 1, 1] of images uint8 [R, R, 3]; of `most` of them, evenly chosen, where there are more."""
-    count = min(len(images), most)
-    chosen = [images[i * len(images) // count] for i in range(count)]
-    latents = [backbone.encode(to_tensor([image])).float().cpu() for image in chosen]
+    latents = [backbone.encode(to_tensor([images[i]])).float().cpu() for i in _evenly(len(images), most)]
     return torch.cat(latents).mean((0, 2, 3))[:, None, None]
 
 
 def show_whole(good: Sequence[Example], most: int, side: int) -> list[Image]:
     """At most so many of the images, evenly chosen, each as a whole on a square: uint8 [side, side, 3]."""
-    count = min(len(good), most)
-    images = [good[i * len(good) // count].image for i in range(count)]
+    images = [good[i].image for i in _evenly(len(good), most)]
     return [show_image(image, Window(0, 0, *image.shape[:2]), side) for image in images]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the indices below `count`."""
+    return [i * count // min(count, most) for i in range(min(count, most))]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from striped_plates import draw_plates
 
 from defect_core.adaptation import adapt
 from defect_core.backbones import load_backbone
@@ -15,10 +16,7 @@ QUICK = Adapt(steps=4, batch_size=2, views=8, check_every=2, patience=3)
 
 @pytest.fixture(scope="module")
 def good():
-    rng = np.random.default_rng(0)
-    shade = 128 + 100 * np.sin(np.arange(96) / 5)[:, None, None] * np.array([1, -1, 0.5])
-    plates = np.clip(shade + rng.normal(0, 5, (6, 96, 96, 3)), 0, 255).astype(np.uint8)
-    return [Example("plate", "good", plate, None, f"{index}.png") for index, plate in enumerate(plates)]
+    return draw_plates()
 
 
 def _adapted(good, work, settings=QUICK):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from striped_plates import draw_plates
 
 from defect_core.adaptation import adapt
 from defect_core.backbones import load_backbone
 from defect_core.data.records import Record, load_image, save_png, write_records
-from defect_core.generators.base import Example
 from defect_core.generators.canvas import Window, show_image
 from defect_core.generators.composite import is_gray
 from defect_core.normals import GRAIN, WEIGHTS, Drawer, Way, draw_normals, mean_latents
@@ -22,10 +22,7 @@ from defect_core.steps.adapt import DISTANCES, DRAWN, WAYS
 
 @pytest.fixture(scope="module")
 def good():
-    rng = np.random.default_rng(0)
-    shade = 128 + 100 * np.sin(np.arange(96) / 5)[:, None, None] * np.array([1, -1, 0.5])
-    plates = np.clip(shade + rng.normal(0, 5, (6, 96, 96, 3)), 0, 255).astype(np.uint8)
-    return [Example("plate", "good", plate, None, f"{index}.png") for index, plate in enumerate(plates)]
+    return draw_plates()
 
 
 def test_drawn_images_depend_on_their_seed_alone(good):
