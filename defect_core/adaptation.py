@@ -82,7 +82,7 @@ def adapt(
         levels = backbone.schedule[times]
         latents, noise = on_device(backbone, latents), on_device(backbone, noise)
         states = texts[prompts.to(texts.device)]
-        with fast(backbone.device, backbone.latent_size):
+        with fast(backbone.device, backbone.latent_size, written_out=drawing):
             predicted = denoiser(add_noise(latents, noise, levels), on_device(backbone, times), states).sample
         weight = on_device(backbone, 1 / levels)[:, None, None, None]
         return (weight * (predicted.float() - noise) ** 2).mean()
@@ -91,7 +91,7 @@ def adapt(
         whole = torch.rand(settings.batch_size, generator=generator) >= settings.local_share
         latents = torch.stack([_draw(known[int(each)], generator) for each in whole])
         even = torch.randint(len(backbone.schedule), whole.shape, generator=generator)
-        times = torch.where(whole, middle_times(backbone.schedule, len(whole), generator), even)
+        times = torch.where(whole, middle_times(backbone.schedule, len(whole), generator, stratified=drawing), even)
         noise = torch.randn(latents.shape, generator=generator)
         bare = torch.rand(len(whole), generator=generator) < empty_share
         return error(latents, times, noise, torch.where(bare, _EMPTY, whole.long()))
@@ -111,7 +111,8 @@ def adapt(
                     total += share * float(found) * len(rows) / (len(latents) * len(times))
         return total
 
-    best = _Best(work_dir, settings, held_out(), denoiser)
+    # while the rate is held the error on what is held out stays high
+    best = _Best(work_dir, settings, held_out(), denoiser, since=settings.steps // 2 if drawing else 0)
 
     def watch(done: int) -> bool:
         if done % settings.check_every and done != settings.steps:
@@ -136,14 +137,19 @@ def adapt(
     return best.curve(losses)
 
 
-def middle_times(alphas_cumprod: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def middle_times(alphas_cumprod: Tensor, count: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
     """Training steps int64 [count] from the middle of a schedule [N], where the layout of an image is settled: the
     logarithm of noise over signal is normal (as in Karras et al. 2022, section 5), with `MIDDLE`'s mean and deviation.
+    `stratified`: one from each of `count` equally likely parts, rising, so that every batch has as much of each.
     """
     mean, deviation = MIDDLE
-    wanted = mean + deviation * torch.randn(count, generator=generator, dtype=torch.float64)
+    if stratified:
+        within = torch.rand(count, generator=generator, dtype=torch.float64)
+        normal = torch.special.ndtri((torch.arange(count) + within) / count)
+    else:
+        normal = torch.randn(count, generator=generator, dtype=torch.float64)
     rising = noise_ratio(alphas_cumprod.double().cpu()).log()
-    return torch.searchsorted(rising, wanted).clamp(max=len(rising) - 1)
+    return torch.searchsorted(rising, mean + deviation * normal).clamp(max=len(rising) - 1)
 
 
 def _bank(
@@ -172,8 +178,9 @@ def _draw(latents: Tensor, generator: torch.Generator) -> Tensor:
 class _Best:
     """The best weights so far and every check, on disk, so that a killed run ends like an unbroken one."""
 
-    def __init__(self, folder: Path, settings: Adapt, start: float, denoiser: nn.Module) -> None:
-        self.weights, self.file, self.settings = folder / "best.safetensors", folder / "checks.json", settings
+    def __init__(self, folder: Path, settings: Adapt, start: float, denoiser: nn.Module, since: int) -> None:
+        self.weights, self.file = folder / "best.safetensors", folder / "checks.json"
+        self.patience, self.since = settings.patience, since
         self.checks: dict[int, float] = {}
         if self.file.is_file():
             self.checks = {int(step): value for step, value in json.loads(self.file.read_text()).items()}
@@ -181,14 +188,14 @@ class _Best:
             self.check(0, start, denoiser)
 
     def check(self, done: int, value: float, denoiser: nn.Module) -> bool:
-        """Note a check; True when there was no new best for `patience` checks."""
+        """Note a check; True when there was no new best for `patience` checks, those up to step `since` not counted."""
         self.checks = {step: old for step, old in self.checks.items() if step < done} | {done: value}
         best = min(self.checks, key=lambda step: self.checks[step])
         self.weights.parent.mkdir(parents=True, exist_ok=True)
         if best == done:
             save_file({k: v.contiguous() for k, v in denoiser.state_dict().items()}, self.weights)
         self.file.write_text(json.dumps(self.checks))
-        return sum(step > best for step in self.checks) >= self.settings.patience
+        return sum(step > max(best, self.since) for step in self.checks) >= self.patience
 
     def restore(self, denoiser: nn.Module) -> None:
         denoiser.load_state_dict(load_file(self.weights))

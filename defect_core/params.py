@@ -112,7 +112,7 @@ class Adapt(Strict):
     views: int = Field(1200, ge=1)
     local_share: float = Field(0.3, ge=0, le=1)
     drawing_steps: int = Field(0, ge=0)
-    drawing_rate: float = Field(1e-3, gt=0)
+    drawing_rate: float = Field(1.5e-3, gt=0)
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     check_every: int = Field(100, ge=1)
     patience: int = Field(5, ge=1)

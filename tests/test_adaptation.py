@@ -67,6 +67,12 @@ def test_training_stops_after_checks_without_a_new_best_and_the_best_counts(good
     assert all(torch.equal(value, original[key]) for key, value in backbone.denoiser.state_dict().items())
 
 
+def test_in_drawing_checks_count_from_half_on_when_the_rate_begins_to_fall(good, tmp_path):
+    asked = {"drawing_steps": 14, "drawing_rate": 0.5, "batch_size": 2, "views": 8, "check_every": 2, "patience": 2}
+    curve = adapt(load_backbone("embedded"), good, Adapt(**asked), tmp_path, seed=0, drawing=True)
+    assert [point["step"] for point in curve] == [0, 2, 4, 6, 8, 10]
+
+
 def test_a_saved_backbone_is_loaded_as_it_was_under_another_digest(good, tmp_path):
     backbone, _ = _adapted(good, tmp_path / "work")
     backbone.save(tmp_path / "saved")
@@ -131,11 +137,24 @@ def test_whole_images_are_learned_at_middle_noise_and_windows_at_every_level(goo
 
     backbone.denoiser.register_forward_pre_hook(listen)
     monkeypatch.setattr(adaptation, "EMPTY_PROMPT_SHARE", 0)
-    monkeypatch.setattr(adaptation, "middle_times", lambda schedule, count, generator: torch.full((count,), 777))
+    monkeypatch.setattr(adaptation, "middle_times", lambda schedule, count, generator, **_: torch.full((count,), 777))
     adapt(backbone, good, Adapt(steps=2, batch_size=16, views=8, local_share=0.5), tmp_path, seed=0)
     assert set(heard[True]) == {777} and len(heard[True]) > 8
     windows = np.array(heard[False])
     assert len(windows) > 8 and windows.min() < 250 and windows.max() > 750
+
+
+def test_stratified_noise_is_of_the_same_kind_and_as_much_of_each_in_every_batch():
+    from defect_core import adaptation
+
+    schedule = load_backbone("embedded").schedule
+    generator = torch.Generator().manual_seed(0)
+    batches = [adaptation.middle_times(schedule, 16, generator, stratified=True) for _ in range(200)]
+    ratios = torch.stack([(1 / schedule[times].double() - 1).sqrt().log() for times in batches])
+    assert float(ratios.median()) == pytest.approx(0.6, abs=0.05)
+    assert float(ratios.quantile(0.16)) == pytest.approx(-0.4, abs=0.1)
+    mixed = ratios.flatten()[torch.randperm(ratios.numel(), generator=generator)].reshape(ratios.shape)
+    assert float(ratios.mean(1).std()) < 0.3 * float(mixed.mean(1).std())
 
 
 def test_a_small_share_of_few_views_still_is_one_window(good):

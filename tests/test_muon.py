@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from defect_core import muon
 from defect_core.muon import Muon, inner_weights, orthogonalised
 
-SHAPES = [(24, 24), (24, 90), (90, 24)]
+SHAPES = [(24, 24), (24, 90), (90, 24), (24, 240), (240, 24)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -19,6 +20,18 @@ def test_directions_have_singular_values_near_one_and_keep_their_vectors(shape: 
     assert found.max() < 1.3
     overlap = torch.einsum("nij,nij->n", direction, left @ right) / sizes.shape[1]
     assert (overlap > 0.8).all()
+
+
+def test_wide_matrices_get_the_same_directions_from_their_gram_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 240) * torch.logspace(-2, 0, 24)[:, None]
+    found = []
+    for other in ("_iterated", "_by_gram"):
+        with monkeypatch.context() as patch:
+            patch.setattr(muon, other, lambda x: pytest.fail("not this way"))
+            patch.setattr(muon, "_WIDE", 5 if other == "_iterated" else 100)
+            found.append(orthogonalised(matrices))
+    torch.testing.assert_close(*found, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

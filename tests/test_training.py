@@ -1,5 +1,8 @@
 """The training loop: kill and resume ends with the same weights, bit for bit."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +66,32 @@ def test_the_loss_falls_and_another_seed_trains_otherwise(tmp_path):
     _run(second, tmp_path / "b", seed=4)
     assert sum(losses[-5:]) < sum(losses[:5])
     assert not torch.equal(first[0].weight, second[0].weight)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_the_rate_falls_as_a_cosine_and_with_muon_in_a_line_from_half_on(muon, tmp_path):
+    network, seen = _network(), []
+
+    def loss(step, generator):
+        return network[2].bias.sum() + 0 * sum(parameter.sum() for parameter in network.parameters())
+
+    training.train(
+        network,
+        loss,
+        steps=24,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+        seed=1,
+        work_dir=tmp_path,
+        label="test",
+        warmup=4,
+        watch=lambda done: seen.append(float(network[2].bias.detach())),
+        muon=muon,
+    )
+    rates = [(before - after) / 1e-2 for before, after in pairwise(seen)]  # AdamW's step on an even slope
+    assert rates[:3] == pytest.approx([0.5, 0.75, 1], abs=1e-3)
+    halves = [rates[3 + 10], rates[3 + 15]]
+    assert halves == pytest.approx([1, 0.5] if muon else [0.5, 0.5 * (1 + math.cos(0.75 * math.pi))], abs=1e-3)
 
 
 def test_overrides_give_named_parameters_their_own_rate_and_decay(tmp_path):
@@ -148,7 +177,8 @@ def test_attention_written_out_is_attention(monkeypatch):
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
     asked = ({}, {"scale": 0.7}, {"attn_mask": mask})
     wanted = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
-    with fast_drawing(nn.Linear(1, 1)):
-        drawn = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
-    for one, other in zip(drawn, wanted, strict=True):
-        torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0)
+    for arithmetic in (fast_drawing(nn.Linear(1, 1)), fast(torch.device("cpu"), 3, written_out=True)):
+        with arithmetic:
+            drawn = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
+        for one, other in zip(drawn, wanted, strict=True):
+            torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0)
