@@ -177,8 +177,13 @@ def test_attention_written_out_is_attention(monkeypatch):
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
     asked = ({}, {"scale": 0.7}, {"attn_mask": mask})
     wanted = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
-    for arithmetic in (fast_drawing(nn.Linear(1, 1)), fast(torch.device("cpu"), 3, written_out=True)):
+    ours, counted = training._attention, []
+    monkeypatch.setattr(training, "_attention", lambda *a, **k: counted.append(a) or ours(*a, **k))
+    for number, arithmetic in enumerate(
+        (fast_drawing(nn.Linear(1, 1)), fast(torch.device("cpu"), 3, written_out=True)), start=1
+    ):
         with arithmetic:
             drawn = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
         for one, other in zip(drawn, wanted, strict=True):
             torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0)
+        assert len(counted) == 2 * number  # the mask is not for ours
