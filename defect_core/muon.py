@@ -26,15 +26,15 @@ class Muon:
         every: each weight moves in one step of so many, by as many rates, in turn with the others; 1: in each. The
             momentum of all takes in every step. On a CPU, where orthogonalising costs as much as the gradients of a
             small network, 2 learns as much from as many steps.
-        momentum: share of it that a step keeps.
+        kept: share of the momentum that a step keeps.
 
     Attributes:
         momentum: of every weight, in the order given.
         steps: made so far; decides whose turn it is.
     """
 
-    def __init__(self, weights: list[nn.Parameter], rate: Tensor, every: int = 1, momentum: float = MOMENTUM) -> None:
-        self._weights, self._rate, self._every, self._kept, self.steps = weights, rate, every, momentum, 0
+    def __init__(self, weights: list[nn.Parameter], rate: Tensor, every: int = 1, kept: float = MOMENTUM) -> None:
+        self._weights, self._rate, self._every, self._kept, self.steps = weights, rate, every, kept, 0
         self.momentum = [torch.zeros_like(weight) for weight in weights]
         # matrices of one shape are orthogonalised in one go
         self._alike: dict[torch.Size, list[int]] = defaultdict(list)

@@ -18,6 +18,11 @@ def _network():
         return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
 
 
+def _train(network, loss, folder, **settings):
+    plain = {"learning_rate": 1e-2, "weight_decay": 0.0, "seed": 1, "label": "test"}
+    return training.train(network, loss, work_dir=folder, **plain | settings)
+
+
 def _run(network, folder, stop_at=None, seed=3, muon=False):
     def loss(step, generator):
         if step == stop_at:
@@ -25,18 +30,7 @@ def _run(network, folder, stop_at=None, seed=3, muon=False):
         x = torch.randn((8, 4), generator=generator)
         return ((network(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
-    return training.train(
-        network,
-        loss,
-        steps=20,
-        learning_rate=1e-2,
-        weight_decay=1e-2,
-        seed=seed,
-        work_dir=folder,
-        label="test",
-        checkpoint_every=5,
-        muon=muon,
-    )
+    return _train(network, loss, folder, steps=20, checkpoint_every=5, muon=muon, seed=seed, weight_decay=1e-2)
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -75,15 +69,11 @@ def test_the_rate_falls_as_a_cosine_and_with_muon_in_a_line_from_half_on(muon, t
     def loss(step, generator):
         return network[2].bias.sum() + 0 * sum(parameter.sum() for parameter in network.parameters())
 
-    training.train(
+    _train(
         network,
         loss,
+        tmp_path,
         steps=24,
-        learning_rate=1e-2,
-        weight_decay=0.0,
-        seed=1,
-        work_dir=tmp_path,
-        label="test",
         warmup=4,
         watch=lambda done: seen.append(float(network[2].bias.detach())),
         muon=muon,
@@ -101,15 +91,12 @@ def test_overrides_give_named_parameters_their_own_rate_and_decay(tmp_path):
     def loss(step, generator):
         return network(torch.ones(1, 4)).sum() * 0
 
-    training.train(
+    _train(
         network,
         loss,
+        tmp_path,
         steps=2,
-        learning_rate=1e-2,
         weight_decay=0.5,
-        seed=1,
-        work_dir=tmp_path,
-        label="test",
         overrides={"0": {"learning_rate": 0.0}, "2.weight": {"weight_decay": 0.0}},
     )
     unchanged = {name for name, tensor in network.state_dict().items() if torch.equal(tensor, before[name])}
@@ -124,17 +111,7 @@ def test_a_parameter_that_had_no_gradient_before_the_kill_resumes(tmp_path):
             value = (network[0].weight ** 2).sum()
             return value + (network[2].weight ** 2).sum() if step > 7 else value
 
-        training.train(
-            network,
-            loss,
-            steps=10,
-            learning_rate=1e-2,
-            weight_decay=0.0,
-            seed=1,
-            work_dir=folder,
-            label="test",
-            checkpoint_every=5,
-        )
+        _train(network, loss, folder, steps=10, checkpoint_every=5)
         return network[2].weight
 
     whole = run(_network(), tmp_path / "whole")
