@@ -65,8 +65,9 @@ def adapt(
         raise ValueError(f"adapt needs at least two good images, got {len(good)}")
     empty_share = EMPTY_PROMPT_SHARE
     if drawing:
-        changed = {"steps": settings.drawing_steps, "learning_rate": settings.drawing_rate, "local_share": 0.0}
-        settings, empty_share = settings.model_copy(update=changed), 0.0
+        changed = {"steps": settings.drawing_steps, "batch_size": settings.drawing_batch_size, "local_share": 0.0}
+        settings = settings.model_copy(update=changed | {"learning_rate": settings.drawing_rate})
+        empty_share = 0.0
     held = max(1, round(settings.validation_fraction * len(good)))
     chosen = set(np.random.default_rng([seed, 0]).permutation(len(good))[:held].tolist())
     parts = ([e for i, e in enumerate(good) if i not in chosen], [e for i, e in enumerate(good) if i in chosen])

@@ -102,8 +102,8 @@ class Adapt(Strict):
     is taken; after `patience` checks without a new best, training ends, and the best weights count. `local_share` of
     what is learned are local windows, as the generators' local canvas sees the product; the rest are whole images.
 
-    Then `drawing_steps` more, on whole images alone and at a rate of its own, go into a copy of the network that draws
-    good images and is of no use to a generator; with 0 the generators' network draws them.
+    Then `drawing_steps` more, on whole images alone, in batches and at a rate of their own, go into a copy of the
+    network that draws good images and is of no use to a generator; with 0 the generators' network draws them.
     """
 
     steps: int = Field(600, ge=1)
@@ -112,7 +112,8 @@ class Adapt(Strict):
     views: int = Field(1200, ge=1)
     local_share: float = Field(0.3, ge=0, le=1)
     drawing_steps: int = Field(0, ge=0)
-    drawing_rate: float = Field(1.5e-3, gt=0)
+    drawing_batch_size: int = Field(32, ge=1)
+    drawing_rate: float = Field(2e-3, gt=0)
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     check_every: int = Field(100, ge=1)
     patience: int = Field(5, ge=1)

@@ -68,7 +68,8 @@ def test_training_stops_after_checks_without_a_new_best_and_the_best_counts(good
 
 
 def test_in_drawing_checks_count_from_half_on_when_the_rate_begins_to_fall(good, tmp_path):
-    asked = {"drawing_steps": 14, "drawing_rate": 0.5, "batch_size": 2, "views": 8, "check_every": 2, "patience": 2}
+    asked = {"drawing_steps": 14, "drawing_rate": 0.5, "drawing_batch_size": 2, "views": 8}
+    asked |= {"check_every": 2, "patience": 2}
     curve = adapt(load_backbone("embedded"), good, Adapt(**asked), tmp_path, seed=0, drawing=True)
     assert [point["step"] for point in curve] == [0, 2, 4, 6, 8, 10]
 
@@ -187,11 +188,12 @@ def test_for_drawing_alone_whole_images_are_learned_with_muon_and_nothing_else(g
     whole = backbone.encode_text(["a photo of a whole plate"])
     backbone.denoiser.register_forward_pre_hook(lambda network, inputs: said.append(inputs[2]))
     monkeypatch.setattr(adaptation, "train", lambda *a, **k: asked.append(k) or training.train(*a, **k))
-    settings = QUICK.model_copy(update={"drawing_steps": 6, "drawing_rate": 2e-3, "batch_size": 8})
+    settings = QUICK.model_copy(update={"drawing_steps": 6, "drawing_rate": 1e-3, "drawing_batch_size": 6})
     curve = adapt(backbone, good, settings, tmp_path, seed=0, drawing=True)
     assert all(torch.equal(text, whole.expand_as(text)) for text in said)
+    assert {len(text) for text in said} == {6, 1}  # a batch; what is held out, in checks
     assert [point["step"] for point in curve] == [0, 2, 4, 6]
-    assert [(each["learning_rate"], each["muon"]) for each in asked] == [(2e-3, True)]
+    assert [(each["learning_rate"], each["muon"]) for each in asked] == [(1e-3, True)]
     before = load_backbone("embedded").denoiser.state_dict()
     kept = {name for name, value in backbone.denoiser.state_dict().items() if torch.equal(value, before[name])}
     assert {name for name in before if name.startswith(("conv_in.", "down_blocks."))} <= kept

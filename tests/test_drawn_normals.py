@@ -89,13 +89,27 @@ def test_guidance_leaves_the_first_step_and_the_last_moves_alone():
         network.register_forward_pre_hook(lambda _, inputs, name=name: heard[name].append(int(inputs[1])))
     draw_normals(backbone, "plate", [1], steps=20, guide=guide, way=Way(2.0, 0.4))
     again = [*range(13, 8, -1)]  # from 0.64 of 20 steps down once more
-    path = [*range(20, 8, -1), *again, *again, 8, 4]  # from step 8 of 20 by way of step 4 to the clean end
+    path = [*range(20, 8, -1), *again, *again, 8, 6, 3]  # from step 8 of 20 by way of 6 and 3 to the clean end
     assert heard["own"] == [round(999 * step / 20) for step in path]
-    assert heard["guide"] == heard["own"][1:-2]  # steps 19 to 9
+    assert heard["guide"] == heard["own"][1:-3]  # steps 19 to 9
     heard["own"].clear()
     heard["guide"].clear()
     draw_normals(backbone, "plate", [1], steps=20, guide=guide, way=Way(1.0, 0.0))
     assert len(heard["own"]) == 20 and not heard["guide"]  # nothing to guide
+
+
+def test_the_predicted_noise_counts_as_often_as_the_way_says_in_every_move(monkeypatch):
+    from defect_core import normals
+
+    backbone, used = load_backbone("embedded"), []
+    move = normals.ancestral_move
+    monkeypatch.setattr("defect_core.normals._predict", lambda network, latents, *_: torch.ones_like(latents))
+    monkeypatch.setattr(normals, "ancestral_move", lambda z, noise, *rest: used.append(noise) or move(z, noise, *rest))
+    for way in (Way(1.0, 0.4, 1.25), Way(1.0, 0.0, 1.25)):
+        draw_normals(backbone, "plate", [1], way=way)
+    # down to level 0.4, there again after two restarts, the last moves; all steps
+    assert len(used) == 15 + 2 * 6 + 3 + 25
+    assert all(torch.equal(noise, torch.full_like(noise, 1.25)) for noise in used)
 
 
 def test_the_mean_of_the_good_images_sets_the_brightness_that_noise_alone_does_not():
@@ -145,7 +159,8 @@ def test_the_stage_leaves_a_backbone_its_curve_and_images_to_look_at(good, tmp_p
     assert load_backbone(folder).resolution == images[0].shape[0]
     assert [point["step"] for point in json.loads((folder / "adaptation.json").read_text())] == [0, 2]
     described = json.loads((folder / "drawing.json").read_text())
-    tried = {Way(row["guidance_scale"], row["finish"]): [row[each] for each in DISTANCES] for row in described["tried"]}
+    rows = described["tried"]
+    tried = {Way(*(row[field] for field in Way._fields)): [row[each] for each in DISTANCES] for row in rows}
     assert tuple(tried) == WAYS
     drawer = Drawer.load(folder, load_backbone(folder), load_backbone("embedded"), good)
     clear, grained = tried[drawer.way]
