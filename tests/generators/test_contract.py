@@ -134,9 +134,11 @@ def test_the_given_mask_is_the_mask_unless_it_predicts_its_own(fitted, examples)
         assert (pair.mask == request.mask).all()
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_batch(fitted, examples):
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(fitted, examples, monkeypatch):
     name, generator, _ = fitted
     requests = _requests(examples, 4)
+    # in bfloat16 a processor with matrix units adds up in another order for another batch: up to five grey levels
+    monkeypatch.setattr(training, "_native_bfloat16", lambda: False)
     together = list(generator.sample(requests))
     alone = [next(iter(generator.sample([request]))) for request in requests]
     for one, other in zip(together, alone, strict=True):

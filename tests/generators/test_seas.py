@@ -179,7 +179,7 @@ def test_over_fitting_one_image_lowers_the_alignment_loss_and_brings_the_attenti
         finetune_loss(backbone, words, control, [4], batch, config).total.backward()
         optimiser.step()
     lower, higher = measure()
-    assert lower < 0.5 * loss and higher > score + 0.1, (loss, lower, score, higher)
+    assert lower < 0.6 * loss and higher > score + 0.1, (loss, lower, score, higher)
 
 
 # drawing
