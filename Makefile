@@ -23,8 +23,8 @@ slow: $(READY)  ## the proofs that need minutes and memory
 # WORK holds what a killed run left; OPTIONS as `--steps 100 --scenes 1000` go to both
 WORK ?= .defectory/weights
 weights: $(READY)  ## the embedded weights from nothing, into the package: minutes on a large accelerator, days on a CPU
-	$(BIN)/python -m defect_core.backbones.pretrain --work $(WORK) --export $(OPTIONS)
-	$(BIN)/python -m defect_core.generators.defectdiffu.pretrain --work $(WORK) --export $(OPTIONS)
+	$(BIN)/python -m defect_core.pretraining.backbone --work $(WORK) --export $(OPTIONS)
+	$(BIN)/python -m defect_core.pretraining.transformer --work $(WORK) --export $(OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

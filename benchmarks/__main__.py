@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def help_time() -> float:
-    return _command(["-c", "from defect_core.cli import app; app(['--help'], standalone_mode=False)"])
+    return _command(["-c", "from defect_core.cli.app import app; app(['--help'], standalone_mode=False)"])
 
 
 def definitions_time() -> float:
@@ -67,8 +67,8 @@ def segmenter_step_time() -> float:
     """Seconds per optimiser step of the segmenter, 8 images of 128 px."""
     import numpy as np
 
-    from defect_core.segmentation import Sample, SegmenterConfig
-    from defect_core.segmentation.train import train_segmenter
+    from defect_core.evaluation.segmentation import Sample, SegmenterConfig
+    from defect_core.evaluation.segmentation.train import train_segmenter
 
     rng = np.random.default_rng(0)
     samples = [Sample(rng.integers(0, 255, (128, 128, 3), np.uint8), rng.random((128, 128)) > 0.9) for _ in range(8)]

@@ -20,19 +20,19 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import BATCHES, sampling_time
+from defect_core.adaptation.normal_sampler import Drawer, draw_normals
 from defect_core.backbones import Backbone, load_backbone
-from defect_core.backbones.corpus import draw
 from defect_core.data.records import read_records, save_png
-from defect_core.diffusion.ddim import add_noise
+from defect_core.diffusion.schedule import add_noise
 from defect_core.errors import InputError
-from defect_core.examples import load_example
 from defect_core.generators.composite import is_gray
 from defect_core.generators.views import to_pixels, to_tensor
 from defect_core.metrics.features import InceptionFeatures, Lite0Features, LpipsDistance
 from defect_core.metrics.frechet import frechet_distance
 from defect_core.metrics.memorisation import memorisation
-from defect_core.normals import Drawer, draw_normals
-from defect_core.project import Project
+from defect_core.pretraining.corpus import draw
+from defect_core.project.loading import load_example
+from defect_core.project.paths import Project
 from defect_core.report.adapted import mixed
 from defect_core.report.sheets import contact_sheet
 

@@ -19,7 +19,7 @@ def compare_time(runs: int = 3) -> float:
     from made_up_project import git, lay_down, pretend
 
     from defect_core.generators import registry
-    from defect_core.project import Project
+    from defect_core.project.paths import Project
 
     # as many generators as arms without `real_only` and `mix`; made-up names stand for methods that are not there
     generators = list(registry.generator_names()[: ARMS - 2])
@@ -40,7 +40,7 @@ def compare_time(runs: int = 3) -> float:
         for _ in range(runs):
             start = time.monotonic()
             done = subprocess.run(
-                [sys.executable, "-m", "defect_core.cli", "compare", "HEAD~1", "HEAD", "--json"],
+                [sys.executable, "-m", "defect_core.cli.app", "compare", "HEAD~1", "HEAD", "--json"],
                 cwd=folder, capture_output=True, check=True,
             )  # fmt: skip
             times.append(time.monotonic() - start)

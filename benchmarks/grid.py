@@ -26,12 +26,12 @@ def lay_down(root: Path, products: int = PRODUCTS, arms: int = ARMS):
     """A project whose every instance is up to date: small files instead of results, committed to DVC."""
     import numpy as np
 
-    from defect_core import dvcfile
+    from defect_core.cli.scaffold import init_project
     from defect_core.data.records import Record, save_png, write_records
-    from defect_core.factory import child_environment
     from defect_core.generators.registry import generator_names, generator_promises
-    from defect_core.project import Project
-    from defect_core.scaffold import init_project
+    from defect_core.graph import dvcfile
+    from defect_core.graph.local import child_environment
+    from defect_core.project.paths import Project
     from pipelines.state import all_instances
 
     generators = [name for name in generator_names() if generator_promises(name).scope != "catalogue"][: arms - 2]
@@ -71,7 +71,7 @@ def grid():
 
 def repro_time(project) -> float:
     """Wall time of a `dvc repro` that finds nothing to do."""
-    from defect_core.factory import child_environment
+    from defect_core.graph.local import child_environment
 
     start = time.monotonic()
     done = subprocess.run(
@@ -85,7 +85,7 @@ def repro_time(project) -> float:
 
 def decision_time(project) -> float:
     """Wall time in which the nightly run finds that nothing is stale."""
-    from defect_core.project import Project
+    from defect_core.project.paths import Project
     from pipelines.state import stale_instances
 
     start = time.monotonic()
@@ -97,7 +97,7 @@ def decision_time(project) -> float:
 
 def answer_time(project) -> float:
     """Wall time from `make dev` until the UI's server knows the assets."""
-    from defect_core.factory import child_environment
+    from defect_core.graph.local import child_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

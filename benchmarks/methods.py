@@ -18,12 +18,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-from defect_core.examples import load_examples, open_backbone
 from defect_core.generators.base import Example, SampleRequest, SyntheticPair
 from defect_core.generators.canvas import choose_window, show_image, show_mask
 from defect_core.generators.registry import generator_class, weights_folder
-from defect_core.project import Project
-from defect_core.synthesis import Recipe, make_request
+from defect_core.project.loading import load_examples, open_backbone
+from defect_core.project.paths import Project
+from defect_core.synthesis.batches import Recipe, make_request
 
 MOVED = 12  # grey levels
 _SIDE = 112

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import load_image, load_mask, save_png
-from defect_core.examples import load_examples
 from defect_core.generators.base import Image as Pixels
 from defect_core.generators.base import Mask
 from defect_core.generators.canvas import choose_window, show_image
-from defect_core.project import Project
+from defect_core.project.loading import load_examples
+from defect_core.project.paths import Project
 from defect_core.report.sheets import contact_sheet
 
 EACH, SIDE = 3, 88

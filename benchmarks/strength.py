@@ -23,7 +23,7 @@ from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.defectdiffu.config import Config
 from defect_core.generators.defectdiffu.generator import DefectDiffu
 from defect_core.report.sheets import contact_sheet
-from defect_core.synthesis import Recipe, make_request
+from defect_core.synthesis.batches import Recipe, make_request
 
 LEVELS = (0.5, 1.0, 1.5, 2.0, 2.5)  # the public code's
 SEEDS = 32

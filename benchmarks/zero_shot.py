@@ -21,14 +21,14 @@ import numpy as np
 from benchmarks.demo_catalogue import fitted, held_back, train_examples
 from defect_core.data.demo import DEMO_PRODUCTS
 from defect_core.data.manifest import read_manifest
-from defect_core.examples import load_examples
+from defect_core.evaluation.segmentation import Sample, SegmenterConfig, load_samples
+from defect_core.evaluation.segmentation.data import resize_sample
 from defect_core.generators.base import Example, Generator
 from defect_core.generators.defectdiffu.config import Config
 from defect_core.generators.registry import generator_class, generator_config
-from defect_core.project import Project
-from defect_core.segmentation import Sample, SegmenterConfig, load_samples
-from defect_core.segmentation.data import resize_sample
-from defect_core.synthesis import Recipe, synthesize
+from defect_core.project.loading import load_examples
+from defect_core.project.paths import Project
+from defect_core.synthesis.batches import Recipe, synthesize
 
 PAIRS = 48
 SEEDS = (0, 1, 2)
@@ -139,8 +139,8 @@ def _pairs(
 def _scores(
     own: Sequence[Example], synthetic: Sequence[Sample], tested: Sequence[Sample], config: SegmenterConfig
 ) -> list[float]:
-    from defect_core.segmentation.evaluate import evaluate_segmenter
-    from defect_core.segmentation.train import train_segmenter
+    from defect_core.evaluation.segmentation.evaluate import evaluate_segmenter
+    from defect_core.evaluation.segmentation.train import train_segmenter
 
     real = [_sample(example, config.image_size) for example in own if example.mask is not None]
     good = [_sample(example, config.image_size) for example in own if example.mask is None]

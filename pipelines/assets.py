@@ -7,10 +7,10 @@ from typing import Any
 import dagster as dg
 
 from defect_core.errors import InputError
+from defect_core.graph.instances import Instance, active_stages
+from defect_core.graph.table import Stage
 from defect_core.lineage.lock import read_lock
-from defect_core.project import Project
-from defect_core.stage_table import Stage
-from defect_core.stages import Instance, active_stages
+from defect_core.project.paths import Project
 from pipelines.checks import check_results, check_specs
 from pipelines.events import LOCK_TAG, facts, lock_tag
 from pipelines.kubernetes import step_tags

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from defect_core.params import Params
-from defect_core.project import Project
-from defect_core.stage_table import Stage
-from defect_core.stages import Instance
+from defect_core.graph.instances import Instance
+from defect_core.graph.table import Stage
+from defect_core.project.params import Params
+from defect_core.project.paths import Project
 from pipelines import findings
 from pipelines.findings import Found
 from pipelines.partitions import partitions_of

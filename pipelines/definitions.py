@@ -8,7 +8,7 @@ import os
 import dagster as dg
 
 from defect_core.errors import InputError
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines import kubernetes
 from pipelines.assets import RUNNER, build_assets
 from pipelines.jobs import asset_jobs, build_nightly, build_regenerate

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from defect_core.errors import InputError
-from defect_core.factory import child_environment
-from defect_core.project import Project
+from defect_core.graph.local import child_environment
+from defect_core.project.paths import Project
 
 DAGSTER_YAML = """\
 # Written by pipelines/dev.py. Runs, events and logs lie beside this file; nothing leaves the machine.

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from defect_core.dvcfile import CODE_FILE, code_digest
+from defect_core.graph.dvcfile import CODE_FILE, code_digest
+from defect_core.graph.instances import Instance, active_stages, code_root, instances
 from defect_core.lineage.lock import read_lock
-from defect_core.project import Project
-from defect_core.stages import Instance, active_stages, code_root, instances
+from defect_core.project.paths import Project
 from pipelines.checks import check_results
 from pipelines.metadata import cost, describe
 from pipelines.partitions import partition_key

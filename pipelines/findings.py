@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from defect_core.arms import BASELINE_ARM
-from defect_core.project import Project
-from defect_core.stages import Instance, instances
+from defect_core.graph.instances import Instance, instances
+from defect_core.project.arms import BASELINE_ARM
+from defect_core.project.paths import Project
 
 HEADLINE = "pixel_ap"
 MOST_COPIES = 0.1  # part of a defect's generated images that may nearly repeat a training image

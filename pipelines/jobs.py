@@ -3,11 +3,11 @@
 import dagster as dg
 from pydantic import Field
 
+from defect_core.cli.scaffold import draw_anew
 from defect_core.errors import InputError
-from defect_core.params import Params
-from defect_core.project import Project
-from defect_core.scaffold import draw_anew
-from defect_core.stages import Instance, stage_named
+from defect_core.graph.instances import Instance, stage_named
+from defect_core.project.params import Params
+from defect_core.project.paths import Project
 from pipelines.assets import RUNNER, bring_up_to_date
 from pipelines.checks import check_specs
 from pipelines.events import Reporter, evaluations

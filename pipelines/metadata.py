@@ -14,9 +14,9 @@ from typing import Any
 
 import dagster as dg
 
-from defect_core.factory import read_cost
-from defect_core.project import Project
-from defect_core.stages import Instance
+from defect_core.graph.instances import Instance
+from defect_core.graph.local import read_cost
+from defect_core.project.paths import Project
 
 Metadata = dict[str, dg.MetadataValue]
 

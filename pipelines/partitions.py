@@ -4,9 +4,9 @@ import warnings
 
 import dagster as dg
 
-from defect_core.params import Params
-from defect_core.stage_table import Stage
-from defect_core.stages import Instance, axis_values, instances
+from defect_core.graph.instances import Instance, axis_values, instances
+from defect_core.graph.table import Stage
+from defect_core.project.params import Params
 
 SCOPE = "scope"
 CATALOGUE = "catalogue"

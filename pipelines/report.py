@@ -7,7 +7,7 @@ import sys
 import dagster as dg
 
 from defect_core.errors import InputError
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines.dev import prepare_home
 from pipelines.events import Reported, Reporter
 

@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from defect_core import dvcfile
 from defect_core.errors import InputError
-from defect_core.factory import RUNNERS, child_environment
-from defect_core.project import Project
-from defect_core.sources import record_source
-from defect_core.stages import Instance
+from defect_core.graph import dvcfile
+from defect_core.graph.instances import Instance
+from defect_core.graph.local import RUNNERS, child_environment
+from defect_core.project.paths import Project
+from defect_core.project.sources import record_source
 
 Log = Callable[[str], object]
 
@@ -49,7 +49,7 @@ class LocalRunner:
     """Runs `dvc repro --single-item` in a child process on this machine.
 
     The child, and so whoever runs DVC by hand, learns from the environment who does the work: see
-    `defect_core.factory.chosen_runner`. DVC's own share stays on this machine.
+    `defect_core.graph.local.chosen_runner`. DVC's own share stays on this machine.
 
     Args:
         project: where.
@@ -110,7 +110,7 @@ class LocalRunner:
 
 
 class RayRunner(LocalRunner):
-    """Runs DVC here, and the work as tasks of a Ray cluster: see `defect_core.cluster`.
+    """Runs DVC here, and the work as tasks of a Ray cluster: see `defect_core.graph.ray`.
 
     Args:
         project: where.
@@ -122,7 +122,7 @@ class RayRunner(LocalRunner):
 
 
 def make_runner(project: Project, name: str, address: str = "") -> Runner:
-    """The runner of that name: one of `defect_core.factory.RUNNERS`. On Kubernetes a step has a pod of its own already.
+    """The runner of that name: one of `defect_core.graph.local.RUNNERS`. On Kubernetes a step has a pod of its own already.
 
     Raises:
         InputError: another name.

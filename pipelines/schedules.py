@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines.jobs import NIGHTLY
 from pipelines.state import stale_instances
 

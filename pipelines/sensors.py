@@ -10,7 +10,7 @@ import yaml
 from defect_core.data.layouts.remote import is_url, list_source
 from defect_core.errors import InputError
 from defect_core.lineage.lock import LOCK_FILE
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines.events import Reporter
 from pipelines.jobs import REAL_DATA
 

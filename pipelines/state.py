@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from defect_core import dvcfile
-from defect_core.dvcfile import code_digest
-from defect_core.factory import child_environment
+from defect_core.graph import dvcfile
+from defect_core.graph.dvcfile import code_digest
+from defect_core.graph.instances import Instance, instances
+from defect_core.graph.local import child_environment
+from defect_core.graph.table import STAGES, Stage
 from defect_core.lineage.lock import LOCK_FILE
-from defect_core.project import Project
-from defect_core.sources import record_sources
-from defect_core.stage_table import STAGES, Stage
-from defect_core.stages import Instance, instances
+from defect_core.project.paths import Project
+from defect_core.project.sources import record_sources
 
 
 def all_instances(project: Project) -> list[Instance]:

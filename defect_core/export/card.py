@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from defect_core.arms import BASELINE_ARM
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_promises
-from defect_core.project import Project, folder_digest
+from defect_core.project.arms import BASELINE_ARM
+from defect_core.project.paths import Project, folder_digest
 
 SHOWN = {"pixel_ap": "pixel AP", "pixel_f1_max": "F1-max", "pro": "PRO", "image_auroc": "image AUROC"}
 LAYOUTS = {

@@ -13,10 +13,10 @@ from defect_core.data.manifest import read_manifest
 from defect_core.data.masks import bounding_box, components
 from defect_core.data.records import load_image, load_mask, save_png
 from defect_core.errors import InputError
-from defect_core.examples import split_records_of
 from defect_core.export.card import write_card
 from defect_core.export.shapes import outlines, run_lengths
-from defect_core.project import Project, write_json
+from defect_core.project.loading import split_records_of
+from defect_core.project.paths import Project, write_json
 
 FORMATS = ("mvtec", "coco", "yolo")
 

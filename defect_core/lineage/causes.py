@@ -10,9 +10,9 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any
 
+from defect_core.graph.table import STAGES
 from defect_core.lineage.snapshot import Snapshot
-from defect_core.params import source_input
-from defect_core.stage_table import STAGES
+from defect_core.project.params import source_input
 
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 

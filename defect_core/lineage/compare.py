@@ -5,7 +5,7 @@ from typing import Any
 from defect_core.lineage.causes import Cause, Lineage
 from defect_core.lineage.snapshot import Snapshot, cached_listing, open_snapshot
 from defect_core.metrics.spread import beyond_spread, joint_spread
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 HEADLINE = ("pixel_ap", "frechet_lite0")
 _SHOWN_FILES = 8

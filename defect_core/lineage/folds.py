@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from defect_core.arms import BASELINE_ARM
 from defect_core.errors import InputError
 from defect_core.lineage.lock import recorded_params
 from defect_core.lineage.snapshot import Snapshot, open_snapshot
 from defect_core.metrics.spread import gain_over, over_seeds
-from defect_core.project import Project
+from defect_core.project.arms import BASELINE_ARM
+from defect_core.project.paths import Project
 
 HEADLINE = {"classify": "accuracy"}  # elsewhere pixel AP
 SHOWN = ("pixel_ap", "pixel_f1_max", "pro", "image_auroc")  # of a segmenter; the rest is in the data

@@ -3,7 +3,7 @@
 import subprocess
 from typing import Any
 
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 
 def git(project: Project, *arguments: str) -> str | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 LOCK_FILE = "dvc.lock"
 

@@ -10,7 +10,7 @@ from defect_core.data.records import load_image, load_mask, save_png
 from defect_core.errors import InputError
 from defect_core.lineage.compare import cause_line
 from defect_core.lineage.snapshot import cache_file, cached_listing
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from defect_core.report.sheets import contact_sheet
 from defect_core.report.table import number
 

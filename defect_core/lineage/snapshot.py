@@ -12,7 +12,7 @@ import yaml
 from defect_core.errors import InputError
 from defect_core.lineage.git import git
 from defect_core.lineage.lock import LOCK_FILE, parse_lock
-from defect_core.project import PARAMS_FILE, Project
+from defect_core.project.paths import PARAMS_FILE, Project
 
 WORKSPACE = "workspace"
 METRICS = ("metrics/segment/", "metrics/segment_unified/", "metrics/classify/", "metrics/score/")

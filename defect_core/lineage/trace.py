@@ -13,14 +13,14 @@ from PIL import Image as PILImage
 from defect_core.data.manifest import ManifestRow, read_manifest
 from defect_core.data.records import Record, load_image, pixel_digest, read_records
 from defect_core.errors import InputError
-from defect_core.examples import open_backbone, split_records_of
 from defect_core.generators.base import read_description
 from defect_core.generators.registry import generator_class, generator_promises, weights_folder
 from defect_core.lineage.git import commit_of
 from defect_core.lineage.lock import output_digest, read_lock, recorded_params
-from defect_core.project import Project, folder_digest
-from defect_core.steps.synthesize import examples_for
-from defect_core.synthesis import RECIPE_FILE, Recipe, batch_around, make_request
+from defect_core.project.loading import open_backbone, split_records_of
+from defect_core.project.paths import Project, folder_digest
+from defect_core.stages.synthesize import examples_for
+from defect_core.synthesis.batches import RECIPE_FILE, Recipe, batch_around, make_request
 
 MANIFEST = "manifest.parquet"
 

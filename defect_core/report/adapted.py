@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defect_core.data.records import load_image
-from defect_core.examples import split_records_of
-from defect_core.project import Project
+from defect_core.project.loading import split_records_of
+from defect_core.project.paths import Project
 
 REAL_SHOWN = 20
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from defect_core.arms import BASELINE_ARM
 from defect_core.errors import InputError
 from defect_core.metrics.spread import gain_over
-from defect_core.project import Project
+from defect_core.project.arms import BASELINE_ARM
+from defect_core.project.paths import Project
 from defect_core.report.prediction import predict_gain
 
 OVER_PRODUCTS = "mean over products"

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from defect_core.data.manifest import ManifestRow, read_manifest
 from defect_core.data.records import load_image, load_mask
-from defect_core.examples import split_records_of
-from defect_core.project import Project
+from defect_core.project.loading import split_records_of
+from defect_core.project.paths import Project
 
 PER_DEFECT = 2
 

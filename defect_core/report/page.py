@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from defect_core.arms import BASELINE_ARM
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import load_image, load_mask, save_png
-from defect_core.examples import split_records_of
 from defect_core.generators.registry import weights_folder
-from defect_core.project import Project
+from defect_core.project.arms import BASELINE_ARM
+from defect_core.project.loading import split_records_of
+from defect_core.project.paths import Project
 from defect_core.report.adapted import mixed_sheet
 from defect_core.report.leaderboard import OVER_PRODUCTS
 from defect_core.report.nearest import mask_areas, nearest_pairs

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from defect_core.backbones import Backbone
-from defect_core.backbones.corpus import Scene, draw, view
 from defect_core.backbones.load import EMBEDDED_FOLDER
+from defect_core.pretraining.corpus import Scene, draw, view
 
 SIZE_LIMIT = 40_000_000  # of the 60 MB for all weights; the transformer has 20
 PSNR_BOUND = 35.0  # dB on unseen corpus pictures; MODEL_CARD.md gives what is measured

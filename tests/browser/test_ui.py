@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from defect_core.cli.scaffold import draw_anew, init_project
 from defect_core.data.records import read_records
-from defect_core.factory import child_environment
-from defect_core.project import Project
-from defect_core.scaffold import draw_anew, init_project
+from defect_core.graph.local import child_environment
+from defect_core.project.paths import Project
 
 PARAMS = """\
 seed: 0
@@ -76,7 +76,7 @@ def factory(at_hand, tmp_path_factory):
     )  # fmt: skip
     try:
         subprocess.run(
-            [sys.executable, "-m", "defect_core.cli", "run"],
+            [sys.executable, "-m", "defect_core.cli.app", "run"],
             cwd=project.root, env=environment, stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
         url = f"http://127.0.0.1:{port}"

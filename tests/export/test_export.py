@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Polygon
 from scipy import ndimage
 
-from defect_core import cli
+from defect_core.cli import app as cli
 from defect_core.data.layouts import ingest
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.masks import components
@@ -19,7 +19,7 @@ from defect_core.data.records import Record, load_image, load_mask, read_records
 from defect_core.errors import InputError
 from defect_core.export import FORMATS, export
 from defect_core.export.shapes import outlines, run_lengths
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 PARAMS = """\
 products: [bolt, nut]

@@ -17,7 +17,7 @@ from defect_core.generators.anomaly_diffusion.generator import AnomalyDiffusion
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.canvas import choose_window
 from defect_core.generators.registry import generator_config
-from defect_core.training import step_generator, train
+from defect_core.training.loop import step_generator, train
 
 QUICK = {
     "steps": 3,

@@ -10,15 +10,15 @@ import torch
 from tiny_unet import WIDTH, tiny_backbone
 
 from defect_core.diffusion.attention import control_attention
-from defect_core.diffusion.ddim import add_noise
 from defect_core.diffusion.losses import noise_loss, resize_mask
+from defect_core.diffusion.schedule import add_noise
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.cadiff.config import Config
 from defect_core.generators.cadiff.generator import CADiff
 from defect_core.generators.cadiff.model import Batch, Model, token_groups
 from defect_core.generators.registry import generator_config
-from defect_core.training import train
+from defect_core.training.loop import train
 
 DEFECTS = ("dent", "scratch")
 QUICK = {"steps": 3, "batch_size": 2, "variants": 2, "sampling_steps": 4, "contrast_views": 2, "tune_denoiser": False}

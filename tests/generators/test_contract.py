@@ -6,12 +6,12 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
-from defect_core import training
 from defect_core.backbones import load_backbone
 from defect_core.errors import InputError
 from defect_core.generators import registry
 from defect_core.generators.base import Example, SampleRequest, derive_seed
 from defect_core.generators.registry import generator_class, generator_config, generator_names, generator_promises
+from defect_core.training import loop as training
 
 QUICK = {
     "anomaly-diffusion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},

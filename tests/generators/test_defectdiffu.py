@@ -22,7 +22,7 @@ from defect_core.generators.defectdiffu.training import (
     unfocused,
     variance_bound,
 )
-from defect_core.training import fast
+from defect_core.training.loop import fast
 
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 TIMES = torch.tensor([3, 700])

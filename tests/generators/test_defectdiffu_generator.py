@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from tiny_dit import plain_dit, tiny_model
 
 from defect_core.backbones import load_backbone
-from defect_core.backbones.drawn_corpus import Corpus, prepared
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
-from defect_core.generators.defectdiffu import pretrain
 from defect_core.generators.defectdiffu.config import Config
 from defect_core.generators.defectdiffu.folder import load_transformer, save_transformer
 from defect_core.generators.defectdiffu.generator import DefectDiffu
 from defect_core.generators.defectdiffu.text import ClipSentences
+from defect_core.pretraining import transformer as pretrain
+from defect_core.pretraining.corpus_store import Corpus, prepared
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUICK = {"steps": 2, "batch_size": 4, "variants": 2, "good_variants": 1, "sampling_steps": 4}

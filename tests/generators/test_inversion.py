@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from defect_core.backbones import load_backbone
-from defect_core.diffusion.ddim import make_trajectory
+from defect_core.diffusion.schedule import make_trajectory
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.composite import composite, paste
 from defect_core.generators.disentangled_inversion.config import Config

@@ -13,8 +13,8 @@ from tiny_unet import tiny_backbone
 from defect_core.backbones import load_backbone
 from defect_core.data.augment import augment
 from defect_core.diffusion.attention import control_attention
-from defect_core.diffusion.ddim import add_noise
 from defect_core.diffusion.losses import agreement
+from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
@@ -22,9 +22,9 @@ from defect_core.generators.registry import generator_config
 from defect_core.generators.seas import finetune
 from defect_core.generators.seas import generator as seas
 from defect_core.generators.seas.config import Config
-from defect_core.generators.seas.drawing import Place, begin_from, clean_latents, draw, extended_alpha_bars
 from defect_core.generators.seas.finetune import Batch, Words, finetune_loss
 from defect_core.generators.seas.generator import Seas
+from defect_core.generators.seas.sampling import Place, begin_from, clean_latents, draw, extended_alpha_bars
 
 DEFECTS = ("dent", "scratch")
 AS_PRINTED = {

@@ -3,7 +3,7 @@
 import pytest
 from made_up_project import draw_product, git, run
 
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 PARAMS = """\
 # kept

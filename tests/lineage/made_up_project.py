@@ -7,11 +7,11 @@ import subprocess
 import numpy as np
 import yaml
 
-from defect_core import dvcfile
 from defect_core.data.records import save_png
-from defect_core.project import Project
-from defect_core.stage_table import STAGES
-from defect_core.stages import find_instance, instances, run_stage
+from defect_core.graph import dvcfile
+from defect_core.graph.instances import find_instance, instances, run_stage
+from defect_core.graph.table import STAGES
+from defect_core.project.paths import Project
 
 SCORES = ("pixel_ap", "pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc", "image_ap", "image_f1_max")
 

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from made_up_project import git, lay_down, pretend
 
-from defect_core import cli
+from defect_core.cli import app as cli
 from defect_core.data.manifest import read_manifest
 from defect_core.data.records import load_image
 from defect_core.errors import InputError
 from defect_core.lineage.compare import _moved, compare
 from defect_core.lineage.snapshot import _is_metrics
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def original(tmp_path_factory):
     """In a folder below the root of the repository, so that every path has a prefix for git."""
     root = tmp_path_factory.mktemp("compare") / "project"
     git(root.parent, "init", "-q", "-b", "main")
-    code = root / "defect_core/synthesis.py"
+    code = root / "defect_core/synthesis/batches.py"
     code.parent.mkdir(parents=True)
     code.write_text("one\n")
     lay_down(root)
@@ -93,16 +93,16 @@ def test_one_products_images_reach_that_product_only(project):
 
 
 def test_code_is_named_by_its_file(project):
-    project.path("defect_core/synthesis.py").write_text("two\n")
+    project.path("defect_core/synthesis/batches.py").write_text("two\n")
     pretend(project)
     git(project.root, "commit", "-q", "-a", "-m", "two")
     found = compare(project, "HEAD~1", "HEAD")
-    assert _why(found) == {"code: defect_core/synthesis.py"}
+    assert _why(found) == {"code: defect_core/synthesis/batches.py"}
     assert not [entry for entry in found["scores"] if entry["arm"] == "real_only"]
 
 
 def test_what_nothing_has_run_with_is_pending_and_explains_no_score(project):
-    project.path("defect_core/synthesis.py").write_text("two\n")
+    project.path("defect_core/synthesis/batches.py").write_text("two\n")
     project = _edit(project, "per_defect: 8", "per_defect: 9")
     for sides in (("HEAD", "workspace"), ("HEAD~1", "HEAD")):
         if "HEAD~1" in sides:
@@ -110,7 +110,7 @@ def test_what_nothing_has_run_with_is_pending_and_explains_no_score(project):
         found = compare(project, *sides)
         assert not found["scores"] and not found["causes"]
         pending = {(cause["kind"], cause["what"]) for cause in found["pending"]}
-        assert pending == {("settings", "synthesize.per_defect"), ("code", "defect_core/synthesis.py")}
+        assert pending == {("settings", "synthesize.per_defect"), ("code", "defect_core/synthesis/batches.py")}
 
 
 def test_a_score_that_moved_although_nothing_upstream_did_is_a_rerun(project):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from made_up_project import git, lay_down, pretend
 
-from defect_core import cli
+from defect_core.cli import app as cli
 from defect_core.errors import InputError
 from defect_core.lineage.folds import average_folds
-from defect_core.project import Project
+from defect_core.project.paths import Project
 
 
 @pytest.fixture(scope="module")

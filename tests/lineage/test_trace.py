@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from defect_core import cli
+from defect_core.cli import app as cli
 from defect_core.data.records import load_image, pixel_digest, save_png
 from defect_core.errors import InputError
 from defect_core.lineage.trace import trace, verify
-from defect_core.project import Project, folder_digest
+from defect_core.project.paths import Project, folder_digest
 
 FOLDER = "data/synthetic/bolt/crop-paste"
 

@@ -11,11 +11,11 @@ from defect_core.data.records import Record, load_image, pixel_digest, save_png,
 from defect_core.errors import InputError
 from defect_core.generators.base import Example
 from defect_core.generators.registry import generator_class, generator_config
+from defect_core.graph.instances import find_instance, instances
 from defect_core.metrics.frechet import kernel_distance
-from defect_core.metrics.normals import score_normals
-from defect_core.project import Project
-from defect_core.stages import find_instance, instances
-from defect_core.steps.normals import draw_set, run
+from defect_core.metrics.normal_images import score_normals
+from defect_core.project.paths import Project
+from defect_core.stages.normals import draw_set, run
 
 SIDE = 48
 

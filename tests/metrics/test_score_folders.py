@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from defect_core.errors import InputError
-from defect_core.steps.score import score_folders
+from defect_core.stages.score import score_folders
 
 SIZE = 32
 

@@ -7,9 +7,9 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from defect_core.cli.scaffold import init_project
 from defect_core.data.records import save_png
-from defect_core.project import Project
-from defect_core.scaffold import init_project
+from defect_core.project.paths import Project
 from pipelines.assets import RUNNER, build_assets
 from pipelines.runner import LocalRunner
 

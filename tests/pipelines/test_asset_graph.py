@@ -10,15 +10,15 @@ import dagster as dg
 import pytest
 import yaml
 
-from defect_core import dvcfile
-from defect_core.dvcfile import render
+from defect_core.cli.scaffold import init_project
 from defect_core.errors import InputError
-from defect_core.factory import child_environment
-from defect_core.params import Params
-from defect_core.project import Project
-from defect_core.scaffold import init_project
-from defect_core.stage_table import STAGES
-from defect_core.stages import instances, stage_named
+from defect_core.graph import dvcfile
+from defect_core.graph.dvcfile import render
+from defect_core.graph.instances import instances, stage_named
+from defect_core.graph.local import child_environment
+from defect_core.graph.table import STAGES
+from defect_core.project.params import Params
+from defect_core.project.paths import Project
 from pipelines.assets import GROUPS, code_version
 from pipelines.definitions import build_definitions
 from pipelines.partitions import instance_of, partition_key, partitions_of
@@ -181,7 +181,7 @@ def test_code_version_follows_the_code(sample, monkeypatch, tmp_path):
     shutil.copytree(REPOSITORY / "defect_core", tmp_path / "defect_core")
     monkeypatch.setattr(dvcfile, "code_root", lambda: tmp_path)
     before = {stage.name: code_version(stage, sample) for stage in STAGES}
-    with (tmp_path / "defect_core/steps/split.py").open("a") as stream:
+    with (tmp_path / "defect_core/stages/split.py").open("a") as stream:
         stream.write("# changed\n")
     after = {stage.name: code_version(stage, sample) for stage in STAGES}
     assert [name for name in before if before[name] != after[name]] == ["split"]
@@ -260,6 +260,6 @@ def test_a_project_without_generators_loads(tmp_path):
 
 
 def test_the_repository_and_new_projects_share_one_workspace_file():
-    template = REPOSITORY / "defect_core/templates/workspace.yaml"
+    template = REPOSITORY / "defect_core/cli/templates/workspace.yaml"
     assert (REPOSITORY / "workspace.yaml").read_text() == template.read_text()
     assert Params().arms  # the defaults themselves load

@@ -10,8 +10,8 @@ import pytest
 
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import Record, pixel_digest, save_png, write_records
-from defect_core.project import Project
-from defect_core.stages import find_instance
+from defect_core.graph.instances import find_instance
+from defect_core.project.paths import Project
 from pipelines.checks import check_results, check_specs
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN

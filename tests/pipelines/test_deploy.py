@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines import kubernetes
 from pipelines.assets import build_assets
 from pipelines.definitions import build_definitions

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from defect_core.errors import InputError
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines.dev import _stop_group, prepare_home, serve
 
 

@@ -8,10 +8,10 @@ import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from defect_core.dvcfile import CODE_FILE
-from defect_core.factory import dvc
+from defect_core.graph.dvcfile import CODE_FILE
+from defect_core.graph.local import dvc
 from defect_core.lineage.lock import read_lock
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines import report as command
 from pipelines.definitions import build_definitions
 from pipelines.events import LOCK_TAG, Reporter, unreported

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from defect_core import dvcfile
-from defect_core.factory import child_environment
-from defect_core.project import Project
-from defect_core.scaffold import draw_anew, init_project
-from defect_core.stage_table import STAGES
-from defect_core.stages import code_root, instances
+from defect_core.cli.scaffold import draw_anew, init_project
+from defect_core.graph import dvcfile
+from defect_core.graph.instances import code_root, instances
+from defect_core.graph.local import child_environment
+from defect_core.graph.table import STAGES
+from defect_core.project.paths import Project
 from pipelines.state import stale_instances
 
 PARAMS = """\

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from defect_core.factory import dvc
+from defect_core.graph.instances import find_instance
+from defect_core.graph.local import dvc
 from defect_core.lineage.lock import read_lock
-from defect_core.project import Project, folder_digest
-from defect_core.stages import find_instance
+from defect_core.project.paths import Project, folder_digest
 from pipelines.runner import LocalRunner, RunnerError
 
 PAIRS = 160

@@ -6,9 +6,9 @@ import dagster as dg
 import pytest
 
 from defect_core.data.records import read_records, write_records
+from defect_core.graph.instances import find_instance
 from defect_core.lineage.lock import read_lock
-from defect_core.project import Project
-from defect_core.stages import find_instance
+from defect_core.project.paths import Project
 from pipelines.state import data_version, stale_instances
 
 

@@ -7,9 +7,9 @@ import dagster as dg
 import pytest
 import yaml
 
+from defect_core.graph.instances import find_instance
 from defect_core.lineage.lock import read_lock
-from defect_core.project import Project
-from defect_core.stages import find_instance
+from defect_core.project.paths import Project
 from pipelines import jobs, schedules
 from pipelines.assets import RUNNER
 from pipelines.definitions import build_definitions

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from defect_core.errors import InputError
-from defect_core.factory import chosen_runner
-from defect_core.project import Project, folder_digest
-from defect_core.stages import do_here, find_instance
+from defect_core.graph.instances import do_here, find_instance
+from defect_core.graph.local import chosen_runner
+from defect_core.project.paths import Project, folder_digest
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("ray is not installed; pip install 'defectory[ray]'", allow_module_level=True)
@@ -64,7 +64,7 @@ def cluster(tmp_path_factory):
     scratch = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only, see defect_core.cluster
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only, see defect_core.graph.ray
         patch.setenv("RAY_worker_niceness", "0")  # else workers wait behind whatever else this machine does
         patch.setenv("TMPDIR", str(scratch))
         from ray.cluster_utils import Cluster

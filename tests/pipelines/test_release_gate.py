@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from defect_core import dvcfile
+from defect_core.cli.scaffold import init_project
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import Record, save_png, write_records
-from defect_core.factory import child_environment
-from defect_core.project import Project, folder_digest
-from defect_core.scaffold import init_project
+from defect_core.graph import dvcfile
+from defect_core.graph.local import child_environment
+from defect_core.project.paths import Project, folder_digest
 
 PARAMS = """\
 products: [bolt]

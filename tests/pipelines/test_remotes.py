@@ -15,15 +15,15 @@ import urllib.request
 import numpy as np
 import pytest
 
-from defect_core import dvcfile
+from defect_core.cli.scaffold import add_product, init_project
 from defect_core.data.layouts import ingest
 from defect_core.data.records import read_records, save_png
 from defect_core.errors import InputError
-from defect_core.factory import child_environment
-from defect_core.project import Project, folder_digest
-from defect_core.scaffold import add_product, init_project
-from defect_core.sources import record_sources
-from defect_core.stages import find_instance
+from defect_core.graph import dvcfile
+from defect_core.graph.instances import find_instance
+from defect_core.graph.local import child_environment
+from defect_core.project.paths import Project, folder_digest
+from defect_core.project.sources import record_sources
 from pipelines.runner import LocalRunner
 from pipelines.sensors import source_state
 from pipelines.state import stale_instances

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from defect_core.errors import InputError
-from defect_core.stages import find_instance
+from defect_core.graph.instances import find_instance
 from pipelines.definitions import runner_resource
 from pipelines.runner import LocalRunner, RunnerError, make_runner
 

@@ -5,7 +5,7 @@ import json
 import dagster as dg
 import pytest
 
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from pipelines.definitions import build_definitions
 from pipelines.sensors import build_image_sensor
 

@@ -7,10 +7,10 @@ import json
 import numpy as np
 from PIL import Image
 
-from defect_core import factory
 from defect_core.data.records import Record, save_png, write_records
-from defect_core.project import Project
-from defect_core.stages import find_instance
+from defect_core.graph import local as factory
+from defect_core.graph.instances import find_instance
+from defect_core.project.paths import Project
 from pipelines.metadata import cost, describe, draw_curve, markdown_table, numeric_leaves, picture
 
 PARAMS = "products: [nut]\nsources: {nut: {layout: demo}}\ngenerators: [crop-paste]\narms: [real_only, crop-paste]\n"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from defect_core.data.records import Record, save_png, write_records
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from defect_core.report.adapted import mixed_sheet
 from defect_core.report.page import _adapted
 

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from defect_core.params import Params
-from defect_core.project import Project
+from defect_core.project.params import Params
+from defect_core.project.paths import Project
 from defect_core.report import page
 from defect_core.report.leaderboard import OVER_PRODUCTS, make_leaderboard
 from defect_core.report.page import _sweep, _table

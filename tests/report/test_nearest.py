@@ -8,7 +8,7 @@ import pytest
 
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import Record, save_png, write_records
-from defect_core.project import Project
+from defect_core.project.paths import Project
 from defect_core.report.nearest import mask_areas, nearest_pairs
 
 ROW = ManifestRow(

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
 from defect_core.diffusion.attention import check_text_width, control_attention
-from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.diffusion.losses import noise_loss, resize_mask
-from defect_core.diffusion.sampling import NoiseStream
+from defect_core.diffusion.samplers import NoiseStream
+from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts, token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.anomaly_diffusion.config import PROMISES, Config
-from defect_core.generators.anomaly_diffusion.drawing import Reweighting, Scene, draw
 from defect_core.generators.anomaly_diffusion.encoder import SpatialEncoder
 from defect_core.generators.anomaly_diffusion.mask_model import draw_masks, fit_masks, mask_images, move_mask
+from defect_core.generators.anomaly_diffusion.sampling import Reweighting, Scene, draw
 from defect_core.generators.base import (
     Example,
     Generator,
@@ -52,7 +52,7 @@ from defect_core.generators.views import (
     to_pixels,
     to_tensor,
 )
-from defect_core.training import fast, fast_drawing, train
+from defect_core.training.loop import fast, fast_drawing, train
 
 _SLOT = "anomaly"
 _TRIES = 4

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
-from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.diffusion.losses import noise_loss
 from defect_core.diffusion.mask_rules import threshold, touches_border_too_much
-from defect_core.diffusion.sampling import NoiseStream, guide, sample
+from defect_core.diffusion.samplers import NoiseStream, guide, sample
+from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, encode_prompts
 from defect_core.generators.anomaly_diffusion.config import MaskModelConfig
 from defect_core.generators.base import Mask
 from defect_core.generators.canvas import Window, bring_back
 from defect_core.generators.views import LatentBank, View, encode_views, on_device
-from defect_core.training import fast_drawing, train
+from defect_core.training.loop import fast_drawing, train
 
 
 def mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from defect_core.backbones import Backbone
 from defect_core.diffusion.attention import attention_sides, check_text_width, control_attention
-from defect_core.diffusion.ddim import add_noise, make_trajectory
 from defect_core.diffusion.losses import agreement, resize_mask
-from defect_core.diffusion.sampling import blend, guide, noise_from_seeds, sample
+from defect_core.diffusion.samplers import blend, guide, noise_from_seeds, sample
+from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import EncodedPrompts
 from defect_core.errors import InputError
 from defect_core.generators.base import (
@@ -53,7 +53,7 @@ from defect_core.generators.views import (
     to_tensor,
     words,
 )
-from defect_core.training import fast_drawing, train
+from defect_core.training.loop import fast_drawing, train
 
 STRONGEST = 2.0
 _CHECK_VIEWS = 32

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
 from defect_core.diffusion.attention import AttentionMaps, control_attention
-from defect_core.diffusion.ddim import add_noise
 from defect_core.diffusion.losses import noise_loss
+from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
 from defect_core.generators.cadiff.config import Config
 from defect_core.generators.cadiff.control import ControlBranch, hint_image
 from defect_core.generators.cadiff.intensity import spatial_weights
 from defect_core.generators.cadiff.objective import contrast_loss, localising_loss
-from defect_core.training import fast
+from defect_core.training.loop import fast
 
 CONTEXT = "context"
 

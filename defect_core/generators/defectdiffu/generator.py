@@ -17,7 +17,7 @@ from torch import Tensor
 from defect_core.backbones import Backbone
 from defect_core.data.masks import downsample_mask
 from defect_core.diffusion.mask_rules import isodata
-from defect_core.diffusion.sampling import NoiseStream
+from defect_core.diffusion.samplers import NoiseStream
 from defect_core.errors import InputError
 from defect_core.generators.base import (
     Example,
@@ -55,7 +55,7 @@ from defect_core.generators.views import (
     to_pixels,
     to_tensor,
 )
-from defect_core.training import fast_drawing, train
+from defect_core.training.loop import fast_drawing, train
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defect_core.diffusion.ddim import add_noise
-from defect_core.diffusion.sampling import guide
+from defect_core.diffusion.samplers import guide
+from defect_core.diffusion.schedule import add_noise
 from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction
 from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defect_core.diffusion.ddim import add_noise
+from defect_core.diffusion.schedule import add_noise
 from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction, raised_logits
 from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions
-from defect_core.training import fast
+from defect_core.training.loop import fast
 
 RATIO_RANGE = (2.0, 8.0)
 

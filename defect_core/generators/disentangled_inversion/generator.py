@@ -16,7 +16,7 @@ from torch import Tensor
 
 from defect_core.backbones import Backbone
 from defect_core.diffusion.attention import control_attention, resize_map
-from defect_core.diffusion.ddim import add_noise, make_trajectory
+from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.errors import InputError
 from defect_core.generators.base import (
     Example,
@@ -47,7 +47,7 @@ from defect_core.generators.views import (
     to_tensor,
     words,
 )
-from defect_core.training import fast_drawing, train
+from defect_core.training.loop import fast_drawing, train
 
 
 class DisentangledInversion(Generator):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defect_core.diffusion.ddim import Trajectory, add_noise, ddim_move
+from defect_core.diffusion.schedule import Trajectory, add_noise, ddim_move
 
 NoiseModel = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from defect_core.backbones import Backbone
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import AttentionControl
-from defect_core.diffusion.ddim import add_noise
 from defect_core.diffusion.losses import noise_loss, resize_mask
+from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
 from defect_core.generators.seas.alignment import SideMaps, alignment_terms, encoder_maps, mask_pyramid
 from defect_core.generators.seas.config import Config
 from defect_core.generators.views import on_device
-from defect_core.training import fast
+from defect_core.training.loop import fast
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import check_text_width, control_attention
-from defect_core.diffusion.ddim import add_noise
 from defect_core.diffusion.losses import agreement
 from defect_core.diffusion.mask_rules import strongest, threshold
+from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import ConceptTokens
 from defect_core.errors import InputError
 from defect_core.generators.base import (
@@ -37,7 +37,6 @@ from defect_core.generators.composite import composite
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.seas.alignment import aligned_sides
 from defect_core.generators.seas.config import PROMISES, Config
-from defect_core.generators.seas.drawing import Place, clean_latents, draw
 from defect_core.generators.seas.finetune import Batch, Parts, Words, finetune_loss
 from defect_core.generators.seas.mask_branch import (
     branch_loss,
@@ -45,6 +44,7 @@ from defect_core.generators.seas.mask_branch import (
     make_branch,
     watch_features,
 )
+from defect_core.generators.seas.sampling import Place, clean_latents, draw
 from defect_core.generators.views import (
     augmented_views,
     backbone_facts,
@@ -56,7 +56,7 @@ from defect_core.generators.views import (
     to_pixels,
     to_tensor,
 )
-from defect_core.training import train
+from defect_core.training.loop import train
 
 EMPTY_MASK_SHARE = 0.005
 _CHECK_VIEWS, _CHECK_TIMES = 16, (0.1, 0.3, 0.5)
