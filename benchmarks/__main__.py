@@ -1,4 +1,4 @@
-"""`make bench`: what the project promises about time, measured here and now, beside the bound it states."""
+"""`make bench`: what the project capabilities about time, measured here and now, beside the bound it states."""
 
 import os
 import statistics
@@ -73,9 +73,9 @@ def segmenter_step_time() -> float:
     rng = np.random.default_rng(0)
     samples = [Sample(rng.integers(0, 255, (128, 128, 3), np.uint8), rng.random((128, 128)) > 0.9) for _ in range(8)]
     good = [Sample(sample.image, np.zeros((128, 128), bool)) for sample in samples]
-    train_segmenter(samples, good, [], SegmenterConfig(steps=2, val_fraction=0), seed=0)
+    train_segmenter(samples, good, [], SegmenterConfig(steps=2, validation_fraction=0), seed=0)
     start = time.monotonic()
-    train_segmenter(samples, good, [], SegmenterConfig(steps=20, val_fraction=0), seed=0)
+    train_segmenter(samples, good, [], SegmenterConfig(steps=20, validation_fraction=0), seed=0)
     return (time.monotonic() - start) / 20
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import BATCHES, sampling_time
-from defect_core.adaptation.normal_sampler import Drawer, draw_normals
+from defect_core.adaptation.normal_sampler import NormalSampler, sample_normal_images
 from defect_core.backbones import Backbone, load_backbone
 from defect_core.data.records import read_records, save_png
 from defect_core.diffusion.schedule import add_noise
@@ -145,7 +145,7 @@ def adapted_distance(original: Backbone, project: Project, product: str, sheet: 
     good = [r for r in read_records(project.path(f"data/split/{product}.parquet")) if r.mask is None]
     real = _resized([load_example(project, record).image for record in good], original.resolution)
     train = [load_example(project, record) for record in good if record.split == "train"]
-    drawer = Drawer.load(folder, load_backbone(folder), original, train)
+    drawer = NormalSampler.load(folder, load_backbone(folder), original, train)
     seeds = list(range(GENERATED))
     clear = drawer.clear(seeds)
     made = np.stack(drawer.grained(clear, seeds))
@@ -206,7 +206,7 @@ def redraw(backbone: Backbone, product: str, real: np.ndarray, level: float) -> 
     begun = [real[number % len(real)] for number in range(GENERATED)]
     if level > 0:
         begun_from = {"references": begun, "level": level, "gray": all(is_gray(image) for image in real)}
-        return np.stack(draw_normals(backbone, product, list(range(GENERATED)), **begun_from))
+        return np.stack(sample_normal_images(backbone, product, list(range(GENERATED)), **begun_from))
     parts = [begun[i : i + BATCH] for i in range(0, GENERATED, BATCH)]
     with torch.inference_mode():
         decoded = [to_pixels(backbone.decode(backbone.encode(to_tensor(part)))) for part in parts]

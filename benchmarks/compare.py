@@ -16,7 +16,7 @@ PRODUCTS, ARMS = 15, 7
 def compare_time(runs: int = 3) -> float:
     """Median wall time of `defectory compare HEAD`, from the start of Python to its end."""
     sys.path.insert(0, str(ROOT / "tests" / "lineage"))
-    from made_up_project import git, lay_down, pretend
+    from made_up_project import git, pretend, write_files
 
     from defect_core.generators import registry
     from defect_core.project.paths import Project
@@ -29,7 +29,7 @@ def compare_time(runs: int = 3) -> float:
     try:
         shutil.copytree(ROOT / "defect_core", folder / "defect_core", ignore=shutil.ignore_patterns("__pycache__"))
         git(folder, "init", "-q")
-        lay_down(folder, PRODUCTS, generators)
+        write_files(folder, PRODUCTS, generators)
         git(folder, "add", ".")
         git(folder, "commit", "-q", "-m", "before")
         params = folder / "params.yaml"

@@ -22,19 +22,19 @@ PRODUCTS, ARMS = 15, 7
 BOUNDS = {"dvc repro": 25.0, "nightly's decision": 15.0, "UI answers": 20.0, "share of a stage": 4.0}
 
 
-def lay_down(root: Path, products: int = PRODUCTS, arms: int = ARMS):
+def write_files(root: Path, products: int = PRODUCTS, arms: int = ARMS):
     """A project whose every instance is up to date: small files instead of results, committed to DVC."""
     import numpy as np
 
     from defect_core.cli.scaffold import init_project
     from defect_core.data.records import Record, save_png, write_records
-    from defect_core.generators.registry import generator_names, generator_promises
+    from defect_core.generators.registry import generator_capabilities, generator_names
     from defect_core.graph import dvcfile
     from defect_core.graph.local import child_environment
     from defect_core.project.paths import Project
     from pipelines.state import all_instances
 
-    generators = [name for name in generator_names() if generator_promises(name).scope != "catalogue"][: arms - 2]
+    generators = [name for name in generator_names() if generator_capabilities(name).scope != "catalogue"][: arms - 2]
     project = init_project(root)
     names = [f"product{number:02d}" for number in range(products)]
     sources = "\n".join(f"  {name}: {{path: images/{name}, layout: mvtec}}" for name in names)
@@ -66,7 +66,7 @@ def lay_down(root: Path, products: int = PRODUCTS, arms: int = ARMS):
 def grid():
     """The project in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        yield lay_down(Path(folder) / "grid")
+        yield write_files(Path(folder) / "grid")
 
 
 def repro_time(project) -> float:

@@ -19,11 +19,11 @@ import typer
 from PIL import Image
 
 from defect_core.generators.base import Example, SampleRequest, SyntheticPair
-from defect_core.generators.canvas import choose_window, show_image, show_mask
+from defect_core.generators.canvas import choose_window, crop_image, crop_mask
 from defect_core.generators.registry import generator_class, weights_folder
 from defect_core.project.loading import load_examples, open_backbone
 from defect_core.project.paths import Project
-from defect_core.synthesis.batches import Recipe, make_request
+from defect_core.synthesis.batches import SynthesisPlan, make_request
 
 MOVED = 12  # grey levels
 _SIDE = 112
@@ -42,7 +42,7 @@ def main(
     fitted = generator_class(generator).load(folder, open_backbone(project, product, generator))
     examples = load_examples(project, product, "train")
     normals = [one for one in examples if one.mask is None]
-    recipe = Recipe(product, generator, project.params.seed, count, count, 1, 0, 0, "")
+    recipe = SynthesisPlan(product, generator, project.params.seed, count, count, 1, 0, 0, "")
     rows = []
     for defect in sorted({one.defect for one in examples if one.mask is not None}):
         sources = [one for one in examples if one.defect == defect]
@@ -83,13 +83,13 @@ def draw_rows(
     columns = []
     for one in real:
         window = choose_window(one.mask, *_VIEW)
-        seen = _tile(show_image(one.image, window, _SIDE))
-        columns.append((seen, seen, _tile(np.repeat(255 * show_mask(one.mask, window, _SIDE)[..., None], 3, 2))))
+        seen = _tile(crop_image(one.image, window, _SIDE))
+        columns.append((seen, seen, _tile(np.repeat(255 * crop_mask(one.mask, window, _SIDE)[..., None], 3, 2))))
     for request, pair in zip(requests, pairs, strict=True):
         window = choose_window(request.mask, *_VIEW)
-        found, asked = (255 * show_mask(mask, window, _SIDE) for mask in (pair.mask, request.mask))
+        found, asked = (255 * crop_mask(mask, window, _SIDE) for mask in (pair.mask, request.mask))
         masks = np.stack([found, asked, np.zeros_like(found)], -1)
-        images = (show_image(image, window, _SIDE) for image in (request.normal_image, pair.image))
+        images = (crop_image(image, window, _SIDE) for image in (request.normal_image, pair.image))
         columns.append((*map(_tile, images), _tile(masks)))
     return tuple(np.concatenate(row, 1) for row in zip(*columns, strict=True))
 

@@ -13,7 +13,7 @@ from defect_core.data.manifest import read_manifest
 from defect_core.data.records import load_image, load_mask, save_png
 from defect_core.generators.base import Image as Pixels
 from defect_core.generators.base import Mask
-from defect_core.generators.canvas import choose_window, show_image
+from defect_core.generators.canvas import choose_window, crop_image
 from defect_core.project.loading import load_examples
 from defect_core.project.paths import Project
 from defect_core.report.sheets import contact_sheet
@@ -40,7 +40,7 @@ def main(project: Project, file: Path, products: Sequence[str]) -> None:
 
 def _row(pairs: Sequence[tuple[Pixels, Mask]]) -> list[Pixels]:
     """`EACH` windows around the masks; white where there are fewer pairs."""
-    shown = [show_image(image, choose_window(mask, "local", 2.2, 40), SIDE) for image, mask in pairs]
+    shown = [crop_image(image, choose_window(mask, "local", 2.2, 40), SIDE) for image, mask in pairs]
     blank = [contact_sheet([], [], 1, SIDE)] * (EACH - len(shown))
     return [*shown, *blank]
 

@@ -23,7 +23,7 @@ from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.defectdiffu.config import Config
 from defect_core.generators.defectdiffu.generator import DefectDiffu
 from defect_core.report.sheets import contact_sheet
-from defect_core.synthesis.batches import Recipe, make_request
+from defect_core.synthesis.batches import SynthesisPlan, make_request
 
 LEVELS = (0.5, 1.0, 1.5, 2.0, 2.5)  # the public code's
 SEEDS = 32
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def made_request(product: str, number: int, examples: Mapping[str, Sequence[Example]], index: int) -> SampleRequest:
     """A request as `synthesize` makes it, for the product's defect of that number."""
-    recipe = Recipe(product, "defectdiffu", 0, 1, BATCH, 1, 0, 0, "")
+    recipe = SynthesisPlan(product, "defectdiffu", 0, 1, BATCH, 1, 0, 0, "")
     defect = demo_defects(product)[number]
     normals = [example for example in examples[product] if example.mask is None]
     sources = [example for example in examples[product] if example.defect == defect]

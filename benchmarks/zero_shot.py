@@ -28,7 +28,7 @@ from defect_core.generators.defectdiffu.config import Config
 from defect_core.generators.registry import generator_class, generator_config
 from defect_core.project.loading import load_examples
 from defect_core.project.paths import Project
-from defect_core.synthesis.batches import Recipe, synthesize
+from defect_core.synthesis.batches import SynthesisPlan, synthesize
 
 PAIRS = 48
 SEEDS = (0, 1, 2)
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = "-".join(f"{product}-{defect}" for product, defect in sorted(held))
     generator = fitted([e for part in train.values() for e in part], options.work / f"without-{name}", Config())
-    config = SegmenterConfig(steps=options.steps, learning_rate=2e-3, val_fraction=0)
+    config = SegmenterConfig(steps=options.steps, learning_rate=2e-3, validation_fraction=0)
     for carry in carries:
         _report(carry, train, catalogue.tested(carry.product, carry.held), generator, config, options.work)
 
@@ -129,7 +129,9 @@ def _pairs(
 ) -> list[Sample]:
     """The accepted pairs of a synthetic set of the lent defect, drawn unless they lie there."""
     if not (folder / "summary.json").is_file():
-        recipe = Recipe(product, name, 0, PAIRS, 16, 2, min_change=2, min_area=4, model_digest="", min_on_product=0.25)
+        recipe = SynthesisPlan(
+            product, name, 0, PAIRS, 16, 2, min_change=2, min_area=4, model_digest="", min_on_product=0.25
+        )
         synthesize(generator, recipe, examples, folder)
     facts = json.loads((folder / "summary.json").read_text())
     print(f"{name}: {facts['accepted']} of {facts['draws']} draws accepted, rejected: {facts['rejected']}")

@@ -52,7 +52,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             findings.bad_masks,
         ),
         Check(
-            "background_kept", True, "Methods that promise it left every pixel outside the mask as it was: of all "
+            "background_kept", True, "Methods with this capability left every pixel outside the mask as it was: of all "
             "pairs by the manifest, of some by their pixels.", findings.changed_backgrounds,
         ),
         Check(

@@ -133,9 +133,9 @@ def changed_backgrounds(project: Project, instance: Instance) -> Found:
     by the pixels for some, evenly over the set."""
     from defect_core.data.records import load_image, load_mask
     from defect_core.errors import InputError
-    from defect_core.generators.registry import generator_promises
+    from defect_core.generators.registry import generator_capabilities
 
-    if not generator_promises(instance.fields["generator"]).keeps_background:
+    if not generator_capabilities(instance.fields["generator"]).keeps_background:
         return Found([], 0)
     folder, rows = _accepted(project, instance)
     wrong = [

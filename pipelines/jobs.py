@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from defect_core.cli.scaffold import draw_anew
+from defect_core.cli.scaffold import request_regeneration
 from defect_core.errors import InputError
 from defect_core.graph.instances import Instance, stage_named
 from defect_core.project.params import Params
@@ -66,10 +66,10 @@ def build_regenerate(project: Project) -> dg.JobDefinition:
     reads them."""
     root = project.root
 
-    @dg.op(name="draw_anew", required_resource_keys={RUNNER}, pool="gpu", tags=step_tags("gpu"))
+    @dg.op(name="request_regeneration", required_resource_keys={RUNNER}, pool="gpu", tags=step_tags("gpu"))
     def regenerate_op(context: dg.OpExecutionContext, config: Fresh) -> None:
         try:
-            addresses = draw_anew(Project(root), config.products, config.generators)
+            addresses = request_regeneration(Project(root), config.products, config.generators)
         except InputError as error:
             raise dg.Failure(description=str(error)) from None
         for address in addresses:

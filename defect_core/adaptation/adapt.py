@@ -20,9 +20,9 @@ from defect_core.data.augment import AugmentOptions
 from defect_core.diffusion.schedule import add_noise, noise_ratio
 from defect_core.generators.base import Example
 from defect_core.generators.canvas import CanvasKind
-from defect_core.generators.views import augmented_views, encode_views, on_device, round_to_half, words
+from defect_core.generators.views import augmented_views, encode_views, prompt_words, round_to_half, to_denoiser
 from defect_core.project.params import Adapt
-from defect_core.training.loop import fast, train
+from defect_core.training.loop import bf16_autocast, train
 
 PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
@@ -72,7 +72,7 @@ def adapt(
     chosen = set(np.random.default_rng([seed, 0]).permutation(len(good))[:held].tolist())
     parts = ([e for i, e in enumerate(good) if i not in chosen], [e for i, e in enumerate(good) if i in chosen])
     known, unseen = (_bank(backbone, part, settings, seed, number) for number, part in enumerate(parts))
-    product = words(good[0].product)
+    product = prompt_words(good[0].product)
     with torch.no_grad():
         texts = backbone.encode_text([PROMPT.format(product=product), WHOLE_PROMPT.format(product=product), ""])
     denoiser = backbone.denoiser.requires_grad_(True)
@@ -81,11 +81,11 @@ def adapt(
 
     def error(latents: Tensor, times: Tensor, noise: Tensor, prompts: Tensor) -> Tensor:
         levels = backbone.schedule[times]
-        latents, noise = on_device(backbone, latents), on_device(backbone, noise)
+        latents, noise = to_denoiser(backbone, latents), to_denoiser(backbone, noise)
         states = texts[prompts.to(texts.device)]
-        with fast(backbone.device, backbone.latent_size, written_out=drawing):
-            predicted = denoiser(add_noise(latents, noise, levels), on_device(backbone, times), states).sample
-        weight = on_device(backbone, 1 / levels)[:, None, None, None]
+        with bf16_autocast(backbone.device, backbone.latent_size, written_out=drawing):
+            predicted = denoiser(add_noise(latents, noise, levels), to_denoiser(backbone, times), states).sample
+        weight = to_denoiser(backbone, 1 / levels)[:, None, None, None]
         return (weight * (predicted.float() - noise) ** 2).mean()
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

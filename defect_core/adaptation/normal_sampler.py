@@ -14,21 +14,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from defect_core.adaptation.adapt import WHOLE_PROMPT
-from defect_core.adaptation.sensor_noise import add_grain
+from defect_core.adaptation.sensor_noise import add_sensor_noise
 from defect_core.backbones import Backbone
 from defect_core.diffusion.schedule import add_noise, ancestral_move, make_trajectory
 from defect_core.generators.base import Example, Image
-from defect_core.generators.canvas import Window, show_image
+from defect_core.generators.canvas import Window, crop_image
 from defect_core.generators.composite import is_gray, make_gray
-from defect_core.generators.views import on_device, to_pixels, to_tensor, words
+from defect_core.generators.views import prompt_words, to_denoiser, to_pixels, to_tensor
 from defect_core.progress import track
-from defect_core.training.loop import fast_drawing
+from defect_core.training.loop import bf16_inference
 
 GRAIN, WEIGHTS = "grain.safetensors", "drawing.safetensors"
 COMPARED = 256  # real images, at most
 
 
-class Way(NamedTuple):
+class SamplerConfig(NamedTuple):
     """How good images are drawn.
 
     Attributes:
@@ -50,19 +50,19 @@ class Way(NamedTuple):
     noise_scale: float = 1.0
 
 
-PLAIN_WAY = Way(1.0, 0.0)
+PLAIN_SAMPLING = SamplerConfig(1.0, 0.0)
 RESTARTS, RESTART = 2, 0.64
 LAST_MOVES = 0.7, 0.4
 
 
 @dataclass(frozen=True)
-class Drawer:
+class NormalSampler:
     """A product's adapted backbone, and how it draws good images best; see `steps.adapt`, which finds that out.
 
     Attributes:
-        product, backbone, guide: as for `draw_normals`.
+        product, backbone, guide: as for `sample_normal_images`.
         real: uint8 [R, R, 3], good training images as wholes; the drawn ones are like them in brightness and colour.
-        way: see `Way`.
+        way: see `SamplerConfig`.
         grain: kernel of the grain that is added (`defect_core.adaptation.sensor_noise`); None: none.
     """
 
@@ -70,22 +70,22 @@ class Drawer:
     backbone: Backbone
     guide: Backbone | None
     real: Sequence[Image]
-    way: Way = PLAIN_WAY
+    way: SamplerConfig = PLAIN_SAMPLING
     grain: Tensor | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, guide: Backbone | None, good: Sequence[Example]) -> "Drawer":
+    def of(cls, backbone: Backbone, guide: Backbone | None, good: Sequence[Example]) -> "NormalSampler":
         """One that draws in all steps without guidance or grain."""
         return cls(good[0].product, backbone, guide, show_whole(good, COMPARED, backbone.resolution))
 
     @classmethod
-    def load(cls, folder: Path, backbone: Backbone, guide: Backbone, good: Sequence[Example]) -> "Drawer":
+    def load(cls, folder: Path, backbone: Backbone, guide: Backbone, good: Sequence[Example]) -> "NormalSampler":
         """As saved in the folder that `backbone` is loaded from; its denoiser is changed to the one that draws."""
         described = json.loads((folder / "drawing.json").read_text())
         grain = load_file(folder / GRAIN)["kernel"] if (folder / GRAIN).is_file() else None
         if (folder / WEIGHTS).is_file():
             backbone.denoiser.load_state_dict(load_file(folder / WEIGHTS))
-        way = Way(*(described[field] for field in Way._fields))
+        way = SamplerConfig(*(described[field] for field in SamplerConfig._fields))
         return replace(cls.of(backbone, guide, good), way=way, grain=grain)
 
     def draw(self, seeds: Sequence[int]) -> list[Image]:
@@ -94,7 +94,7 @@ class Drawer:
 
     def clear(self, seeds: Sequence[int]) -> list[Image]:
         """One image per seed, without grain."""
-        return draw_normals(
+        return sample_normal_images(
             self.backbone,
             self.product,
             seeds,
@@ -106,7 +106,7 @@ class Drawer:
 
     def grained(self, images: Sequence[Image], seeds: Sequence[int]) -> list[Image]:
         """The images under the grain, if there is one."""
-        return list(images) if self.grain is None else add_grain(images, self.grain, seeds)
+        return list(images) if self.grain is None else add_sensor_noise(images, self.grain, seeds)
 
     @cached_property
     def _mean(self) -> Tensor:
@@ -114,7 +114,7 @@ class Drawer:
 
 
 @torch.no_grad()
-def draw_normals(
+def sample_normal_images(
     backbone: Backbone,
     product: str,
     seeds: Sequence[int],
@@ -122,7 +122,7 @@ def draw_normals(
     batch_size: int = 25,
     *,
     guide: Backbone | None = None,
-    way: Way = PLAIN_WAY,
+    way: SamplerConfig = PLAIN_SAMPLING,
     mean: Tensor | None = None,
     gray: bool = False,
     references: Sequence[Image] = (),
@@ -132,7 +132,7 @@ def draw_normals(
 
     Args:
         guide: the backbone before it was adapted; None: no guidance, whatever `way` says.
-        way: see `Way`; of the embedded backbone, that which `steps.adapt` chose for the product.
+        way: see `SamplerConfig`; of the embedded backbone, that which `steps.adapt` chose for the product.
         mean: latents [C, 1, 1] that the images have on average (`mean_latents`). The schedule's last level still shows
             them a little, and a network that sees none there draws everything grey.
         gray: whether the product's images are (`is_gray`): the drawn ones then are, too.
@@ -140,7 +140,7 @@ def draw_normals(
         level: share of the schedule to begin at, above 0 and at most 1.
     """
     trajectory = make_trajectory(backbone.schedule, steps)
-    prompt = WHOLE_PROMPT.format(product=words(product))
+    prompt = WHOLE_PROMPT.format(product=prompt_words(product))
     text = backbone.encode_text([prompt])
     guide = None if way.guidance_scale == 1 else guide
     guide_text = None if guide is None else guide.encode_text([prompt])
@@ -158,14 +158,14 @@ def draw_normals(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
 
         def fresh(generators: list[torch.Generator] = generators) -> Tensor:
-            return on_device(backbone, torch.stack([torch.randn(shape, generator=each) for each in generators]))
+            return to_denoiser(backbone, torch.stack([torch.randn(shape, generator=each) for each in generators]))
 
         clean = torch.zeros(shape) if mean is None else mean
         clean = clean.expand(len(generators), *shape)
         if len(references):
             clean = backbone.encode(to_tensor(list(references[start : start + batch_size])))
-        latents = add_noise(on_device(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
-        with fast_drawing(*[each.denoiser for each in (backbone, guide) if each is not None]):
+        latents = add_noise(to_denoiser(backbone, clean), fresh(), trajectory.alpha_bars[first].expand(len(generators)))
+        with bf16_inference(*[each.denoiser for each in (backbone, guide) if each is not None]):
             for step, following in pairwise(path):
                 levels = trajectory.alpha_bars[step], trajectory.alpha_bars[following]
                 if following > step:
@@ -196,7 +196,7 @@ def mean_latents(backbone: Backbone, images: Sequence[Image], most: int = 64) ->
 def show_whole(good: Sequence[Example], most: int, side: int) -> list[Image]:
     """At most so many of the images, evenly chosen, each as a whole on a square: uint8 [side, side, 3]."""
     images = [good[i].image for i in _evenly(len(good), most)]
-    return [show_image(image, Window(0, 0, *image.shape[:2]), side) for image in images]
+    return [crop_image(image, Window(0, 0, *image.shape[:2]), side) for image in images]
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -19,7 +19,7 @@ SIDE, STRIDE = 16, 8
 FLAT_SHARE = 0.5  # of the blocks of an image: those that deviate least
 
 
-def missing_grain(real: Sequence[Image], drawn: Sequence[Image]) -> Tensor:
+def estimate_sensor_noise(real: Sequence[Image], drawn: Sequence[Image]) -> Tensor:
     """Kernel float32 [3, 3, SIDE, SIDE] that makes of white noise the grain which real images have and drawn ones lack.
 
     Args:
@@ -33,11 +33,11 @@ def missing_grain(real: Sequence[Image], drawn: Sequence[Image]) -> Tensor:
     return torch.from_numpy(np.moveaxis(kernel, (0, 1), (2, 3)).astype(np.float32).copy())
 
 
-def add_grain(images: Sequence[Image], kernel: Tensor, seeds: Sequence[int]) -> list[Image]:
+def add_sensor_noise(images: Sequence[Image], kernel: Tensor, seeds: Sequence[int]) -> list[Image]:
     """The images uint8 [H, W, 3] under grain, each from its own seed.
 
     Args:
-        kernel: see `missing_grain`.
+        kernel: see `estimate_sensor_noise`.
     """
     grained = []
     for image, seed in zip(images, seeds, strict=True):

@@ -243,10 +243,10 @@ def regenerate(
     generator: Annotated[Optional[list[str]], typer.Option(help="Only these generators.")] = None,  # noqa: UP045
 ) -> None:
     """Ask for fresh samples under a new seed, recorded in params.yaml; `defectory run` then draws them."""
-    from defect_core.cli.scaffold import draw_anew
+    from defect_core.cli.scaffold import request_regeneration
     from defect_core.project.paths import Project
 
-    for address in draw_anew(Project.find(), product or [], generator or []):
+    for address in request_regeneration(Project.find(), product or [], generator or []):
         print(f"{address}: will be drawn anew")
 
 

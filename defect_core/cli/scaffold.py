@@ -136,7 +136,7 @@ def edited_params(project: Project) -> Iterator[Any]:
         fresh.unlink(missing_ok=True)
 
 
-def draw_anew(project: Project, products: Sequence[str] = (), generators: Sequence[str] = ()) -> list[str]:
+def request_regeneration(project: Project, products: Sequence[str] = (), generators: Sequence[str] = ()) -> list[str]:
     """Ask for fresh samples: raise the number in `draws` of params.yaml, from which their seed follows.
 
     Args:

@@ -16,7 +16,7 @@ class ManifestRow:
     `source_product` (another one than `product` for a defect that the product has never had). `mask_area` is
     in pixels, `quality` None where nothing scores it, `model_digest` empty for methods without weights,
     `image_sha256` the pixel digest of the image. `seed` is at most 63 bits. The last five are what the filter measured,
-    of rejected pairs too: see `defect_core.synthesis.filter.Inspection`; `nearest_image` is a real training example.
+    of rejected pairs too: see `defect_core.synthesis.filter.PairMeasurements`; `nearest_image` is a real training example.
     """
 
     sample_id: str

@@ -79,7 +79,7 @@ def foreground(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(large) > 0.5
 
 
-def has_grain(image: NDArray[np.uint8], product: NDArray[np.bool_] | None = None) -> bool:
+def has_texture_direction(image: NDArray[np.uint8], product: NDArray[np.bool_] | None = None) -> bool:
     """Whether the image is all texture and that runs in one direction, as brushed metal does.
 
     An image that shows ground beside the product (`product`: `foreground(image)` where the caller has it) has none.
@@ -155,7 +155,7 @@ def place(
     if touches_border(source_mask):
         candidates = _border_candidates(source_mask, size, rng, tries, scale, flip)
     else:
-        grained = has_grain(target_image, target_on)
+        grained = has_texture_direction(target_image, target_on)
         candidates = _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip, grained)
     for matrix in candidates:
         moved_outline = _apply(matrix, outline)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_promises
+from defect_core.generators.registry import generator_capabilities
 from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project, folder_digest
 
@@ -93,7 +93,7 @@ def _methods(project: Project, releases: dict[str, dict[str, Any]]) -> list[tupl
 
 def _uses_backbone(name: str) -> bool:
     try:
-        return generator_promises(name).uses_backbone
+        return generator_capabilities(name).uses_backbone
     except InputError:  # a method of a package that is no longer installed
         return True
 

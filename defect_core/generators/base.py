@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -74,7 +74,7 @@ class Generator(ABC):
     """
 
     name: ClassVar[str]
-    promises: ClassVar[Promises]
+    capabilities: ClassVar[Capabilities]
 
     @classmethod
     @abstractmethod
@@ -89,11 +89,11 @@ class Generator(ABC):
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         """Answer requests, in their order."""
 
-    def draw_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
+    def generate_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
         """Defect-free images, one per seed, begun from the references in turn and of their sizes.
 
         Raises:
-            InputError: this method draws none (see `Promises.makes_normals`).
+            InputError: this method draws none (see `Capabilities.generates_normals`).
         """
         raise InputError(f"{self.name}: draws no normal images; expected a generator that does, such as seas")
 

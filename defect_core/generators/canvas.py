@@ -53,13 +53,13 @@ def choose_window(
     return Window(top, left, tall, wide)
 
 
-def show_image(image: Image, window: Window, resolution: int) -> Image:
+def crop_image(image: Image, window: Window, resolution: int) -> Image:
     """The window of an image at the canvas' resolution: uint8 [R, R, 3]."""
     part = PILImage.fromarray(np.ascontiguousarray(image[window.slices]))
     return np.asarray(part.resize((resolution, resolution), PILImage.Resampling.BICUBIC))
 
 
-def show_mask(mask: Mask, window: Window, resolution: int) -> Mask:
+def crop_mask(mask: Mask, window: Window, resolution: int) -> Mask:
     """The window of a mask at the canvas' resolution; any coverage counts, so a thin defect is never lost."""
     part = PILImage.fromarray(mask[window.slices].astype(np.float32))
     shrinks = max(window.height, window.width) > resolution
@@ -71,7 +71,7 @@ def show_mask(mask: Mask, window: Window, resolution: int) -> Mask:
     return shown
 
 
-def bring_back(canvas: NDArray[np.floating], window: Window) -> NDArray[np.float32]:
+def resize_to_window(canvas: NDArray[np.floating], window: Window) -> NDArray[np.float32]:
     """A drawn canvas, [R, R] or [R, R, C], at the window's own size."""
     planes = canvas[..., None] if canvas.ndim == 2 else canvas
     size = (window.width, window.height)
@@ -85,7 +85,7 @@ def bring_back(canvas: NDArray[np.floating], window: Window) -> NDArray[np.float
     return out[..., 0] if canvas.ndim == 2 else out
 
 
-def within_reach(mask: Mask, window: Window, reach: float, resolution: int) -> Mask:
+def dilate_in_window(mask: Mask, window: Window, reach: float, resolution: int) -> Mask:
     """What lies in the window's part of a mask, or at most `reach` pixels of the canvas from it: bool [h, w].
 
     Args:

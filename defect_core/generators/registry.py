@@ -1,6 +1,6 @@
-"""Which generators there are, what each promises, and where its settings and code lie.
+"""Which generators there are, what each capabilities, and where its settings and code lie.
 
-A method is a package of two modules: `config` with `PROMISES` and `Config`, and `generator` with `METHOD`, the
+A method is a package of two modules: `config` with `CAPABILITIES` and `Config`, and `generator` with `METHOD`, the
 Generator class. Importing this module loads no torch, for only `generator` may import it. A third-party package
 registers its method with an entry point in the group `defectory.generators` that names such a package.
 """
@@ -34,7 +34,7 @@ class GeneratorConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Promises:
+class Capabilities:
     """What a generator declares about itself; a shared test suite holds it to each.
 
     Attributes:
@@ -43,7 +43,7 @@ class Promises:
         predicts_mask: the returned mask is its own, not the requested one.
         needs_mask: a request must hold a mask.
         has_strength: the request's strength changes the defect.
-        makes_normals: can draw defect-free images.
+        generates_normals: can draw defect-free images.
         zero_shot: answers for (product, defect) pairs it has never seen.
         uses_backbone: needs the diffusion backbone.
     """
@@ -53,7 +53,7 @@ class Promises:
     predicts_mask: bool = False
     needs_mask: bool = False
     has_strength: bool = False
-    makes_normals: bool = False
+    generates_normals: bool = False
     zero_shot: bool = False
     uses_backbone: bool = True
 
@@ -75,13 +75,13 @@ def generator_code(name: str) -> str:
 
 def weights_folder(product: str, name: str) -> str:
     """Where a fitted generator lies in a project; one for all products where it is fitted on the catalogue."""
-    shared = generator_promises(name).scope == "catalogue"
+    shared = generator_capabilities(name).scope == "catalogue"
     return f"data/generator/{'catalogue' if shared else product}/{name}"
 
 
-def generator_promises(name: str) -> Promises:
-    """The promises of a registered generator. Raises InputError for an unknown name."""
-    return _config_module(name).PROMISES
+def generator_capabilities(name: str) -> Capabilities:
+    """The capabilities of a registered generator. Raises InputError for an unknown name."""
+    return _config_module(name).CAPABILITIES
 
 
 def generator_config(name: str, settings: dict[str, Any], where: str = "settings") -> GeneratorConfig:

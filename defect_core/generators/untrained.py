@@ -9,8 +9,8 @@ from defect_core.generators.base import Example, Generator, read_description, wr
 from defect_core.generators.registry import GeneratorConfig
 
 
-class Untrained(Generator):
-    """Nothing is learned but the list of defects; a subclass has `name`, `promises`, `config_class` and `sample`."""
+class TrainingFreeGenerator(Generator):
+    """Nothing is learned but the list of defects; a subclass has `name`, `capabilities`, `config_class` and `sample`."""
 
     config_class: ClassVar[type[GeneratorConfig]]
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from defect_core.backbones import Backbone
 from defect_core.data.augment import AugmentOptions, augment
 from defect_core.data.masks import downsample_mask
-from defect_core.data.placement import foreground, has_grain
+from defect_core.data.placement import foreground, has_texture_direction
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, Image, Mask, SampleRequest
-from defect_core.generators.canvas import CanvasKind, choose_window, show_image, show_mask
+from defect_core.generators.canvas import CanvasKind, choose_window, crop_image, crop_mask
 
 CONTEXT_JITTER = (0.8, 1.4)
 
@@ -54,7 +54,7 @@ def augmented_views(
     rng: np.random.Generator,
     options: AugmentOptions | None = None,
 ) -> list[View]:
-    """Every example `variants` times, from several windows and turns (`options`; None: `usual_changes` of its image); a
+    """Every example `variants` times, from several windows and turns (`options`; None: `default_augmentation` of its image); a
     defect is never lost.
 
     A good example (no mask) is shown in a window as large as a square of `min_side` times `context` at a random
@@ -62,24 +62,24 @@ def augmented_views(
     """
     views = []
     for example in examples:
-        changes = usual_changes(example.image) if options is None else options
+        changes = default_augmentation(example.image) if options is None else options
         for _ in range(variants):
             near = max(1.0, context * rng.uniform(*CONTEXT_JITTER))
             place = example.mask if example.mask is not None else _anywhere(example.image, min_side, rng)
             window = choose_window(place, canvas, near, min_side, rng)
-            image = show_image(example.image, window, resolution)
+            image = crop_image(example.image, window, resolution)
             mask = np.zeros((resolution, resolution), bool)
             if example.mask is not None:
-                mask = show_mask(example.mask, window, resolution)
+                mask = crop_mask(example.mask, window, resolution)
             views.append(View(*augment(image, mask, rng, changes), example.defect))
     return views
 
 
-def usual_changes(image: Image) -> AugmentOptions:
+def default_augmentation(image: Image) -> AugmentOptions:
     """What views of an image are put through: no turn across the grain of a ground or brushed texture, for no image of
     the product has it there."""
     options = AugmentOptions()
-    if has_grain(image):
+    if has_texture_direction(image):
         return replace(options, rotate90=False, rotation=0.3 * options.rotation)
     return options
 
@@ -111,13 +111,13 @@ def to_pixels(images: Tensor) -> np.ndarray:
     return ((images.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def on_device(backbone: Backbone, tensor: Tensor) -> Tensor:
+def to_denoiser(backbone: Backbone, tensor: Tensor) -> Tensor:
     """The tensor where the denoiser is; floats in its number type."""
     parameter = next(backbone.denoiser.parameters())
     return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-def words(name: str) -> str:
+def prompt_words(name: str) -> str:
     """The name of a product or defect as words of a prompt."""
     return name.replace("_", " ").replace("-", " ")
 
@@ -129,7 +129,7 @@ def round_to_half(module: nn.Module) -> None:
             parameter.copy_(parameter.half().to(parameter.dtype))
 
 
-def backbone_facts(backbone: Backbone) -> dict[str, str]:
+def backbone_metadata(backbone: Backbone) -> dict[str, str]:
     """What a saved generator says of the backbone it was fitted on."""
     return {"name": backbone.name, "digest": backbone.digest}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_code, generator_promises, weights_folder
+from defect_core.generators.registry import generator_capabilities, generator_code, weights_folder
 from defect_core.graph.table import STAGES, Stage
 from defect_core.project.arms import BASELINE_ARM, MIX_ARM
 from defect_core.project.params import Params
@@ -74,7 +74,7 @@ def active_stages(params: Params) -> list[Stage]:
         stage
         for stage in STAGES
         if (not stage.section or getattr(params, stage.section) is not None)
-        and ((stage.scope != "catalogue" and not stage.promise) or axis_values(stage, params)["generator"])
+        and ((stage.scope != "catalogue" and not stage.capability) or axis_values(stage, params)["generator"])
     ]
 
 
@@ -83,9 +83,9 @@ def axis_values(stage: Stage, params: Params) -> dict[str, tuple[str, ...]]:
     generators = params.generators
     if stage.scope:
         catalogue = stage.scope == "catalogue"
-        generators = tuple(g for g in generators if (generator_promises(g).scope == "catalogue") == catalogue)
-    if stage.promise:
-        generators = tuple(g for g in generators if getattr(generator_promises(g), stage.promise))
+        generators = tuple(g for g in generators if (generator_capabilities(g).scope == "catalogue") == catalogue)
+    if stage.capability:
+        generators = tuple(g for g in generators if getattr(generator_capabilities(g), stage.capability))
     return {"product": params.products, "generator": generators, "arm": params.arms}
 
 
@@ -117,18 +117,22 @@ def find_instance(name: str, params: Params, **axes: str | None) -> Instance:
         if axis in stage.grid and axes[axis] not in known:
             raise InputError(f"{axis} {axes[axis]!r} is not in params.yaml; expected one of {', '.join(known)}")
     able = ", ".join(axis_values(stage, params)["generator"])
-    if stage.promise and able:
-        raise InputError(f"stage {name}: {axes['generator']} does not promise {stage.promise}; expected one of {able}")
+    if stage.capability and able:
+        raise InputError(
+            f"stage {name}: {axes['generator']} lacks the capability {stage.capability}; expected one of {able}"
+        )
     raise InputError(f"stage {name}: no such instance")
 
 
-def do_here(project: Project, instance: Instance) -> None:
+def run_in_process(project: Project, instance: Instance) -> None:
     """Do an instance's work in this process."""
     module = import_module(f"defect_core.stages.{instance.stage.name}")
     module.run(project, **{axis: instance.fields[axis] for axis in instance.stage.grid})
 
 
-def run_stage(project: Project, instance: Instance, work: Callable[[Project, Instance], None] = do_here) -> float:
+def run_stage(
+    project: Project, instance: Instance, work: Callable[[Project, Instance], None] = run_in_process
+) -> float:
     """Have an instance's work done, in this process where `work` is not given.
 
     Returns:

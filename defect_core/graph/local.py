@@ -11,7 +11,7 @@ from typing import Any
 
 from defect_core.errors import InputError
 from defect_core.graph import dvcfile
-from defect_core.graph.instances import Instance, do_here, find_instance, instances, run_stage
+from defect_core.graph.instances import Instance, find_instance, instances, run_in_process, run_stage
 from defect_core.graph.table import STAGES
 from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project, write_json
@@ -56,10 +56,10 @@ def chosen_runner() -> Callable[[Project, Instance], None]:
     if name not in RUNNERS:
         raise InputError(f"DEFECTORY_RUNNER: {name!r} is unknown; expected one of {', '.join(RUNNERS)}")
     if name != "ray":
-        return do_here
-    from defect_core.graph.ray import do_on_cluster
+        return run_in_process
+    from defect_core.graph.ray import run_on_ray
 
-    return do_on_cluster
+    return run_on_ray
 
 
 def run_all(project: Project, products: list[str], generators: list[str]) -> int:

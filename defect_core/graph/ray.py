@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_promises
+from defect_core.generators.registry import generator_capabilities
 from defect_core.graph.dvcfile import code_digest
-from defect_core.graph.instances import Instance, do_here, find_instance
-from defect_core.graph.shards import Files, collect, deal, deliver, lay_down, pack_inputs, pack_outputs, scratch
+from defect_core.graph.instances import Instance, find_instance, run_in_process
+from defect_core.graph.shards import Files, collect, deal, deliver, pack_inputs, pack_outputs, scratch, write_files
 from defect_core.project.paths import Project
-from defect_core.stages.synthesize import Order, open_generator, output_folder, read_order
-from defect_core.synthesis.batches import Batch, defects_of, draw_batches, gather, next_batches
+from defect_core.stages.synthesize import SynthesisJob, load_synthesis_job, open_generator, output_folder
+from defect_core.synthesis.batches import Batch, defects_of, gather, next_batches, sample_batches
 
 RETRIES = 3
 LOOPBACK = ("127.0.0.1:", "localhost:")
@@ -55,7 +55,7 @@ def belongs_here(instance: Instance) -> bool:
     return instance.stage.pool != "gpu" or instance.stage.persist or outside
 
 
-def do_on_cluster(project: Project, instance: Instance) -> None:
+def run_on_ray(project: Project, instance: Instance) -> None:
     """Do an instance's work on the cluster that RAY_ADDRESS names; without one, in processes of this machine.
 
     Raises:
@@ -63,7 +63,7 @@ def do_on_cluster(project: Project, instance: Instance) -> None:
         RuntimeError: a worker has other code, or workers of one set compute on unlike devices.
     """
     if belongs_here(instance):
-        do_here(project, instance)
+        run_in_process(project, instance)
         return
     with _connected() as ray:
         if instance.stage.name == "synthesize":
@@ -79,7 +79,7 @@ def do_on_cluster(project: Project, instance: Instance) -> None:
 def _synthesize(ray: Any, project: Project, instance: Instance) -> None:
     """Draw a set, shard by shard; what came back stays if this process is killed."""
     product, generator = instance.fields["product"], instance.fields["generator"]
-    order = read_order(project, product, generator)
+    order = load_synthesis_job(project, product, generator)
     defects = defects_of(order.recipe, order.examples)
     terms = _terms(instance)
     task, slots = _remote(ray, _draw_shard)
@@ -95,7 +95,7 @@ def _synthesize(ray: Any, project: Project, instance: Instance) -> None:
                         f"{instance.address}: drawn on {device} and on {answer.device}, which round otherwise; "
                         "expected workers of one kind"
                     )
-                lay_down(answer.files, work, last="batch-")
+                write_files(answer.files, work, last="batch-")
                 said = f"{instance.address}: shard {done} of {len(shards)} drawn by {answer.worker} on {device}"
                 print(said, file=sys.stderr, flush=True)
         gather(order.recipe, defects, work)
@@ -163,7 +163,7 @@ def _answers(ray: Any, pending: list) -> Iterator[Answer]:
 
 def _terms(instance: Instance) -> Terms:
     generator = instance.fields.get("generator")
-    if generator is not None and not generator_promises(generator).uses_backbone:
+    if generator is not None and not generator_capabilities(generator).uses_backbone:
         return Terms(code_digest(instance), 0)
     import torch
 
@@ -183,7 +183,7 @@ def _do_instance(given: list, name: str, axes: Axes, terms: Terms) -> Answer:
     def work() -> Files:
         with scratch() as folder:
             project, instance = _unpacked(given[0], folder, name, axes, terms)
-            do_here(project, instance)
+            run_in_process(project, instance)
             return pack_outputs(project, instance)
 
     return _answer(work)
@@ -195,18 +195,18 @@ def _draw_shard(given: list, axes: Axes, batches: list[Batch], terms: Terms) -> 
     def work() -> Files:
         order, fitted = _opened(given[0], axes, terms)
         with scratch() as folder:
-            draw_batches(fitted, order.recipe, order.examples, folder, batches)
+            sample_batches(fitted, order.recipe, order.examples, folder, batches)
             return collect(folder)
 
     return _answer(work)
 
 
 @lru_cache(maxsize=1)
-def _opened(given: Any, axes: Axes, terms: Terms) -> tuple[Order, Any]:
+def _opened(given: Any, axes: Axes, terms: Terms) -> tuple[SynthesisJob, Any]:
     """The order and the fitted generator; kept for this worker's next shard."""
     with scratch() as folder:
         project, instance = _unpacked(given, folder, "synthesize", axes, terms)
-        order = read_order(project, instance.fields["product"], instance.fields["generator"])
+        order = load_synthesis_job(project, instance.fields["product"], instance.fields["generator"])
         return order, open_generator(project, order)
 
 
@@ -217,7 +217,7 @@ def _unpacked(given: Any, folder: Path, name: str, axes: Axes, terms: Terms) -> 
         import torch
 
         torch.set_num_threads(terms.threads)
-    lay_down(ray.get(given), folder)
+    write_files(ray.get(given), folder)
     project = Project(folder)
     instance = find_instance(name, project.params, **dict(axes))
     if code_digest(instance) != terms.code:

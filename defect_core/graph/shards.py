@@ -54,7 +54,7 @@ def collect(folder: Path, paths: Iterable[str] = (".",)) -> Files:
     return found
 
 
-def lay_down(files: Files, folder: Path, last: str = "") -> None:
+def write_files(files: Files, folder: Path, last: str = "") -> None:
     """Write files below a folder; those whose names begin with `last` after all others."""
     for name in sorted(files, key=lambda name: (bool(last) and name.startswith(last), name)):
         path = folder / name
@@ -68,7 +68,7 @@ def deliver(files: Files, project: Project, instance: Instance) -> None:
     """Put what an instance wrote elsewhere in its place here; each output appears whole or not at all."""
     project.state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=project.state) as folder:
-        lay_down(files, Path(folder))
+        write_files(files, Path(folder))
         for path in [*instance.outputs, *instance.metrics]:
             target = project.path(path)
             target.parent.mkdir(parents=True, exist_ok=True)

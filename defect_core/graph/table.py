@@ -22,7 +22,7 @@ class Stage:
         about: one line for people.
         after: stages whose outputs `inputs` are.
         section: section of params.yaml that switches the stage on; "" for a stage that always is.
-        promise: what generators must promise for the stage to be about them (see `Promises`); "" for nothing.
+        capability: what generators must declare for the stage to apply to them (see `Capabilities`); "" for nothing.
         scope: `product` or `catalogue` where the stage is for generators fitted that way only; "" for all.
         persist: whether DVC leaves the outputs of the last run in place for the next one to see.
     """
@@ -41,7 +41,7 @@ class Stage:
     section: str = ""
     persist: bool = False
     scope: str = ""
-    promise: str = ""
+    capability: str = ""
 
 
 _READING = ("defect_core/project/loading.py", "defect_core/data/records.py", "defect_core/generators/base.py")
@@ -198,7 +198,7 @@ STAGES: tuple[Stage, ...] = (
         after=("ingest", "split", "adapt", "finetune", "finetune_catalogue"),
         pool="gpu",
         section="normals",
-        promise="makes_normals",
+        capability="generates_normals",
     ),
     Stage(
         name="score",

@@ -14,13 +14,13 @@ from defect_core.data.manifest import ManifestRow, read_manifest
 from defect_core.data.records import Record, load_image, pixel_digest, read_records
 from defect_core.errors import InputError
 from defect_core.generators.base import read_description
-from defect_core.generators.registry import generator_class, generator_promises, weights_folder
+from defect_core.generators.registry import generator_capabilities, generator_class, weights_folder
 from defect_core.lineage.git import commit_of
 from defect_core.lineage.lock import output_digest, read_lock, recorded_params
 from defect_core.project.loading import open_backbone, split_records_of
 from defect_core.project.paths import Project, folder_digest
 from defect_core.stages.synthesize import examples_for
-from defect_core.synthesis.batches import RECIPE_FILE, Recipe, batch_around, make_request
+from defect_core.synthesis.batches import RECIPE_FILE, SynthesisPlan, batch_around, make_request
 
 MANIFEST = "manifest.parquet"
 
@@ -121,14 +121,14 @@ def verify(project: Project, image: Path) -> str:
     return ""
 
 
-def read_recipe(folder: Path) -> Recipe:
+def read_recipe(folder: Path) -> SynthesisPlan:
     """The recipe of a synthetic set.
 
     Raises:
         InputError: the set has none, or one of another version.
     """
     try:
-        return Recipe(**json.loads((folder / RECIPE_FILE).read_text()))
+        return SynthesisPlan(**json.loads((folder / RECIPE_FILE).read_text()))
     except (FileNotFoundError, TypeError, ValueError):
         raise InputError(
             f"{folder.name}/{RECIPE_FILE}: missing or of another version; synthesize the set again"
@@ -192,7 +192,7 @@ def _record(project: Project, product: str, name: str | None, row: ManifestRow) 
 
 def _learned_from(project: Project, row: ManifestRow) -> list[Record]:
     """The training side of the product, or of all products where the generator was fitted on the whole catalogue."""
-    shared = generator_promises(row.generator).scope == "catalogue"
+    shared = generator_capabilities(row.generator).scope == "catalogue"
     products = project.params.products if shared else (row.product,)
     return [record for product in products for record in split_records_of(project, product, "train")]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from defect_core.data.records import Record, load_image, load_mask, read_records
 from defect_core.generators.base import Example
-from defect_core.generators.registry import generator_promises
+from defect_core.generators.registry import generator_capabilities
 from defect_core.project.paths import Project
 
 
@@ -31,10 +31,10 @@ def open_backbone(project: Project, product: str, generator: str) -> Any:
 
     A generator fitted on the whole catalogue takes the project's: one adapted to a product would be wrong for the rest.
     """
-    promises = generator_promises(generator)
-    if not promises.uses_backbone:
+    capabilities = generator_capabilities(generator)
+    if not capabilities.uses_backbone:
         return None
-    if project.params.adapt is None or promises.scope == "catalogue":
+    if project.params.adapt is None or capabilities.scope == "catalogue":
         return open_original(project)
     adapted = open_original(project, project.path(f"data/backbone/{product}"))
     adapted.name = f"{project.params.backbone}, adapted to {product}"  # not the path: it is this machine's

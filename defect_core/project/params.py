@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from defect_core.data.records import check_name
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_config, generator_names, generator_promises
+from defect_core.generators.registry import generator_capabilities, generator_config, generator_names
 from defect_core.project.arms import BASELINE_ARM, Arm, parse_arm
 
 AUTO = "auto"
@@ -126,7 +126,7 @@ class Synthesize(Strict):
     `max_draws` bounds the requests per accepted pair; `min_change` is the least mean absolute change inside
     the mask, in grey levels of 255, that still counts as a defect, `max_change_outside` the most outside it. At least
     `min_on_product` of a mask lies on the product; `min_distance` keeps copies of training examples out (see
-    `defect_core.synthesis.filter.Likeness`; 0 lets all in).
+    `defect_core.synthesis.filter.NearestDefectIndex`; 0 lets all in).
     """
 
     per_defect: Count = 48
@@ -295,7 +295,7 @@ class Params(Strict):
 
     def borrowed(self, product: str, generator: str) -> tuple[ZeroShot, ...]:
         """The defects that a generator draws on a product after another one's; none if it draws only what it saw."""
-        if not generator_promises(generator).zero_shot:
+        if not generator_capabilities(generator).zero_shot:
             return ()
         return tuple(wish for wish in self.zero_shot if wish.product == product)
 
@@ -376,7 +376,7 @@ def _check(params: Params, file: str) -> None:
             for name in by_generator:
                 if name not in params.generators:
                     raise InputError(f"{file}: {field}.{product}.{name}: no such generator; expected one of generators")
-                if field == "overrides" and generator_promises(name).scope == "catalogue":
+                if field == "overrides" and generator_capabilities(name).scope == "catalogue":
                     raise InputError(
                         f"{file}: overrides.{product}.{name}: is fitted on all products at once; expected its settings "
                         f"in finetune.{name}"
@@ -388,9 +388,11 @@ def _check(params: Params, file: str) -> None:
                 raise InputError(f"{file}: zero_shot: {key}: no product {name!r}; expected one of products")
         if wish.product == wish.lender:
             raise InputError(f"{file}: zero_shot: {wish.product} lends to itself; expected another product in from")
-    if params.zero_shot and not any(generator_promises(name).zero_shot for name in params.generators):
+    if params.zero_shot and not any(generator_capabilities(name).zero_shot for name in params.generators):
         raise InputError(f"{file}: zero_shot: no generator in generators can do this; expected one such as defectdiffu")
-    if params.normals is not None and not any(generator_promises(name).makes_normals for name in params.generators):
+    if params.normals is not None and not any(
+        generator_capabilities(name).generates_normals for name in params.generators
+    ):
         raise InputError(f"{file}: normals: no generator in generators draws normal images; expected one such as seas")
     if len({(wish.product, wish.defect) for wish in params.zero_shot}) < len(params.zero_shot):
         raise InputError(f"{file}: zero_shot: a defect is asked for twice on one product; expected each once")

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.torch import save_file
 
 from defect_core.adaptation.adapt import adapt
-from defect_core.adaptation.normal_sampler import GRAIN, PLAIN_WAY, WEIGHTS, Drawer, Way
-from defect_core.adaptation.sensor_noise import missing_grain
+from defect_core.adaptation.normal_sampler import GRAIN, PLAIN_SAMPLING, WEIGHTS, NormalSampler, SamplerConfig
+from defect_core.adaptation.sensor_noise import estimate_sensor_noise
 from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.generators.base import Image, derive_seed
@@ -28,7 +28,7 @@ from defect_core.project.paths import Project, folder_digest
 
 DISTANCES = "distance", "distance_with_grain"
 DRAWN, TRIED = 20, 50
-WAYS = (PLAIN_WAY, Way(1.6, 0.4, 1.06))  # a texture's, an object's
+WAYS = (PLAIN_SAMPLING, SamplerConfig(1.6, 0.4, 1.06))  # a texture's, an object's
 
 
 def run(project: Project, product: str) -> None:
@@ -55,14 +55,14 @@ def run(project: Project, product: str) -> None:
             (work / "drawing_adaptation.json").write_text(json.dumps(curve, indent=2) + "\n")
             state = backbone.denoiser.state_dict()
             save_file({name: value.half().cpu().contiguous() for name, value in state.items()}, work / WEIGHTS)
-        drawer = _best_way(Drawer.of(backbone, open_original(project), good), work, params.seed)
+        drawer = _best_way(NormalSampler.of(backbone, open_original(project), good), work, params.seed)
         seeds = [derive_seed(params.seed, product, "", "drawn", index) for index in range(DRAWN)]
         for index, image in enumerate(drawer.draw(seeds)):
             save_png(image, work / f"drawn/{index:02d}.png")
     shutil.rmtree(project.state / "checkpoints" / work.parent.name, ignore_errors=True)
 
 
-def _best_way(plain: Drawer, work: Path, seed: int) -> Drawer:
+def _best_way(plain: NormalSampler, work: Path, seed: int) -> NormalSampler:
     """The drawer whose few trial images come nearest to the real ones: Fréchet distances (Lite0 features), for every
     way with and without grain; each draws the same seeds. What was found goes into the folder.
     """
@@ -77,7 +77,7 @@ def _best_way(plain: Drawer, work: Path, seed: int) -> Drawer:
     for way in WAYS:
         clear = replace(plain, way=way)
         images = clear.clear(seeds)
-        grained = replace(clear, grain=missing_grain(plain.real, images))
+        grained = replace(clear, grain=estimate_sensor_noise(plain.real, images))
         distances = distance(images), distance(grained.grained(images, seeds))
         tried.append({**way._asdict(), **dict(zip(DISTANCES, distances, strict=True))})
         found |= {distances[1]: grained, distances[0]: clear}

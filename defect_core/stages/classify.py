@@ -63,7 +63,7 @@ def classifier_config(settings: Classify, fraction: float | None = None) -> Clas
         architecture=settings.architecture,
         view=settings.view,
         synthetic_fraction=settings.synthetic_fraction if fraction is None else fraction,
-        val_fraction=settings.validation_fraction,
+        validation_fraction=settings.validation_fraction,
     )
 
 
@@ -95,7 +95,7 @@ def _measure(
             save_classifier(trained.model, config, classes, work / "classifier.safetensors")
     (work / "answers.json").write_text(json.dumps(answers, sort_keys=True) + "\n")
     (work / "curves.json").write_text(json.dumps(curves, indent=2, sort_keys=True) + "\n")
-    learned = len(hold_out(real, config.val_fraction)[0])
+    learned = len(hold_out(real, config.validation_fraction)[0])
     result = _summarise(settings, truth, given["last"], classes, base)
     result["protocol"] = {
         "train_defects": len(real),

@@ -12,7 +12,7 @@ from defect_core.data.manifest import read_manifest
 from defect_core.errors import InputError
 from defect_core.evaluation.segmentation import Sample, load_samples
 from defect_core.evaluation.segmentation.config import DetectorConfig
-from defect_core.generators.registry import generator_promises
+from defect_core.generators.registry import generator_capabilities
 from defect_core.project.loading import split_records_of
 from defect_core.project.params import Detect
 from defect_core.project.paths import Project, write_json
@@ -43,7 +43,7 @@ def _normals(project: Project, product: str, size: int) -> dict[str, list[Sample
         return {}
     found = {}
     for name in project.params.generators:
-        if generator_promises(name).makes_normals:
+        if generator_capabilities(name).generates_normals:
             folder = project.path(f"data/normals/{product}/{name}")
             found[name] = load_samples(read_manifest(folder / "manifest.parquet"), folder, size)
     return found

@@ -3,7 +3,7 @@
 import shutil
 
 from defect_core.generators.base import derive_seed
-from defect_core.generators.registry import generator_class, generator_promises, weights_folder
+from defect_core.generators.registry import generator_capabilities, generator_class, weights_folder
 from defect_core.project.loading import load_examples, open_original
 from defect_core.project.paths import Project, folder_digest
 
@@ -12,7 +12,7 @@ def run(project: Project, generator: str) -> None:
     params = project.params
     config = params.generator_settings(generator)
     # the backbone as it is: one adapted to a product would be wrong for the others
-    backbone = open_original(project) if generator_promises(generator).uses_backbone else None
+    backbone = open_original(project) if generator_capabilities(generator).uses_backbone else None
     examples = [example for product in params.products for example in load_examples(project, product, "train")]
     folder = weights_folder("", generator)
     key = {

@@ -70,7 +70,7 @@ def draw_set(
         for start in range(0, count, BATCH):  # whole batches, for the last bit may depend on the size of one
             indices = range(start, min(start + BATCH, count))
             if not all((folder / files[i]).is_file() for i in indices):
-                images = fitted.draw_normals([seeds[i] for i in indices], [begun[i].image for i in indices])
+                images = fitted.generate_normals([seeds[i] for i in indices], [begun[i].image for i in indices])
                 yield from zip(indices, images, strict=True)
 
     for index, image in track(drawn(), f"{name} draws good images of {product}", count):

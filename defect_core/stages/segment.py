@@ -146,13 +146,13 @@ def segmenter_config(
         encoder_weights=settings.encoder_weights,
         frozen_stages=settings.frozen_stages,
         synthetic_fraction=share,
-        val_fraction=settings.validation_fraction,
+        validation_fraction=settings.validation_fraction,
     )
 
 
 def protocol_of(config: SegmenterConfig, images: ArmImages) -> dict[str, Any]:
     """What the numbers of an arm rest on; the same for every arm but for the synthetic pairs and their share."""
-    learned = len(hold_out(images.real, config.val_fraction)[0])
+    learned = len(hold_out(images.real, config.validation_fraction)[0])
     return {
         "train_defects": len(images.real),
         "validation_defects": len(images.real) - learned,

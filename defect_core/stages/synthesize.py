@@ -10,14 +10,14 @@ from defect_core.generators.base import Example, Generator
 from defect_core.generators.registry import generator_class, weights_folder
 from defect_core.project.loading import load_examples, open_backbone
 from defect_core.project.paths import Project, folder_digest
-from defect_core.synthesis.batches import Recipe, draw_seed, synthesize
+from defect_core.synthesis.batches import SynthesisPlan, regeneration_seed, synthesize
 
 
 @dataclass(frozen=True)
-class Order:
+class SynthesisJob:
     """What a set is made from: the recipe, the training images, and the folder of the fitted generator."""
 
-    recipe: Recipe
+    recipe: SynthesisPlan
     examples: list[Example]
     weights: Path
 
@@ -31,7 +31,7 @@ class Order:
 
 
 def run(project: Project, product: str, generator: str) -> None:
-    order = read_order(project, product, generator)
+    order = load_synthesis_job(project, product, generator)
     fitted = open_generator(project, order)
     with project.building(output_folder(product, generator), order.key) as work:
         synthesize(fitted, order.recipe, order.examples, work)
@@ -42,7 +42,7 @@ def output_folder(product: str, generator: str) -> str:
     return f"data/synthetic/{product}/{generator}"
 
 
-def read_order(project: Project, product: str, generator: str) -> Order:
+def load_synthesis_job(project: Project, product: str, generator: str) -> SynthesisJob:
     """What params.yaml and the files upstream ask for."""
     params = project.params
     weights = project.path(weights_folder(product, generator))
@@ -50,10 +50,10 @@ def read_order(project: Project, product: str, generator: str) -> Order:
     examples = examples_for(project, product, generator)
     real = Counter(example.defect for example in examples if example.mask is not None)
     fixed = isinstance(settings.per_defect, int)
-    recipe = Recipe(
+    recipe = SynthesisPlan(
         product=product,
         generator=generator,
-        base_seed=draw_seed(params.seed, params.draw(product, generator)),
+        base_seed=regeneration_seed(params.seed, params.draw(product, generator)),
         per_defect=settings.per_defect if fixed else {name: settings.wanted(real[name]) for name in sorted(real)},
         batch_size=settings.batch_size,
         max_draws=settings.max_draws,
@@ -64,10 +64,10 @@ def read_order(project: Project, product: str, generator: str) -> Order:
         min_distance=settings.min_distance,
         model_digest=folder_digest(weights),
     )
-    return Order(recipe, examples, weights)
+    return SynthesisJob(recipe, examples, weights)
 
 
-def open_generator(project: Project, order: Order) -> Generator:
+def open_generator(project: Project, order: SynthesisJob) -> Generator:
     """The fitted generator of an order, on this machine's accelerator."""
     product, name = order.recipe.product, order.recipe.generator
     return generator_class(name).load(order.weights, open_backbone(project, product, name))

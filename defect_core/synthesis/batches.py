@@ -18,7 +18,7 @@ from defect_core.data.records import pixel_digest, save_png
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, Generator, SampleRequest, derive_seed
 from defect_core.progress import track
-from defect_core.synthesis.filter import Likeness, inspect_pair
+from defect_core.synthesis.filter import NearestDefectIndex, measure_pair
 
 RECIPE_FILE = "recipe.json"
 _ALIKE = 0.2  # most difference of log aspect ratios at which a cut mask keeps its shape, about
@@ -28,7 +28,7 @@ Batch = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SynthesisPlan:
     """What to make.
 
     Attributes:
@@ -40,7 +40,7 @@ class Recipe:
         model_digest: of the generator's folder, for the manifest.
         max_change_outside: most mean absolute change outside the mask, in grey levels; None for no limit.
         min_on_product: least part of the mask on the product, 0 to 1.
-        min_distance: least distance to a real training example, see `Likeness`.
+        min_distance: least distance to a real training example, see `NearestDefectIndex`.
     """
 
     product: str
@@ -61,7 +61,7 @@ class Recipe:
         return self.per_defect if isinstance(self.per_defect, int) else self.per_defect[defect]
 
 
-def synthesize(generator: Generator, recipe: Recipe, examples: Sequence[Example], folder: Path) -> None:
+def synthesize(generator: Generator, recipe: SynthesisPlan, examples: Sequence[Example], folder: Path) -> None:
     """Fill `folder` with `images/`, `masks/`, `manifest.parquet`, `summary.json` and `recipe.json`.
 
     Args:
@@ -76,11 +76,11 @@ def synthesize(generator: Generator, recipe: Recipe, examples: Sequence[Example]
     """
     defects = defects_of(recipe, examples)
     while batches := next_batches(recipe, defects, folder):
-        draw_batches(generator, recipe, examples, folder, batches)
+        sample_batches(generator, recipe, examples, folder, batches)
     gather(recipe, defects, folder)
 
 
-def defects_of(recipe: Recipe, examples: Sequence[Example]) -> list[str]:
+def defects_of(recipe: SynthesisPlan, examples: Sequence[Example]) -> list[str]:
     """The defects that are drawn, in their order.
 
     Raises:
@@ -91,7 +91,7 @@ def defects_of(recipe: Recipe, examples: Sequence[Example]) -> list[str]:
     return sorted({example.defect for example in examples if example.mask is not None})
 
 
-def next_batches(recipe: Recipe, defects: Sequence[str], folder: Path) -> list[Batch]:
+def next_batches(recipe: SynthesisPlan, defects: Sequence[str], folder: Path) -> list[Batch]:
     """The batches that `folder` lacks and that are needed whatever they hold; none once all defects are done.
 
     A batch that is not there yet counts as accepted whole. So those named here are the ones that one process draws
@@ -110,17 +110,17 @@ def next_batches(recipe: Recipe, defects: Sequence[str], folder: Path) -> list[B
     return found
 
 
-def draw_batches(
-    generator: Generator, recipe: Recipe, examples: Sequence[Example], folder: Path, batches: Sequence[Batch]
+def sample_batches(
+    generator: Generator, recipe: SynthesisPlan, examples: Sequence[Example], folder: Path, batches: Sequence[Batch]
 ) -> None:
     """Draw batches into `folder`: accepted pairs as files, and a table per batch, which appears last."""
     folder.mkdir(parents=True, exist_ok=True)
     normals = _normals(recipe, examples)
-    likenesses: dict[str, Likeness] = {}
+    likenesses: dict[str, NearestDefectIndex] = {}
     for defect, number in track(batches, f"{recipe.generator} draws on {recipe.product}"):
         sources = [example for example in examples if example.defect == defect]
         if defect not in likenesses:
-            likenesses[defect] = Likeness.of(sources)
+            likenesses[defect] = NearestDefectIndex.of(sources)
         indices = batch_around(recipe, defect, number * recipe.batch_size)
         made = _make_batch(generator, recipe, defect, indices, normals, sources, likenesses[defect], folder)
         kept = folder / _batch_file((defect, number))
@@ -129,7 +129,7 @@ def draw_batches(
         fresh.rename(kept)
 
 
-def gather(recipe: Recipe, defects: Sequence[str], folder: Path) -> None:
+def gather(recipe: SynthesisPlan, defects: Sequence[str], folder: Path) -> None:
     """Make the set of the batches that lie in `folder`: manifest, summary, recipe; what is beyond the wanted number
     goes."""
     rows: list[ManifestRow] = []
@@ -145,13 +145,13 @@ def gather(recipe: Recipe, defects: Sequence[str], folder: Path) -> None:
         batch.unlink()
 
 
-def draw_seed(seed: int, draw: int) -> int:
+def regeneration_seed(seed: int, draw: int) -> int:
     """The base seed of a project's `draw`-th set: the project's own seed at first, another one for each fresh draw."""
     return seed if draw == 0 else derive_seed(seed, "", "", "draw", draw)
 
 
 def make_request(
-    recipe: Recipe, defect: str, index: int, normals: Sequence[Example], sources: Sequence[Example]
+    recipe: SynthesisPlan, defect: str, index: int, normals: Sequence[Example], sources: Sequence[Example]
 ) -> tuple[SampleRequest, str]:
     """The index-th request for a defect, and the name of its normal image.
 
@@ -181,7 +181,7 @@ def make_request(
     return request, normal.name
 
 
-def batch_around(recipe: Recipe, defect: str, index: int) -> range:
+def batch_around(recipe: SynthesisPlan, defect: str, index: int) -> range:
     """The indices of a defect that are drawn together with this one.
 
     A sample's seed decides it up to the last bit of the arithmetic, and that one may depend on the size of the batch.
@@ -190,7 +190,7 @@ def batch_around(recipe: Recipe, defect: str, index: int) -> range:
     return range(start, min(start + recipe.batch_size, _budget(recipe, defect)))
 
 
-def _normals(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+def _normals(recipe: SynthesisPlan, examples: Sequence[Example]) -> list[Example]:
     return [example for example in examples if example.mask is None and example.product == recipe.product]
 
 
@@ -211,19 +211,19 @@ def _read_batch(folder: Path, batch: Batch) -> list[ManifestRow] | None:
 
 def _make_batch(
     generator: Generator,
-    recipe: Recipe,
+    recipe: SynthesisPlan,
     defect: str,
     indices: range,
     normals: Sequence[Example],
     sources: Sequence[Example],
-    likeness: Likeness,
+    likeness: NearestDefectIndex,
     folder: Path,
 ) -> list[ManifestRow]:
     made = [make_request(recipe, defect, index, normals, sources) for index in indices]
     requests = [request for request, _ in made]
     rows = []
     for (request, normal_name), pair in zip(made, generator.sample(requests), strict=True):
-        seen = inspect_pair(pair, request.normal_image, recipe, likeness)
+        seen = measure_pair(pair, request.normal_image, recipe, likeness)
         reason = seen.reason
         image, mask = f"images/{pair.sample_id}.png", f"masks/{pair.sample_id}.png"
         if not reason:
@@ -259,7 +259,7 @@ def _make_batch(
     return rows
 
 
-def _budget(recipe: Recipe, defect: str) -> int:
+def _budget(recipe: SynthesisPlan, defect: str) -> int:
     return int(np.ceil(recipe.wanted(defect) * recipe.max_draws))
 
 

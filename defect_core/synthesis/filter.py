@@ -16,8 +16,8 @@ WINDOW = 32  # side in pixels at which two defects are compared
 MARGIN = 0.25  # of the mask's box, on each side
 
 
-class Limits(Protocol):
-    """What a pair must keep; `Recipe` says it."""
+class FilterLimits(Protocol):
+    """What a pair must keep; `SynthesisPlan` says it."""
 
     min_change: float
     min_area: int
@@ -26,13 +26,13 @@ class Limits(Protocol):
     min_distance: float
 
 
-class Inspection(NamedTuple):
+class PairMeasurements(NamedTuple):
     """Facts of a pair.
 
     `change_inside`, `change_outside`: mean absolute change against the normal image, inside and outside the mask, in
     grey levels of 255. `on_product`: part of the mask that lies on the product (1 where all is product, or unsure).
     `nearest`: name of the real training example that looks most like it, `distance` to it, in grey levels (see
-    `Likeness`). `reason`: why it is rejected, "" when it is not.
+    `NearestDefectIndex`). `reason`: why it is rejected, "" when it is not.
     """
 
     change_inside: float
@@ -49,7 +49,7 @@ class Inspection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Likeness:
+class NearestDefectIndex:
     """Real defects of one type as small windows, to find the one that a drawn defect looks most like.
 
     A window is the box around the mask, a quarter wider on each side, brought to 32 px; two of them differ by the root
@@ -61,7 +61,7 @@ class Likeness:
     windows: NDArray[np.float32]
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "Likeness":
+    def of(cls, examples: Sequence[Example]) -> "NearestDefectIndex":
         """Of real examples with masks; at least one."""
         windows = [_window(example.image, example.mask) for example in examples if example.mask is not None]
         return cls(tuple(example.name for example in examples if example.mask is not None), np.stack(windows))
@@ -73,7 +73,9 @@ class Likeness:
         return self.names[index], round(float(gaps[index]), 4)
 
 
-def inspect_pair(pair: SyntheticPair, normal: Image, limits: Limits, likeness: Likeness | None = None) -> Inspection:
+def measure_pair(
+    pair: SyntheticPair, normal: Image, limits: FilterLimits, likeness: NearestDefectIndex | None = None
+) -> PairMeasurements:
     """Measure a pair against its normal image and, with `likeness`, against the real defects of its type."""
     change = np.abs(pair.image.astype(np.int16) - normal.astype(np.int16)).mean(-1)
     area = int(pair.mask.sum())
@@ -92,7 +94,7 @@ def inspect_pair(pair: SyntheticPair, normal: Image, limits: Limits, likeness: L
         reason = f"part of the mask on the product {on_product:.2f}, below {limits.min_on_product:g}"
     elif distance is not None and distance < limits.min_distance:
         reason = f"distance to a training example {distance:.1f}, below {limits.min_distance:g}"
-    return Inspection(round(inside, 4), round(outside, 4), round(on_product, 4), nearest, distance, reason)
+    return PairMeasurements(round(inside, 4), round(outside, 4), round(on_product, 4), nearest, distance, reason)
 
 
 def _window(image: Image, mask: Mask) -> NDArray[np.float32]:

@@ -112,7 +112,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 @contextmanager
-def fast(device: torch.device, latent_size: int = 0, written_out: bool = False) -> Iterator[None]:
+def bf16_autocast(device: torch.device, latent_size: int = 0, written_out: bool = False) -> Iterator[None]:
     """bfloat16 arithmetic for training; on a CPU only if it has instructions for it, without them it would be slower.
 
     There attention is unfused, for its fused form runs backwards slowly in bfloat16. That needs the fourth power of the
@@ -128,7 +128,7 @@ def fast(device: torch.device, latent_size: int = 0, written_out: bool = False) 
 
 
 @contextmanager
-def fast_drawing(*networks: nn.Module) -> Iterator[None]:
+def bf16_inference(*networks: nn.Module) -> Iterator[None]:
     """bfloat16 arithmetic for networks that only predict, on a CPU that has instructions for it.
 
     Elsewhere nothing changes: an accelerator keeps the number type of the backbone. The weights of what computes in

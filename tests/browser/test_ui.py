@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from defect_core.cli.scaffold import draw_anew, init_project
+from defect_core.cli.scaffold import init_project, request_regeneration
 from defect_core.data.records import read_records
 from defect_core.graph.local import child_environment
 from defect_core.project.paths import Project
@@ -155,7 +155,7 @@ def test_one_partition_is_materialised_and_shows_its_sheet(factory, page):
 
     project, url = factory
     before = project.path("data/synthetic/weave/crop-paste/manifest.parquet").read_bytes()
-    draw_anew(project, ["weave"], ["crop-paste"])
+    request_regeneration(project, ["weave"], ["crop-paste"])
     assert _materialise(page, url, "synthesize", "crop-paste%7Cweave") == "Success"
     assert project.path("data/synthetic/weave/crop-paste/manifest.parquet").read_bytes() != before
     page.goto(f"{url}/assets/synthesize?view=partitions&partition=crop-paste%7Cweave")

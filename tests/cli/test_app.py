@@ -15,7 +15,7 @@ import yaml
 from defect_core.cli import app as cli
 from defect_core.cli.scaffold import PRESETS
 from defect_core.data.records import save_png
-from defect_core.generators.registry import generator_config, generator_names, generator_promises
+from defect_core.generators.registry import generator_capabilities, generator_config, generator_names
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
 
@@ -79,7 +79,9 @@ def test_every_preset_is_valid_and_says_what_it_costs(preset):
 def test_the_full_preset_has_settings_of_every_diffusion_method_for_a_large_model():
     """The defaults are for the embedded models: their learning rates would ruin Stable Diffusion."""
     full = yaml.safe_load((files("defect_core") / "templates/presets/full.yaml").read_text())["finetune"]
-    assert set(full) == {name for name in generator_names() if generator_promises(name).uses_backbone} | {"crop-paste"}
+    assert set(full) == {name for name in generator_names() if generator_capabilities(name).uses_backbone} | {
+        "crop-paste"
+    }
     for name, settings in full.items():
         made, embedded = generator_config(name, settings), generator_config(name, {})
         if name in ("seas", "cadiff", "defectdiffu", "disentangled-inversion"):

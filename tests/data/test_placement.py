@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from defect_core.data.demo import draw_image
-from defect_core.data.placement import foreground, has_grain, place
+from defect_core.data.placement import foreground, has_texture_direction, place
 
 
 def _disc(height, width, centre, radius):
@@ -125,8 +125,8 @@ def _brushed(seed, angle=0):
 @pytest.mark.parametrize("angle", [0, 1])
 def test_a_defect_is_not_turned_across_the_grain_of_a_texture(angle):
     weave = draw_image("weave", "train/good", 0, 1).image
-    assert has_grain(_brushed(0, angle)) and not has_grain(weave)
-    assert not has_grain(np.full((64, 64, 3), 9, np.uint8))
+    assert has_texture_direction(_brushed(0, angle)) and not has_texture_direction(weave)
+    assert not has_texture_direction(np.full((64, 64, 3), 9, np.uint8))
     mask = _disc(96, 96, (40, 50), 8)
     turns = {}
     for name, source, target in (

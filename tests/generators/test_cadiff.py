@@ -301,9 +301,9 @@ def test_with_paste_every_pixel_outside_the_mask_is_the_normal_images_and_withou
 
 
 def test_an_instance_promises_an_untouched_background_only_if_it_pastes(backbone):
-    assert CADiff.create(Config(), backbone).promises.keeps_background
-    assert not CADiff.create(Config(paste=False), backbone).promises.keeps_background
-    assert CADiff.promises.keeps_background and CADiff.promises.has_strength
+    assert CADiff.create(Config(), backbone).capabilities.keeps_background
+    assert not CADiff.create(Config(paste=False), backbone).capabilities.keeps_background
+    assert CADiff.capabilities.keeps_background and CADiff.capabilities.has_strength
 
 
 def test_guidance_is_off_at_one_and_changes_the_drawing_above(fitted, examples):

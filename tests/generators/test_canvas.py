@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defect_core.generators.canvas import bring_back, choose_window, show_image, show_mask
+from defect_core.generators.canvas import choose_window, crop_image, crop_mask, resize_to_window
 
 
 def _box_mask(height, width, top, left, tall, wide):
@@ -39,7 +39,7 @@ def test_a_whole_canvas_is_the_image():
 def test_a_one_pixel_defect_stays_on_the_canvas(size):
     mask = _box_mask(*size, 17, 23, 1, 1)
     for kind in ("local", "whole"):
-        shown = show_mask(mask, choose_window(mask, kind, 2.5, 48), 128)
+        shown = crop_mask(mask, choose_window(mask, kind, 2.5, 48), 128)
         assert shown.shape == (128, 128) and shown.any()
 
 
@@ -47,6 +47,6 @@ def test_a_smooth_image_survives_the_way_there_and_back():
     rows, columns = np.mgrid[0:90, 0:70]
     image = np.stack([rows * 2, columns * 3, rows + columns], -1).astype(np.uint8)
     window = choose_window(_box_mask(90, 70, 30, 30, 10, 10), "local", 3.0, 48)
-    back = bring_back(show_image(image, window, 128).astype(np.float32), window)
+    back = resize_to_window(crop_image(image, window, 128).astype(np.float32), window)
     assert back.shape == (window.height, window.width, 3)
     assert np.abs(back - image[window.slices]).mean() < 1.5

@@ -1,4 +1,4 @@
-"""CutPaste and DRAEM's Perlin defects: what is particular to them; the shared promises are tested with all methods."""
+"""CutPaste and DRAEM's Perlin defects: what is particular to them; the shared capabilities are tested with all methods."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The promises every generator declares, held against every registered generator."""
+"""The capabilities every generator declares, held against every registered generator."""
 
 import dataclasses
 from importlib.metadata import EntryPoint
@@ -10,7 +10,7 @@ from defect_core.backbones import load_backbone
 from defect_core.errors import InputError
 from defect_core.generators import registry
 from defect_core.generators.base import Example, SampleRequest, derive_seed
-from defect_core.generators.registry import generator_class, generator_config, generator_names, generator_promises
+from defect_core.generators.registry import generator_capabilities, generator_class, generator_config, generator_names
 from defect_core.training import loop as training
 
 QUICK = {
@@ -65,7 +65,7 @@ def _fit(name, examples, work):
 
 
 def _backbone(name):
-    return load_backbone("embedded") if generator_promises(name).uses_backbone else None
+    return load_backbone("embedded") if generator_capabilities(name).uses_backbone else None
 
 
 def _requests(examples, count, name="x"):
@@ -92,19 +92,19 @@ def _requests(examples, count, name="x"):
 def test_good_images_follow_their_seed_and_their_reference_where_promised(fitted, examples):
     _, generator, folder = fitted
     references = [examples[0].image, examples[1].image[:64, :64]]
-    if not generator.promises.makes_normals:
+    if not generator.capabilities.generates_normals:
         with pytest.raises(InputError, match="draws no normal images; expected a generator that does"):
-            list(generator.draw_normals([1], references))
+            list(generator.generate_normals([1], references))
         return
-    images = list(generator.draw_normals([5, 6, 7], references))
+    images = list(generator.generate_normals([5, 6, 7], references))
     assert [image.shape for image in images] == [references[i].shape for i in (0, 1, 0)]
     assert all(image.dtype == np.uint8 and image.std() > 0 for image in images)
     assert (images[0] != images[2]).any()
     loaded = generator_class(generator.name).load(folder / "saved", _backbone(generator.name))
-    alone = next(loaded.draw_normals([7], references[:1]))
+    alone = next(loaded.generate_normals([7], references[:1]))
     assert np.abs(images[2].astype(int) - alone).max() <= 1  # another batch size may round the last bit otherwise
     with pytest.raises(InputError, match="expected at least one"):
-        list(generator.draw_normals([1], []))
+        list(generator.generate_normals([1], []))
 
 
 def test_masks_are_nonempty_and_of_the_image_size(fitted, examples):
@@ -120,15 +120,15 @@ def test_masks_are_nonempty_and_of_the_image_size(fitted, examples):
 
 def test_background_is_untouched_where_promised(fitted, examples):
     _, generator, _ = fitted
-    if not generator.promises.keeps_background:
-        pytest.skip("promises no untouched background")
+    if not generator.capabilities.keeps_background:
+        pytest.skip("capabilities no untouched background")
     for request, pair in zip(_requests(examples, 3), generator.sample(_requests(examples, 3)), strict=True):
         assert (pair.image[~pair.mask] == request.normal_image[~pair.mask]).all()
 
 
 def test_the_given_mask_is_the_mask_unless_it_predicts_its_own(fitted, examples):
     _, generator, _ = fitted
-    if generator.promises.predicts_mask:
+    if generator.capabilities.predicts_mask:
         pytest.skip("predicts its own mask")
     for request, pair in zip(_requests(examples, 3), generator.sample(_requests(examples, 3)), strict=True):
         assert (pair.mask == request.mask).all()
@@ -154,7 +154,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(fitted, examples, mon
 
 def test_bfloat16_is_used_and_changes_a_drawing_by_little(fitted, examples, monkeypatch):
     _, generator, _ = fitted
-    if not (generator.promises.uses_backbone and training._native_bfloat16()):
+    if not (generator.capabilities.uses_backbone and training._native_bfloat16()):
         pytest.skip("draws by no network, or a processor without instructions for bfloat16")
     requests = _requests(examples, 3)
     quick = list(generator.sample(requests))
@@ -197,7 +197,7 @@ def test_fitting_again_writes_the_same_bytes(fitted, examples):
 )
 def test_a_request_it_cannot_answer_is_refused_with_one_line(fitted, examples, change, message):
     _, generator, _ = fitted
-    if not generator.promises.needs_mask and "mask" in change:
+    if not generator.capabilities.needs_mask and "mask" in change:
         pytest.skip("needs no mask")
     request = dataclasses.replace(_requests(examples, 1)[0], **change)
     with pytest.raises(InputError, match=message):
@@ -215,7 +215,7 @@ def test_another_methods_folder_is_refused(fitted, tmp_path):
 
 def test_other_weights_are_refused(fitted, examples):
     name, _, folder = fitted
-    if not generator_promises(name).uses_backbone:
+    if not generator_capabilities(name).uses_backbone:
         pytest.skip("uses no backbone")
     backbone = _backbone(name)
     backbone.digest = "0" * 64
@@ -243,4 +243,4 @@ def test_a_third_party_package_registers_by_entry_point(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
     assert "ours-too" in generator_names()
     assert generator_class("ours-too").name == "crop-paste"
-    assert generator_promises("ours-too").keeps_background
+    assert generator_capabilities("ours-too").keeps_background

@@ -22,7 +22,7 @@ from defect_core.generators.defectdiffu.training import (
     unfocused,
     variance_bound,
 )
-from defect_core.training.loop import fast
+from defect_core.training.loop import bf16_autocast
 
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 TIMES = torch.tensor([3, 700])
@@ -111,7 +111,9 @@ def test_patches_are_put_back_where_they_came_from(model):
     assert torch.equal(model._unpatchify(tokens, whole.shape, CHANNELS), whole)
 
 
-@pytest.mark.parametrize("around", [nullcontext, partial(fast, torch.device("cpu"))], ids=["plain", "fast"])
+@pytest.mark.parametrize(
+    "around", [nullcontext, partial(bf16_autocast, torch.device("cpu"))], ids=["plain", "bf16_autocast"]
+)
 def test_gradient_checkpointing_changes_no_gradient(model, around):
     gradients = []
     for used in (False, True):

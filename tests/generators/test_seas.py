@@ -318,10 +318,10 @@ def test_normal_images_begin_from_all_references_in_turn(fitted):
     fitted.config = config.model_copy(update={"ref_strength": 0.5})
     rng = np.random.default_rng(1)
     references = [_plate(rng), np.zeros((40, 50, 3), np.uint8)]
-    images = list(fitted.draw_normals([1, 2, 3], references))
+    images = list(fitted.generate_normals([1, 2, 3], references))
     assert [image.shape for image in images] == [(64, 64, 3), (40, 50, 3), (64, 64, 3)]
-    alone = next(fitted.draw_normals([3], references[:1]))
-    other = next(fitted.draw_normals([3], references[1:]))
+    alone = next(fitted.generate_normals([3], references[:1]))
+    other = next(fitted.generate_normals([3], references[1:]))
     fitted.config = config
     assert np.abs(images[2].astype(int) - alone).max() <= 1 and alone.shape != other.shape
     assert (images[0] != images[2]).any()
@@ -409,7 +409,7 @@ def test_examples_of_one_kind_only_are_refused(examples, tmp_path):
     with pytest.raises(InputError, match="seas: no defect examples to learn from"):
         generator.fit(examples[:2], tmp_path, seed=1)
     with pytest.raises(InputError, match="seas: no normal images to begin from"):
-        next(generator.draw_normals([1], []))
+        next(generator.generate_normals([1], []))
 
 
 def test_a_backbone_that_lacks_what_the_alignment_needs_is_refused():

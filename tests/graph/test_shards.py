@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from defect_core.generators.base import Example
 from defect_core.generators.registry import generator_class, generator_config
 from defect_core.graph.instances import find_instance
-from defect_core.graph.shards import collect, deal, deliver, lay_down, pack_inputs, scratch
+from defect_core.graph.shards import collect, deal, deliver, pack_inputs, scratch, write_files
 from defect_core.project.paths import Project, folder_digest
-from defect_core.synthesis.batches import Recipe, defects_of, draw_batches, gather, next_batches, synthesize
+from defect_core.synthesis.batches import SynthesisPlan, defects_of, gather, next_batches, sample_batches, synthesize
 
 # half of the pairs change too little, so that more rounds than one are needed
-RECIPE = Recipe(
+RECIPE = SynthesisPlan(
     "plate", "crop-paste", 0, per_defect=9, batch_size=2, max_draws=4.0, min_change=85.0, min_area=4, model_digest="m"
 )
 
@@ -63,8 +63,8 @@ def test_shards_make_the_bytes_of_one_process(generator, examples, tmp_path, sha
         rounds += 1
         drawn += len(batches)
         for number, shard in reversed(list(enumerate(deal(batches, shares)))):
-            draw_batches(generator, RECIPE, examples, tmp_path / f"worker{rounds}-{number}", shard)
-            lay_down(collect(tmp_path / f"worker{rounds}-{number}"), work, last="batch-")
+            sample_batches(generator, RECIPE, examples, tmp_path / f"worker{rounds}-{number}", shard)
+            write_files(collect(tmp_path / f"worker{rounds}-{number}"), work, last="batch-")
     assert rounds > 1, "the recipe no longer rejects anything"
     assert drawn == len(list(work.glob("batch-*.json")))
     gather(RECIPE, defects, work)
@@ -74,7 +74,7 @@ def test_shards_make_the_bytes_of_one_process(generator, examples, tmp_path, sha
 def test_a_lost_batch_is_asked_for_again_and_no_other(generator, examples, tmp_path):
     defects = defects_of(RECIPE, examples)
     while batches := next_batches(RECIPE, defects, tmp_path):
-        draw_batches(generator, RECIPE, examples, tmp_path, batches)
+        sample_batches(generator, RECIPE, examples, tmp_path, batches)
     (tmp_path / "batch-stain-00001.json").unlink()
     assert next_batches(RECIPE, defects, tmp_path) == [("stain", 1)]
 

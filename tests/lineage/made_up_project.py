@@ -41,7 +41,7 @@ def git(folder, *arguments):
     return done.stdout.strip()
 
 
-def lay_down(root, products=2, generators=("crop-paste", "disentangled-inversion"), per_defect=8):
+def write_files(root, products=2, generators=("crop-paste", "disentangled-inversion"), per_defect=8):
     """params.yaml, then a lock and metrics that agree with it."""
     names = [f"product{number:02d}" for number in range(products)]
     params = {

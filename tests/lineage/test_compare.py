@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from made_up_project import git, lay_down, pretend
+from made_up_project import git, pretend, write_files
 
 from defect_core.cli import app as cli
 from defect_core.data.manifest import read_manifest
@@ -27,7 +27,7 @@ def original(tmp_path_factory):
     code = root / "defect_core/synthesis/batches.py"
     code.parent.mkdir(parents=True)
     code.write_text("one\n")
-    lay_down(root)
+    write_files(root)
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "one")
     return root

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made_up_project import git, lay_down, pretend
+from made_up_project import git, pretend, write_files
 
 from defect_core.cli import app as cli
 from defect_core.errors import InputError
@@ -17,7 +17,7 @@ from defect_core.project.paths import Project
 def original(tmp_path_factory):
     """Fold 0 is the commit, fold 1 the working tree."""
     root = tmp_path_factory.mktemp("folds") / "project"
-    lay_down(root)
+    write_files(root)
     git(root, "init", "-q", "-b", "main")
     _set(root, "split", "{policy: two_fold, fold: 0}")
     git(root, "add", ".")

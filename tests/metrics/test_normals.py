@@ -73,7 +73,7 @@ class _Shader:
     def __init__(self):
         self.asked = []
 
-    def draw_normals(self, seeds, references):
+    def generate_normals(self, seeds, references):
         for seed, reference in zip(seeds, references, strict=True):
             self.asked.append(seed)
             yield np.clip(reference.astype(int) + seed % 23 - 11, 0, 255).astype(np.uint8)
@@ -100,7 +100,7 @@ def test_the_stage_is_for_generators_that_draw_good_images_and_only_where_asked_
     stage = find_instance("normals", project.params, product="bolt", generator="seas", arm=None)
     assert [cell.key for cell in instances(stage.stage, project.params)] == ["bolt-seas"]
     assert stage.outputs == ["data/normals/bolt/seas"] and "data/generator/bolt/seas" in stage.inputs
-    with pytest.raises(InputError, match="crop-paste does not promise makes_normals; expected one of seas"):
+    with pytest.raises(InputError, match="crop-paste does not promise generates_normals; expected one of seas"):
         find_instance("normals", project.params, product="bolt", generator="crop-paste")
     board = find_instance("leaderboard", project.params)
     assert {"metrics/normals", "data/normals"} <= set(board.inputs)
@@ -132,7 +132,7 @@ def test_the_stage_writes_images_manifest_and_scores(project, tmp_path, monkeypa
     assert {(row.defect, row.mask, row.accepted) for row in rows} == {("good", None, True)}
     loaded = generator_class("seas").load(project.path("data/generator/bolt/seas"), load_backbone("embedded"))
     sources = [load_image(project.path("data/raw/bolt") / row.source_image) for row in rows]
-    again = list(loaded.draw_normals([row.seed for row in rows[:8]], sources[:8]))  # the manifest says all
+    again = list(loaded.generate_normals([row.seed for row in rows[:8]], sources[:8]))  # the manifest says all
     for row, image in zip(rows, again, strict=False):
         assert row.image_sha256 == pixel_digest(image)
     for row in rows:
@@ -147,8 +147,8 @@ def test_a_killed_set_goes_on_in_whole_batches_and_ends_the_same(tmp_path):
     good = [Example("bolt", "good", image, None, f"good/{i}.png") for i, image in enumerate(_good(0, 5))]
 
     class Dies(_Shader):
-        def draw_normals(self, seeds, references):
-            for number, image in enumerate(super().draw_normals(seeds, references)):
+        def generate_normals(self, seeds, references):
+            for number, image in enumerate(super().generate_normals(seeds, references)):
                 if len(self.asked) > 10 and number:
                     raise KeyboardInterrupt
                 yield image

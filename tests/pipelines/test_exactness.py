@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from defect_core.cli.scaffold import draw_anew, init_project
+from defect_core.cli.scaffold import init_project, request_regeneration
 from defect_core.graph import dvcfile
 from defect_core.graph.instances import code_root, instances
 from defect_core.graph.local import child_environment
@@ -94,11 +94,13 @@ def test_one_setting_of_one_generator_of_one_product(project):
 
 
 def test_fresh_samples_of_one_set_and_again(project):
-    assert draw_anew(project, ["nut"], ["disentangled-inversion"]) == ["synthesize@nut-disentangled-inversion"]
+    assert request_regeneration(project, ["nut"], ["disentangled-inversion"]) == [
+        "synthesize@nut-disentangled-inversion"
+    ]
     assert _stale(project) == _downstream("nut", "disentangled-inversion")
     text = project.path("params.yaml").read_text()
     assert "# our settings" in text and "# never changed" in text
-    draw_anew(Project(project.root), ["nut"], ["disentangled-inversion"])
+    request_regeneration(Project(project.root), ["nut"], ["disentangled-inversion"])
     assert Project(project.root).params.draws == {"nut": {"disentangled-inversion": 2}}
 
 

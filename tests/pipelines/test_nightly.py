@@ -103,11 +103,11 @@ def test_regenerate_draws_anew_and_redoes_only_what_lies_around(project, monkeyp
     job = jobs.build_regenerate(project)
     resource = dg.ResourceDefinition.hardcoded_resource(None)
     bound = dg.Definitions(jobs=[job], resources={RUNNER: resource}).resolve_job_def(jobs.REGENERATE)
-    config = {"ops": {"draw_anew": {"config": {"products": ["bolt"], "generators": ["crop-paste"]}}}}
+    config = {"ops": {"request_regeneration": {"config": {"products": ["bolt"], "generators": ["crop-paste"]}}}}
     assert bound.execute_in_process(config, instance=instance).success
     assert asked == ["ingest@bolt", "synthesize@bolt-crop-paste"]
     assert Project(project.root).params.draws == {"bolt": {"crop-paste": 1}}
-    config["ops"]["draw_anew"]["config"]["products"] = ["screw"]
+    config["ops"]["request_regeneration"]["config"]["products"] = ["screw"]
     result = bound.execute_in_process(config, instance=instance, raise_on_error=False)
     (failure,) = [event for event in result.all_events if event.is_step_failure]
     assert "product 'screw' is not in params.yaml" in failure.step_failure_data.user_failure_data.description

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from defect_core.errors import InputError
-from defect_core.graph.instances import do_here, find_instance
+from defect_core.graph.instances import find_instance, run_in_process
 from defect_core.graph.local import chosen_runner
 from defect_core.project.paths import Project, folder_digest
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory, images):
     (root / "params.yaml").write_text(PARAMS)
     project = Project(root)
     for name in ("ingest", "split", "finetune", "synthesize"):
-        do_here(project, _instance(project, name))
+        run_in_process(project, _instance(project, name))
     return project, folder_digest(project.path(SET))
 
 

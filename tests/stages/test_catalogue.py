@@ -16,7 +16,7 @@ from defect_core.report.leaderboard import make_leaderboard
 from defect_core.report.table import print_leaderboard
 from defect_core.stages import finetune_catalogue, score
 from defect_core.stages import synthesize as synthesize_step
-from defect_core.synthesis.batches import Recipe, synthesize
+from defect_core.synthesis.batches import SynthesisPlan, synthesize
 
 TEXT = """\
 products: [bolt, nut]
@@ -113,7 +113,7 @@ class _Painter:
 def _recipe(**changes):
     recipe = {"product": "bolt", "generator": "defectdiffu", "base_seed": 0, "per_defect": 2, "batch_size": 2}
     recipe |= {"max_draws": 2.0, "min_change": 1.0, "min_area": 1, "model_digest": "x"}
-    return Recipe(**{**recipe, **changes})
+    return SynthesisPlan(**{**recipe, **changes})
 
 
 def test_a_carried_defect_has_its_own_rows_and_is_drawn_on_the_products_own_images(tmp_path):

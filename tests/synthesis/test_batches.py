@@ -12,11 +12,11 @@ from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
 from defect_core.generators.registry import generator_class, generator_config
 from defect_core.project.paths import Project, folder_digest
-from defect_core.stages.synthesize import read_order
-from defect_core.synthesis.batches import Recipe, batch_around, draw_seed, make_request, synthesize
-from defect_core.synthesis.filter import inspect_pair
+from defect_core.stages.synthesize import load_synthesis_job
+from defect_core.synthesis.batches import SynthesisPlan, batch_around, make_request, regeneration_seed, synthesize
+from defect_core.synthesis.filter import measure_pair
 
-RECIPE = Recipe(
+RECIPE = SynthesisPlan(
     "plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4, model_digest="m"
 )
 
@@ -85,7 +85,7 @@ def test_each_defect_may_want_its_own_number(generator, examples, tmp_path):
     synthesize(generator, recipe, examples, tmp_path / "out")
     rows = read_manifest(tmp_path / "out" / "manifest.parquet")
     assert {d: sum(r.accepted for r in rows if r.defect == d) for d in ("dent", "stain")} == {"dent": 1, "stain": 5}
-    assert Recipe(**json.loads((tmp_path / "out" / "recipe.json").read_text())) == recipe
+    assert SynthesisPlan(**json.loads((tmp_path / "out" / "recipe.json").read_text())) == recipe
     assert [len(batch_around(recipe, defect, 0)) for defect in ("dent", "stain")] == [2, 2]
     assert list(batch_around(recipe, "stain", 9)) == [8, 9] and list(batch_around(recipe, "dent", 1)) == [0, 1]
 
@@ -104,7 +104,7 @@ def test_a_multiple_counts_the_real_training_images_of_each_defect(tmp_path):
     for given, wanted in (("2x", {"dent": 4, "stain": 2}), (7, 7)):
         settings = {"products": ["plate"], "sources": {"plate": {"path": "x"}}, "synthesize": {"per_defect": given}}
         (tmp_path / "params.yaml").write_text(json.dumps(settings))
-        assert read_order(Project(tmp_path), "plate", "crop-paste").recipe.per_defect == wanted
+        assert load_synthesis_job(Project(tmp_path), "plate", "crop-paste").recipe.per_defect == wanted
 
 
 def test_a_killed_run_ends_with_the_same_bytes(generator, examples, tmp_path):
@@ -155,9 +155,9 @@ def test_the_budget_ends_a_hopeless_run(generator, examples, tmp_path):
 
 
 def test_a_fresh_draw_has_another_seed_and_the_first_that_of_the_project():
-    assert draw_seed(5, 0) == 5
-    assert len({draw_seed(seed, draw) for seed in (5, 6) for draw in (0, 1, 2)}) == 6
-    assert draw_seed(5, 1) == draw_seed(5, 1)
+    assert regeneration_seed(5, 0) == 5
+    assert len({regeneration_seed(seed, draw) for seed in (5, 6) for draw in (0, 1, 2)}) == 6
+    assert regeneration_seed(5, 1) == regeneration_seed(5, 1)
 
 
 def test_quality_is_change_inside_minus_outside():
@@ -166,9 +166,9 @@ def test_quality_is_change_inside_minus_outside():
     mask[2:5, 2:5] = True
     image = normal.copy()
     image[mask] = 130
-    seen = inspect_pair(SyntheticPair("s", image, mask), normal, RECIPE)
+    seen = measure_pair(SyntheticPair("s", image, mask), normal, RECIPE)
     assert seen.quality == 30 and seen.reason == ""
-    assert inspect_pair(SyntheticPair("s", image, mask & False), normal, RECIPE).reason.startswith("mask of 0 px")
+    assert measure_pair(SyntheticPair("s", image, mask & False), normal, RECIPE).reason.startswith("mask of 0 px")
 
 
 def test_without_good_images_there_is_nothing_to_draw_on(generator, examples, tmp_path):

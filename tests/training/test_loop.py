@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from defect_core.training import loop as training
-from defect_core.training.loop import fast, fast_drawing
+from defect_core.training.loop import bf16_autocast, bf16_inference
 
 
 def _network():
@@ -127,7 +127,7 @@ def test_drawing_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypa
     convolution, norm, linear = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4 * 36, 1)
     network = nn.Sequential(convolution, norm, nn.Flatten(), linear)
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    with pytest.raises(KeyboardInterrupt), fast_drawing(network):
+    with pytest.raises(KeyboardInterrupt), bf16_inference(network):
         kinds = {parameter.dtype for layer in (convolution, linear) for parameter in layer.parameters()}
         assert kinds == ({torch.bfloat16} if native else {torch.float32})
         assert norm.weight.dtype == torch.float32
@@ -141,9 +141,9 @@ def test_drawing_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypa
 def test_training_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
-    with fast(torch.device("cpu"), 16):
+    with bf16_autocast(torch.device("cpu"), 16):
         assert torch.is_autocast_enabled("cpu") == native
-    with fast(torch.device("cpu"), 64):  # attention written out would not fit
+    with bf16_autocast(torch.device("cpu"), 64):  # attention written out would not fit
         assert not torch.is_autocast_enabled("cpu")
 
 
@@ -157,7 +157,7 @@ def test_attention_written_out_is_attention(monkeypatch):
     ours, counted = training._attention, []
     monkeypatch.setattr(training, "_attention", lambda *a, **k: counted.append(a) or ours(*a, **k))
     for number, arithmetic in enumerate(
-        (fast_drawing(nn.Linear(1, 1)), fast(torch.device("cpu"), 3, written_out=True)), start=1
+        (bf16_inference(nn.Linear(1, 1)), bf16_autocast(torch.device("cpu"), 3, written_out=True)), start=1
     ):
         with arithmetic:
             drawn = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]

@@ -21,7 +21,7 @@ class ClassifierConfig:
         architecture: one of `ARCHITECTURES`, as torchvision builds them.
         view: `image`, the whole; or `crop`, the square around the mask.
         synthetic_fraction: part of the places that goes to synthetic images, or `pooled`, as many as there are.
-        val_fraction: part of the real training images held out for the curve and the best model on it.
+        validation_fraction: part of the real training images held out for the curve and the best model on it.
     """
 
     image_size: int = 128
@@ -31,4 +31,4 @@ class ClassifierConfig:
     architecture: str = "resnet34"
     view: str = "image"
     synthetic_fraction: float | str = 0.5
-    val_fraction: float = 0.0
+    validation_fraction: float = 0.0

@@ -88,7 +88,7 @@ def train_classifier(
     threads.
 
     Args:
-        real: views of real training images; a slice `config.val_fraction` of them is held out.
+        real: views of real training images; a slice `config.validation_fraction` of them is held out.
         classes: number of types.
         seed: decides weights, batches and augmentation.
         weights: a file that `load_weights` reads; None starts at random.
@@ -96,7 +96,7 @@ def train_classifier(
     Raises:
         InputError: a type without a view, or weights that do not fit.
     """
-    train, held = hold_out(real, config.val_fraction)
+    train, held = hold_out(real, config.validation_fraction)
     missing = sorted(set(range(classes)) - {view.label for view in (*train, *synthetic)})
     if missing:
         raise InputError(

@@ -30,7 +30,7 @@ class SegmenterConfig:
         good_fraction: part of each batch that is good images, the same in every arm.
         synthetic_fraction: part of the defect half that is synthetic where an arm has synthetic data; `pooled`: as
             many as there are, so that every defect image, real or synthetic, is drawn equally often.
-        val_fraction: part of the real training defects held out for the validation curve and the best model on it.
+        validation_fraction: part of the real training defects held out for the validation curve and the best model on it.
     """
 
     image_size: int = 128
@@ -45,12 +45,12 @@ class SegmenterConfig:
     frozen_stages: int = 3
     good_fraction: float = 0.5
     synthetic_fraction: float | str = 0.5
-    val_fraction: float = 0.2
+    validation_fraction: float = 0.2
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
             raise InputError(f"segment.image_size: found {self.image_size}; expected a multiple of 32, at least 32")
-        for name in ("good_fraction", "synthetic_fraction", "val_fraction"):
+        for name in ("good_fraction", "synthetic_fraction", "validation_fraction"):
             if name == "synthetic_fraction" and self.synthetic_fraction == POOLED:
                 continue
             if not 0 <= getattr(self, name) <= 1:

@@ -49,7 +49,7 @@ def train_segmenter(
     Dice; AdamW with a one-cycle rate.
 
     Args:
-        real: real training defects; a slice `config.val_fraction` is held out for the curve.
+        real: real training defects; a slice `config.validation_fraction` is held out for the curve.
         good: good training images (masks all False).
         synthetic: synthetic defects; empty for the real-only arm.
         config: the settings, the same for every arm.
@@ -66,8 +66,8 @@ def train_segmenter(
     for sample in (*real, *good, *synthetic):
         if sample.image.shape != (size, size, 3) or sample.mask.shape != (size, size):
             raise InputError(f"segment: image of shape {sample.image.shape}; expected ({size}, {size}, 3)")
-    train_real, val_real = hold_out(real, config.val_fraction)
-    train_good, val_good = hold_out(good, min(config.val_fraction, len(val_real) / max(1, len(good))))
+    train_real, val_real = hold_out(real, config.validation_fraction)
+    train_good, val_good = hold_out(good, min(config.validation_fraction, len(val_real) / max(1, len(good))))
     pools = [_stack(s, size).to(device) for s in (train_good, train_real, synthetic)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

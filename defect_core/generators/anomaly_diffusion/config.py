@@ -1,12 +1,12 @@
-"""Settings and promises of AnomalyDiffusion."""
+"""Settings and capabilities of AnomalyDiffusion."""
 
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(scope="product", keeps_background=True, predicts_mask=False, needs_mask=True)
+CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mask=False, needs_mask=True)
 
 
 class EncoderConfig(GeneratorConfig):

@@ -21,7 +21,7 @@ from defect_core.diffusion.samplers import NoiseStream
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts, token_embedding
 from defect_core.errors import InputError
-from defect_core.generators.anomaly_diffusion.config import PROMISES, Config
+from defect_core.generators.anomaly_diffusion.config import CAPABILITIES, Config
 from defect_core.generators.anomaly_diffusion.encoder import SpatialEncoder
 from defect_core.generators.anomaly_diffusion.mask_model import draw_masks, fit_masks, mask_images, move_mask
 from defect_core.generators.anomaly_diffusion.sampling import Reweighting, Scene, draw
@@ -36,23 +36,23 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import bring_back, choose_window, show_image, show_mask
+from defect_core.generators.canvas import choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.views import (
     View,
     augmented_views,
-    backbone_facts,
+    backbone_metadata,
     check_backbone,
     check_on_product,
     encode_views,
     latent_masks,
-    on_device,
     round_to_half,
+    to_denoiser,
     to_pixels,
     to_tensor,
 )
-from defect_core.training.loop import fast, fast_drawing, train
+from defect_core.training.loop import bf16_autocast, bf16_inference, train
 
 _SLOT = "anomaly"
 _TRIES = 4
@@ -62,7 +62,7 @@ class AnomalyDiffusion(Generator):
     """Anomaly tokens for each defect of each product, one spatial encoder for all; the U-Net is tuned only if asked."""
 
     name = "anomaly-diffusion"
-    promises = PROMISES
+    capabilities = CAPABILITIES
 
     def __init__(self, backbone: Backbone, config: Config, concepts: Sequence[tuple[str, str]]) -> None:
         self.backbone, self.config = backbone, config
@@ -124,13 +124,13 @@ class AnomalyDiffusion(Generator):
         resolution, config = self.backbone.resolution, self.config
         windows = [choose_window(mask, config.canvas, config.context, config.min_side) for mask in masks]
         pairs = list(zip(requests, windows, masks, strict=True))
-        images = [show_image(request.normal_image, window, resolution) for request, window, _ in pairs]
-        shown = [show_mask(mask, window, resolution) for _, window, mask in pairs]
+        images = [crop_image(request.normal_image, window, resolution) for request, window, _ in pairs]
+        shown = [crop_mask(mask, window, resolution) for _, window, mask in pairs]
         with torch.no_grad():
             drawn = self._draw(to_tensor(images), shown, requests)
         for canvas, (request, window, mask) in zip(drawn, pairs, strict=True):
             full = request.normal_image.astype(np.float32)
-            full[window.slices] = bring_back(canvas, window)
+            full[window.slices] = resize_to_window(canvas, window)
             image = composite(request.normal_image, full, mask, config.feather)
             facts = {"prompt": config.prompts[0], "mask": "given" if mask is request.mask else "generated"}
             yield SyntheticPair(request.sample_id, image, mask, None, facts)
@@ -170,7 +170,7 @@ class AnomalyDiffusion(Generator):
         if self.config.tune_denoiser:
             save_file(_halved(self.backbone.denoiser.state_dict()), folder / "unet.safetensors")
         concepts = [list(concept) for concept in self.concepts]
-        write_description(folder, self.name, self.config, concepts=concepts, backbone=backbone_facts(self.backbone))
+        write_description(folder, self.name, self.config, concepts=concepts, backbone=backbone_metadata(self.backbone))
         losses = {"loss": self.losses, "mask_loss": self.mask_losses}
         (folder / "training.json").write_text(json.dumps(losses, sort_keys=True) + "\n")
 
@@ -217,7 +217,7 @@ class AnomalyDiffusion(Generator):
 
         def loss(_step: int, generator: torch.Generator) -> Tensor:
             chosen = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
-            noise = on_device(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
+            noise = to_denoiser(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
             times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
             templates = torch.randint(len(config.prompts), chosen.shape, generator=generator)
             told = self._encode(
@@ -225,10 +225,10 @@ class AnomalyDiffusion(Generator):
                 [keys[int(number)] for number in bank.defects[chosen]],
                 masks[chosen].float().to(backbone.device),
             )
-            noised = add_noise(on_device(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
-            with fast(backbone.device, backbone.latent_size):
-                predicted = backbone.denoiser(noised, on_device(backbone, times), told.states).sample
-            return noise_loss(noise, predicted.float(), on_device(backbone, cells[chosen]), config.reduction)
+            noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
+            with bf16_autocast(backbone.device, backbone.latent_size):
+                predicted = backbone.denoiser(noised, to_denoiser(backbone, times), told.states).sample
+            return noise_loss(noise, predicted.float(), to_denoiser(backbone, cells[chosen]), config.reduction)
 
         losses = train(
             learned,
@@ -264,12 +264,12 @@ class AnomalyDiffusion(Generator):
         """Canvases with defects, float [B, R, R, 3] in 0 to 255."""
         config, backbone = self.config, self.backbone
         images, mask = (
-            on_device(backbone, images),
-            on_device(backbone, torch.from_numpy(np.stack(masks))[:, None].float()),
+            to_denoiser(backbone, images),
+            to_denoiser(backbone, torch.from_numpy(np.stack(masks))[:, None].float()),
         )
         keys = [_key(request.product, request.defect) for request in requests]
         told = self._encode([config.prompts[0]] * len(keys), keys, mask.float())  # the encoder's own number type
-        scene = Scene(images, mask, backbone.encode(images), on_device(backbone, latent_masks(backbone, masks)))
+        scene = Scene(images, mask, backbone.encode(images), to_denoiser(backbone, latent_masks(backbone, masks)))
         reweighting = None
         if config.reweighting != "off":
             tokens = told.marks()
@@ -281,7 +281,7 @@ class AnomalyDiffusion(Generator):
         def under(text: Tensor):
             return lambda z, time: backbone.denoiser(z, time.to(z.device), text).sample.to(z.dtype)
 
-        with fast_drawing(backbone.denoiser):
+        with bf16_inference(backbone.denoiser):
             drawn = draw(
                 scene,
                 under(told.states),

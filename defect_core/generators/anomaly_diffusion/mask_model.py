@@ -19,9 +19,9 @@ from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, encode_prompts
 from defect_core.generators.anomaly_diffusion.config import MaskModelConfig
 from defect_core.generators.base import Mask
-from defect_core.generators.canvas import Window, bring_back
-from defect_core.generators.views import LatentBank, View, encode_views, on_device
-from defect_core.training.loop import fast_drawing, train
+from defect_core.generators.canvas import Window, resize_to_window
+from defect_core.generators.views import LatentBank, View, encode_views, to_denoiser
+from defect_core.training.loop import bf16_inference, train
 
 
 def mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:
@@ -52,12 +52,12 @@ def fit_masks(
 
     def loss(_step: int, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(bank.latents), (batch_size,), generator=generator)
-        noise = on_device(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
+        noise = to_denoiser(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
         times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
         words = [tokens[tokens.names[int(number)]] for number in bank.defects[chosen]]
         text = encode_prompts(backbone, [config.prompt] * batch_size, [{"shape": word} for word in words]).states
-        noised = add_noise(on_device(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
-        return noise_loss(noise, backbone.denoiser(noised, on_device(backbone, times), text).sample)
+        noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
+        return noise_loss(noise, backbone.denoiser(noised, to_denoiser(backbone, times), text).sample)
 
     return train(
         nn.ModuleDict({"tokens": tokens}),
@@ -83,7 +83,7 @@ def draw_masks(
     count, size = len(seeds), backbone.latent_size
     told = encode_prompts(backbone, [config.prompt] * count, [{"shape": word} for word in words]).states
     empty = backbone.encode_text([""]).expand(count, -1, -1)
-    noise = NoiseStream(seeds, (backbone.latent_channels, size, size), on_device(backbone, torch.zeros(1)))
+    noise = NoiseStream(seeds, (backbone.latent_channels, size, size), to_denoiser(backbone, torch.zeros(1)))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         def under(text: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def draw_masks(
         return under(told) if config.guidance_scale == 1 else guide(under(empty), (config.guidance_scale, under(told)))
 
     trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
-    with fast_drawing(backbone.denoiser):
+    with bf16_inference(backbone.denoiser):
         drawn = sample(noise(), predict, trajectory, eta=1.0, fresh_noise=noise)
     pictures = backbone.decode(drawn)
     grey = pictures.float().mean(1).cpu().numpy()
@@ -112,7 +112,7 @@ def move_mask(shape: Mask, window: Window, given: Mask) -> Mask | None:
         window: of the image that `given` belongs to.
         given: bool [H, W], not empty.
     """
-    shown = bring_back(shape.astype(np.float32), window) > 0.5
+    shown = resize_to_window(shape.astype(np.float32), window) > 0.5
     if not shown.any():
         return None
     rows, columns = np.nonzero(shown)

@@ -1,12 +1,12 @@
-"""Settings and promises of CADiff."""
+"""Settings and capabilities of CADiff."""
 
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(scope="product", keeps_background=True, needs_mask=True, has_strength=True)
+CAPABILITIES = Capabilities(scope="product", keeps_background=True, needs_mask=True, has_strength=True)
 
 SLOTS = ("{context}", "{anomaly}")
 

@@ -34,26 +34,26 @@ from defect_core.generators.base import (
     write_description,
 )
 from defect_core.generators.cadiff.compose import named_defects, split_mask
-from defect_core.generators.cadiff.config import PROMISES, Config
+from defect_core.generators.cadiff.config import CAPABILITIES, Config
 from defect_core.generators.cadiff.intensity import DelayedFocus, draw_strength, focus, spatial_weights
 from defect_core.generators.cadiff.model import Batch, Model, anomaly_slots, token_groups
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
+from defect_core.generators.canvas import Window, choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.views import (
     augmented_views,
-    backbone_facts,
+    backbone_metadata,
     check_backbone,
     check_on_product,
     encode_views,
     latent_masks,
-    on_device,
+    prompt_words,
     round_to_half,
+    to_denoiser,
     to_pixels,
     to_tensor,
-    words,
 )
-from defect_core.training.loop import fast_drawing, train
+from defect_core.training.loop import bf16_inference, train
 
 STRONGEST = 2.0
 _CHECK_VIEWS = 32
@@ -63,12 +63,12 @@ class CADiff(Generator):
     """One context token, one anomaly token per defect and one control branch per product; the U-Net stays frozen."""
 
     name = "cadiff"
-    promises = PROMISES
+    capabilities = CAPABILITIES
 
     def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str]) -> None:
         self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
-        # what this instance keeps is a matter of its settings; the class promises what the default settings do
-        self.promises = dataclasses.replace(PROMISES, keeps_background=config.paste)
+        # what this instance keeps is a matter of its settings; the class capabilities what the default settings do
+        self.capabilities = dataclasses.replace(CAPABILITIES, keeps_background=config.paste)
         self.losses: list[float] = []
         self.attention_iou: list[float] = []  # before and after the fit
         self.model: Model | None = None
@@ -118,14 +118,14 @@ class CADiff(Generator):
                 latents = torch.cat([latents[:-unshown], plain[rows]])
                 is_shown[-unshown:] = False
             return Batch(
-                on_device(backbone, latents),
-                on_device(backbone, bank.masks[chosen]),
-                on_device(backbone, images[chosen].float()),
+                to_denoiser(backbone, latents),
+                to_denoiser(backbone, bank.masks[chosen]),
+                to_denoiser(backbone, images[chosen].float()),
                 bank.defects[chosen],
-                on_device(backbone, noise),
-                on_device(backbone, times),
+                to_denoiser(backbone, noise),
+                to_denoiser(backbone, times),
                 [config.templates[number] for number in templates],
-                on_device(backbone, is_shown),
+                to_denoiser(backbone, is_shown),
             )
 
         def loss(_step: int, generator: torch.Generator) -> Tensor:
@@ -177,7 +177,7 @@ class CADiff(Generator):
             self.config,
             product=self.product,
             defects=list(self.defects),
-            backbone=backbone_facts(self.backbone),
+            backbone=backbone_metadata(self.backbone),
         )
         (folder / "training.json").write_text(
             json.dumps({"loss": self.losses, "attention_iou": self.attention_iou}) + "\n"
@@ -200,9 +200,9 @@ class CADiff(Generator):
         config, backbone = self.config, self.backbone
         trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
         start = config.sampling_steps
-        region = on_device(backbone, latent_masks(backbone, [plan.mask for plan in plans]))
+        region = to_denoiser(backbone, latent_masks(backbone, [plan.mask for plan in plans]))
         shape = (backbone.latent_channels, backbone.latent_size, backbone.latent_size)
-        noise = on_device(backbone, noise_from_seeds([plan.request.seed for plan in plans], shape))
+        noise = to_denoiser(backbone, noise_from_seeds([plan.request.seed for plan in plans], shape))
         clean = backbone.encode(to_tensor([plan.image for plan in plans]))
 
         def normal(level: int) -> Tensor:
@@ -213,7 +213,7 @@ class CADiff(Generator):
             start = max(1, round(config.start_level * config.sampling_steps))
             latents = normal(start)
         walk = _Walk(self, plans)
-        with fast_drawing(backbone.denoiser, self._fitted().control):
+        with bf16_inference(backbone.denoiser, self._fitted().control):
             latents = sample(
                 latents,
                 walk.predict,
@@ -227,7 +227,7 @@ class CADiff(Generator):
     def _finish(self, plan: "_Plan", canvas: np.ndarray) -> SyntheticPair:
         request = plan.request
         full = request.normal_image.astype(np.float32)
-        full[plan.window.slices] = bring_back(canvas, plan.window)
+        full[plan.window.slices] = resize_to_window(canvas, plan.window)
         if self.config.paste:
             image = composite(request.normal_image, full, request.mask, self.config.feather)
         else:
@@ -249,20 +249,20 @@ class CADiff(Generator):
             raise InputError(f"request {request.sample_id}: strength {strength:g}; expected -2 to 2, 1 is unchanged")
         config, resolution = self.config, self.backbone.resolution
         window = choose_window(request.mask, config.canvas, config.context, config.min_side)
-        shown = show_mask(request.mask, window, resolution)
+        shown = crop_mask(request.mask, window, resolution)
         return _Plan(
             request,
             [self.defects.index(name) for name in names],
             strength,
             window,
-            show_image(request.normal_image, window, resolution),
+            crop_image(request.normal_image, window, resolution),
             shown,
             split_mask(shown, len(names)),
         )
 
     def _prompt(self, defects: Sequence[int]) -> str:
-        anomaly = " and ".join(words(self.defects[number]) for number in defects)
-        return self.config.templates[0].format(context=words(self.product), anomaly=anomaly)
+        anomaly = " and ".join(prompt_words(self.defects[number]) for number in defects)
+        return self.config.templates[0].format(context=prompt_words(self.product), anomaly=anomaly)
 
     def _fitted(self) -> Model:
         if self.model is None:
@@ -295,10 +295,10 @@ class _Walk:
         self.groups = token_groups(encoded, [anomaly_slots(plan.defects, most) for plan in plans])
         self.text = torch.cat([encoded.states, self._empty(encoded)]) if self.guided else encoded.states
         images = [torch.from_numpy(np.stack([plan.mask for plan in plans]))[:, None].float()]
-        self.images = on_device(backbone, torch.cat(images * (1 + self.guided)))
+        self.images = to_denoiser(backbone, torch.cat(images * (1 + self.guided)))
         empty = np.zeros_like(plans[0].mask)
         self.masks = [  # of the defects that come first, second, ... in their requests
-            on_device(backbone, latent_masks(backbone, [(*plan.parts, *[empty] * most)[k] for plan in plans]))
+            to_denoiser(backbone, latent_masks(backbone, [(*plan.parts, *[empty] * most)[k] for plan in plans]))
             for k in range(most)
         ]
         self.strengths = torch.tensor([plan.strength for plan in plans])

@@ -16,7 +16,7 @@ from defect_core.generators.cadiff.config import Config
 from defect_core.generators.cadiff.control import ControlBranch, hint_image
 from defect_core.generators.cadiff.intensity import spatial_weights
 from defect_core.generators.cadiff.objective import contrast_loss, localising_loss
-from defect_core.training.loop import fast
+from defect_core.training.loop import bf16_autocast
 
 CONTEXT = "context"
 
@@ -88,7 +88,9 @@ class Model(nn.Module):
                 maps = asked.enter_context(control.capture(groups, sides=config.loss_sides or None))
             if not batch.shown.all():
                 self.reweight(asked, groups[:, 1] > 0, spatial_weights(batch.masks, batch.shown, ~batch.shown))
-            asked.enter_context(fast(batch.latents.device, batch.latents.shape[-1]) if reduced else nullcontext())
+            asked.enter_context(
+                bf16_autocast(batch.latents.device, batch.latents.shape[-1]) if reduced else nullcontext()
+            )
             predicted = self.predict(noised, batch.times, encoded.states, batch.images).float()
         seen = AttentionMaps([(name, part[batch.shown]) for name, part in maps.layers])
         zero = predicted.new_zeros(())

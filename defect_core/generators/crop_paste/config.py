@@ -1,10 +1,12 @@
-"""Settings and promises of crop-paste."""
+"""Settings and capabilities of crop-paste."""
 
 from pydantic import Field
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(scope="product", keeps_background=True, predicts_mask=False, needs_mask=True, uses_backbone=False)
+CAPABILITIES = Capabilities(
+    scope="product", keeps_background=True, predicts_mask=False, needs_mask=True, uses_backbone=False
+)
 
 
 class Config(GeneratorConfig):

@@ -12,15 +12,15 @@ from defect_core.generators.base import (
     check_request,
 )
 from defect_core.generators.composite import paste
-from defect_core.generators.crop_paste.config import PROMISES, Config
-from defect_core.generators.untrained import Untrained
+from defect_core.generators.crop_paste.config import CAPABILITIES, Config
+from defect_core.generators.untrained import TrainingFreeGenerator
 
 
-class CropPaste(Untrained):
+class CropPaste(TrainingFreeGenerator):
     """Pastes the source example's pixels under the placed mask; nothing is learned but the list of defects."""
 
     name = "crop-paste"
-    promises = PROMISES
+    capabilities = CAPABILITIES
     config_class = Config
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:

@@ -19,15 +19,15 @@ from defect_core.generators.base import (
     check_request,
 )
 from defect_core.generators.composite import composite
-from defect_core.generators.cutpaste.config import PROMISES, Config
-from defect_core.generators.untrained import Untrained
+from defect_core.generators.cutpaste.config import CAPABILITIES, Config
+from defect_core.generators.untrained import TrainingFreeGenerator
 
 
-class CutPaste(Untrained):
+class CutPaste(TrainingFreeGenerator):
     """Nothing is learned but the list of defects, whose masks say where patches go."""
 
     name = "cutpaste"
-    promises = PROMISES
+    capabilities = CAPABILITIES
     config_class = Config
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:

@@ -1,12 +1,12 @@
-"""Settings and promises of DefectDiffu."""
+"""Settings and capabilities of DefectDiffu."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(
+CAPABILITIES = Capabilities(
     scope="catalogue", keeps_background=True, predicts_mask=True, has_strength=True, zero_shot=True, uses_backbone=True
 )
 

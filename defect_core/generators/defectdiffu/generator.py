@@ -28,10 +28,17 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask, within_reach
+from defect_core.generators.canvas import (
+    Window,
+    choose_window,
+    crop_image,
+    crop_mask,
+    dilate_in_window,
+    resize_to_window,
+)
 from defect_core.generators.composite import composite
 from defect_core.generators.defectdiffu.ancestral import Chain
-from defect_core.generators.defectdiffu.config import PROMISES, Config
+from defect_core.generators.defectdiffu.config import CAPABILITIES, Config
 from defect_core.generators.defectdiffu.folder import ADDED, Transformer, load_transformer, make_chain, rebuild
 from defect_core.generators.defectdiffu.guidance import branches, draw
 from defect_core.generators.defectdiffu.text import (
@@ -49,13 +56,13 @@ from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.views import (
     View,
     augmented_views,
-    backbone_facts,
+    backbone_metadata,
     check_backbone,
     round_to_half,
     to_pixels,
     to_tensor,
 )
-from defect_core.training.loop import fast_drawing, train
+from defect_core.training.loop import bf16_inference, train
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -64,7 +71,7 @@ class DefectDiffu(Generator):
     """One transformer for the catalogue; the backbone gives the autoencoder, its denoiser is not used."""
 
     name = "defectdiffu"
-    promises = PROMISES
+    capabilities = CAPABILITIES
 
     def __init__(
         self,
@@ -144,7 +151,7 @@ class DefectDiffu(Generator):
         windows = [self._window(request) for request in requests]
         strengths = [self.strength_of(request) for request in requests]
         canvases = [
-            show_image(request.normal_image, window, self.resolution)
+            crop_image(request.normal_image, window, self.resolution)
             for request, window in zip(requests, windows, strict=True)
         ]
         pictures, masks = self._draw(canvases, requests, windows, strengths)
@@ -162,7 +169,7 @@ class DefectDiffu(Generator):
             self.config,
             products=list(self.products),
             defects=list(self.defects),
-            backbone=backbone_facts(self.backbone),
+            backbone=backbone_metadata(self.backbone),
             dit={
                 "config": config,
                 "schedule": self.transformer.schedule,
@@ -262,7 +269,7 @@ class DefectDiffu(Generator):
         shape = (self.model.channels, self.latent_size, self.latent_size)
         like = torch.empty(0, device=next(self.model.parameters()).device)
         conditions = encode_pairs(self.encoder, pairs).to(like)
-        with fast_drawing(self.model):
+        with bf16_inference(self.model):
             drawn = draw(
                 self.model,
                 chain,
@@ -286,7 +293,7 @@ class DefectDiffu(Generator):
         regions = np.zeros((len(requests), 1, self.latent_size, self.latent_size), np.float32)
         for index, (request, window) in enumerate(zip(requests, windows, strict=True)):
             if request.mask is not None and self.config.focus_share > 0:
-                shown = show_mask(request.mask, window, self.resolution)
+                shown = crop_mask(request.mask, window, self.resolution)
                 regions[index] = downsample_mask(shown, self.latent_size, "max")
         return torch.from_numpy(regions)
 
@@ -294,10 +301,10 @@ class DefectDiffu(Generator):
         self, request: SampleRequest, window: Window, picture: np.ndarray, soft: np.ndarray, strength: float
     ) -> SyntheticPair:
         facts = {"prompt": sentences(request.product, request.defect)[2], "strength": strength, "mask": "predicted"}
-        local_soft = np.clip(bring_back(soft, window), 0, 1)
+        local_soft = np.clip(resize_to_window(soft, window), 0, 1)
         mask = self._mask_of(local_soft)
         if mask is not None and request.mask is not None and self.config.reach is not None:
-            mask &= within_reach(request.mask, window, self.config.reach, self.resolution)
+            mask &= dilate_in_window(request.mask, window, self.config.reach, self.resolution)
         if mask is None or not mask.any():
             facts["mask"] = "requested: the predicted one has no contrast or lies elsewhere"
             mask = np.ones(local_soft.shape, bool) if request.mask is None else request.mask[window.slices].copy()
@@ -305,7 +312,7 @@ class DefectDiffu(Generator):
         full_mask, full_soft = np.zeros(shape, bool), np.zeros(shape, np.float32)
         full_mask[window.slices], full_soft[window.slices] = mask, local_soft
         full = request.normal_image.astype(np.float32)
-        drawn = bring_back(picture, window)
+        drawn = resize_to_window(picture, window)
         full[window.slices] = full[window.slices] + drawn if self.adds_difference else drawn
         if self.config.paste:
             image = composite(request.normal_image, full, full_mask, self.config.feather)

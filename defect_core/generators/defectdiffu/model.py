@@ -195,7 +195,7 @@ def split_depth(depth: int) -> tuple[int, int, int]:
 def _as_now() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a checkpoint's first and second run: the second, in the backward pass, attends by the same kernels.
 
-    torch sees to the number types of the second run, but not to the kernels (`training.fast` chooses one).
+    torch sees to the number types of the second run, but not to the kernels (`training.bf16_autocast` chooses one).
     """
     used = [kind for kind, enabled in _KERNELS.items() if enabled()]
     return nullcontext(), sdpa_kernel(used)

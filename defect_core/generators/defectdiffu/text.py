@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from defect_core.errors import InputError
-from defect_core.generators.views import words
+from defect_core.generators.views import prompt_words
 
 GOOD = "good"
 EMPTY = ""
@@ -61,7 +61,7 @@ class HashedWords:
         return torch.stack([self._encode(sentence) for sentence in sentences])
 
     def _encode(self, sentence: str) -> Tensor:
-        heard = [word for word in re.findall(r"\w+", words(sentence).lower()) if word not in _SILENT]
+        heard = [word for word in re.findall(r"\w+", prompt_words(sentence).lower()) if word not in _SILENT]
         total = torch.zeros(self.width)
         for word in heard:
             total = total + self._direction(word)
@@ -117,8 +117,8 @@ def sentences(product: str, defect: str) -> tuple[str, str, str]:
     >>> sentences("", "good")
     ('', 'a photo of good', 'a photo of good')
     """
-    both = " ".join(words(word) for word in (defect, product) if word)
-    return tuple(TEMPLATE.format(words(text)) if text else "" for text in (product, defect, both))
+    both = " ".join(prompt_words(word) for word in (defect, product) if word)
+    return tuple(TEMPLATE.format(prompt_words(text)) if text else "" for text in (product, defect, both))
 
 
 def encode_pairs(encoder: SentenceEncoder, pairs: Sequence[tuple[str, str]]) -> Conditions:

@@ -15,7 +15,7 @@ from defect_core.diffusion.schedule import add_noise
 from defect_core.generators.defectdiffu.ancestral import Chain
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction, raised_logits
 from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions
-from defect_core.training.loop import fast
+from defect_core.training.loop import bf16_autocast
 
 RATIO_RANGE = (2.0, 8.0)
 
@@ -60,7 +60,7 @@ def total_loss(
         region: as in `DefectDiT.forward`; R is that of the attention as it would be without.
     """
     noised = add_noise(latents, noise, chain.alpha_bars[times.cpu()])
-    with fast(latents.device):
+    with bf16_autocast(latents.device):
         predicted = model(noised, times, conditions, region)
     predicted = Prediction(*(part.float() for part in predicted))
     maps = predicted.maps if region is None else unfocused(predicted.maps, raised_logits(region, model.patch))

@@ -1,12 +1,12 @@
-"""Settings and promises of disentangled DDIM inversion."""
+"""Settings and capabilities of disentangled DDIM inversion."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(scope="product", keeps_background=True, predicts_mask=True, needs_mask=True)
+CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mask=True, needs_mask=True)
 
 
 class Config(GeneratorConfig):

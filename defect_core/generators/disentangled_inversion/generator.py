@@ -29,32 +29,32 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, show_mask
+from defect_core.generators.canvas import Window, choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite, paste
-from defect_core.generators.disentangled_inversion.config import PROMISES, Config
+from defect_core.generators.disentangled_inversion.config import CAPABILITIES, Config
 from defect_core.generators.disentangled_inversion.inversion import draw, invert, masked_loss, sample_noise
 from defect_core.generators.disentangled_inversion.refinement import refine_by_attention, refine_by_difference
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.views import (
     augmented_views,
-    backbone_facts,
+    backbone_metadata,
     check_backbone,
     encode_views,
     latent_masks,
-    on_device,
+    prompt_words,
     round_to_half,
+    to_denoiser,
     to_pixels,
     to_tensor,
-    words,
 )
-from defect_core.training.loop import fast_drawing, train
+from defect_core.training.loop import bf16_inference, train
 
 
 class DisentangledInversion(Generator):
     """One U-Net per product, tuned on all its defects; VAE and text encoder stay frozen."""
 
     name = "disentangled-inversion"
-    promises = PROMISES
+    capabilities = CAPABILITIES
 
     def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str]) -> None:
         self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
@@ -90,15 +90,15 @@ class DisentangledInversion(Generator):
             chosen = torch.randint(len(bank.latents), (self.config.batch_size,), generator=generator)
             noise = torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator)
             times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
-            latents, mask = on_device(backbone, bank.latents[chosen]), on_device(backbone, bank.masks[chosen])
-            noise, levels = on_device(backbone, noise), backbone.schedule[times]
+            latents, mask = to_denoiser(backbone, bank.latents[chosen]), to_denoiser(backbone, bank.masks[chosen])
+            noise, levels = to_denoiser(backbone, noise), backbone.schedule[times]
             noised = add_noise(latents, noise, levels)
             inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
             with self._control.regions(prompts.background, torch.cat([mask, mask])):
                 # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
                 both = denoiser(
                     torch.cat([noised, (1 - mask) * noised]),
-                    on_device(self.backbone, torch.cat([times, times])),
+                    to_denoiser(self.backbone, torch.cat([times, times])),
                     inside,
                 ).sample
             defect_noise, background_noise = both.chunk(2)
@@ -127,16 +127,16 @@ class DisentangledInversion(Generator):
             return
         canvases = to_tensor([view.image for view in views])
         examples = (
-            on_device(self.backbone, to_tensor([view.shown_example(self.backbone.resolution) for view in views]))
+            to_denoiser(self.backbone, to_tensor([view.shown_example(self.backbone.resolution) for view in views]))
             if self.config.start == "example"
             else None
         )
         mask = latent_masks(self.backbone, [view.mask for view in views])
         with torch.no_grad():
             walked = self._generate(
-                on_device(self.backbone, canvases),
+                to_denoiser(self.backbone, canvases),
                 examples,
-                on_device(self.backbone, mask),
+                to_denoiser(self.backbone, mask),
                 [r.defect for r in requests],
                 [r.seed for r in requests],
             )
@@ -153,7 +153,7 @@ class DisentangledInversion(Generator):
             self.config,
             product=self.product,
             defects=list(self.defects),
-            backbone=backbone_facts(self.backbone),
+            backbone=backbone_metadata(self.backbone),
         )
         (folder / "training.json").write_text(json.dumps({"loss": self.losses}) + "\n")
 
@@ -199,11 +199,11 @@ class DisentangledInversion(Generator):
             return plain + config.guidance_scale * (noise - plain)
 
         clean = backbone.encode(canvases)
-        noise = on_device(self.backbone, sample_noise(seeds, tuple(clean.shape[1:])))
+        noise = to_denoiser(self.backbone, sample_noise(seeds, tuple(clean.shape[1:])))
         example = None if examples is None else backbone.encode(examples)
         level = trajectory.steps if example is None else max(1, round(config.start_level * trajectory.steps))
         again = background if config.mode == "paper" else None
-        with fast_drawing(backbone.denoiser):
+        with bf16_inference(backbone.denoiser):
             inverted = invert(clean, mask, background, trajectory, level)  # what lies above is not walked again
             latents = draw(inverted, mask, noise, defect, again, trajectory, example, level)
         drawn = backbone.decode(latents)
@@ -217,11 +217,11 @@ class DisentangledInversion(Generator):
     def _finish(
         self, request: SampleRequest, view: "_View", walked: "_Walked", index: int, cells: Mask
     ) -> SyntheticPair:
-        back = bring_back(walked.drawn[index], view.window)
+        back = resize_to_window(walked.drawn[index], view.window)
         allowed = view.mask_at(cells)
         soft = None
         if self.config.refinement == "difference":
-            mask, soft = refine_by_difference(back, bring_back(walked.normal[index], view.window), allowed)
+            mask, soft = refine_by_difference(back, resize_to_window(walked.normal[index], view.window), allowed)
         elif self.config.refinement == "attention":
             mask, soft = refine_by_attention(walked.attention[index], allowed & request.mask[view.window.slices])
         else:
@@ -232,7 +232,7 @@ class DisentangledInversion(Generator):
         full_mask[view.window.slices] = mask
         full = request.normal_image.astype(np.float32)
         if walked.example is not None:
-            back += view.example[view.window.slices] - bring_back(walked.example[index], view.window)
+            back += view.example[view.window.slices] - resize_to_window(walked.example[index], view.window)
         full[view.window.slices] = back
         image = composite(request.normal_image, full, full_mask, self.config.feather)
         full_soft = None
@@ -253,24 +253,25 @@ class DisentangledInversion(Generator):
             example = paste(request.normal_image, request.warped, request.mask, 0.0, 1.0)
         return _View(
             window,
-            show_image(request.normal_image, window, resolution),
-            show_mask(request.mask, window, resolution),
+            crop_image(request.normal_image, window, resolution),
+            crop_mask(request.mask, window, resolution),
             example,
         )
 
     # texts and tensors
 
     def _prompt(self, defect: str) -> str:
-        return self.config.defect_prompt.format(defect=words(defect), product=words(self.product))
+        return self.config.defect_prompt.format(defect=prompt_words(defect), product=prompt_words(self.product))
 
     def _prompts(self) -> "_Prompts":
         encode = self.backbone.encode_text
         with torch.no_grad():
             defect = encode([self._prompt(name) for name in self.defects])
-            background = encode([self.config.background_prompt.format(product=words(self.product))])
+            background = encode([self.config.background_prompt.format(product=prompt_words(self.product))])
             hole = encode([self.config.hole_prompt])
         marked = [
-            _token_mask(self.backbone.tokenizer, self._prompt(n), words(n), defect.shape[1]) for n in self.defects
+            _token_mask(self.backbone.tokenizer, self._prompt(n), prompt_words(n), defect.shape[1])
+            for n in self.defects
         ]
         return _Prompts(defect, background, hole, torch.stack(marked).to(defect.device))
 
@@ -307,11 +308,11 @@ class _View:
     example: Image | None
 
     def shown_example(self, resolution: int) -> Image:
-        return show_image(self.example, self.window, resolution)
+        return crop_image(self.example, self.window, resolution)
 
     def mask_at(self, cells: Mask) -> Mask:
         """The latent cells that were drawn, at the window's own size."""
-        return bring_back(np.kron(cells, np.ones((8, 8), np.float32)), self.window) > 0.5
+        return resize_to_window(np.kron(cells, np.ones((8, 8), np.float32)), self.window) > 0.5
 
 
 def _token_mask(tokenizer: Any, prompt: str, word: str, length: int) -> Tensor:

@@ -1,10 +1,12 @@
-"""Settings and promises of draem-perlin."""
+"""Settings and capabilities of draem-perlin."""
 
 from pydantic import Field
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(scope="none", keeps_background=True, predicts_mask=True, needs_mask=True, uses_backbone=False)
+CAPABILITIES = Capabilities(
+    scope="none", keeps_background=True, predicts_mask=True, needs_mask=True, uses_backbone=False
+)
 
 
 class Config(GeneratorConfig):

@@ -22,17 +22,17 @@ from defect_core.generators.base import (
     check_request,
 )
 from defect_core.generators.composite import composite
-from defect_core.generators.perlin.config import PROMISES, Config
-from defect_core.generators.untrained import Untrained
+from defect_core.generators.perlin.config import CAPABILITIES, Config
+from defect_core.generators.untrained import TrainingFreeGenerator
 
 _TRIES = 8
 
 
-class DraemPerlin(Untrained):
+class DraemPerlin(TrainingFreeGenerator):
     """Nothing is learned but the list of defects, whose masks say where blobs go."""
 
     name = "draem-perlin"
-    promises = PROMISES
+    capabilities = CAPABILITIES
     config_class = Config
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:

@@ -1,12 +1,12 @@
-"""Settings and promises of SeaS."""
+"""Settings and capabilities of SeaS."""
 
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from defect_core.generators.registry import GeneratorConfig, Promises
+from defect_core.generators.registry import Capabilities, GeneratorConfig
 
-PROMISES = Promises(scope="product", predicts_mask=True, needs_mask=True, makes_normals=True)
+CAPABILITIES = Capabilities(scope="product", predicts_mask=True, needs_mask=True, generates_normals=True)
 
 
 class Config(GeneratorConfig):

@@ -15,8 +15,8 @@ from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
 from defect_core.generators.seas.alignment import SideMaps, alignment_terms, encoder_maps, mask_pyramid
 from defect_core.generators.seas.config import Config
-from defect_core.generators.views import on_device
-from defect_core.training.loop import fast
+from defect_core.generators.views import to_denoiser
+from defect_core.training.loop import bf16_autocast
 
 
 @dataclass(frozen=True)
@@ -124,21 +124,21 @@ def finetune_loss(
     if prompts is None:
         prompts = words.encode(backbone, [(d,) for d in batch.defects] + [()] * (len(batch.latents) - count))
     levels = backbone.schedule[batch.times]
-    latents, noise = on_device(backbone, batch.latents), on_device(backbone, batch.noise)
+    latents, noise = to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise)
     softmax = "tokens" if config.alignment == "paper" else "pixels"
     with (
-        fast(backbone.device, backbone.latent_size),
+        bf16_autocast(backbone.device, backbone.latent_size),
         control.capture(token_groups(prompts), softmax, sides) as captured,
     ):
-        noised, times = add_noise(latents, noise, levels), on_device(backbone, batch.times)
+        noised, times = add_noise(latents, noise, levels), to_denoiser(backbone, batch.times)
         predicted = backbone.denoiser(noised, times, prompts.states).sample
     maps = encoder_maps(captured.layers, count)
-    masks = mask_pyramid(on_device(backbone, batch.masks), backbone.latent_size, maps.anomaly, config.alignment)
+    masks = mask_pyramid(to_denoiser(backbone, batch.masks), backbone.latent_size, maps.anomaly, config.alignment)
     aligned = torch.stack(alignment_terms(maps, masks, config.alignment)).sum()
     if config.alignment == "paper":
         aligned = aligned / latents[0].numel()
     weight = levels.rsqrt() if config.noise_weighting == "velocity" else torch.ones_like(levels)
-    weight = on_device(backbone, weight)[:, None, None, None]
+    weight = to_denoiser(backbone, weight)[:, None, None, None]
     noise, predicted = weight * noise, weight * predicted.float()
     return Parts(
         _defect_noise(noise[:count], predicted[:count], batch.masks, config),

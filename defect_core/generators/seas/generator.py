@@ -32,11 +32,11 @@ from defect_core.generators.base import (
     read_description,
     write_description,
 )
-from defect_core.generators.canvas import Window, bring_back, choose_window, show_image, within_reach
+from defect_core.generators.canvas import Window, choose_window, crop_image, dilate_in_window, resize_to_window
 from defect_core.generators.composite import composite
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.seas.alignment import aligned_sides
-from defect_core.generators.seas.config import PROMISES, Config
+from defect_core.generators.seas.config import CAPABILITIES, Config
 from defect_core.generators.seas.finetune import Batch, Parts, Words, finetune_loss
 from defect_core.generators.seas.mask_branch import (
     branch_loss,
@@ -47,12 +47,12 @@ from defect_core.generators.seas.mask_branch import (
 from defect_core.generators.seas.sampling import Place, clean_latents, draw
 from defect_core.generators.views import (
     augmented_views,
-    backbone_facts,
+    backbone_metadata,
     check_backbone,
     encode_views,
     latent_masks,
-    on_device,
     round_to_half,
+    to_denoiser,
     to_pixels,
     to_tensor,
 )
@@ -71,7 +71,7 @@ class Seas(Generator):
     """The U-Net is tuned as a whole; VAE and text encoder stay frozen, every word of the vocabulary with them."""
 
     name = "seas"
-    promises = PROMISES
+    capabilities = CAPABILITIES
 
     def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str], words: Words) -> None:
         self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
@@ -106,10 +106,10 @@ class Seas(Generator):
         kinds = [self._kinds(request) for request in requests]
         config, backbone = self.config, self.backbone
         windows = [choose_window(r.mask, config.canvas, config.context, config.min_side) for r in requests]
-        canvases = [show_image(r.normal_image, w, backbone.resolution) for r, w in zip(requests, windows, strict=True)]
+        canvases = [crop_image(r.normal_image, w, backbone.resolution) for r, w in zip(requests, windows, strict=True)]
         with torch.no_grad():
             states, empty = self.words.encode(backbone, kinds).states, backbone.encode_text([""])
-        references = on_device(backbone, to_tensor(canvases))
+        references = to_denoiser(backbone, to_tensor(canvases))
         place = self._place(requests, windows)
         drawn = draw(backbone, references, states, empty, [r.seed for r in requests], config, self.branch, place)
         images, masks = to_pixels(drawn.images), drawn.masks.float().cpu().numpy()
@@ -118,7 +118,7 @@ class Seas(Generator):
         for index, request in enumerate(requests):
             yield self._finish(request, windows[index], images[index], masks[index], kinds[index])
 
-    def draw_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
+    def generate_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
         if not references:
             raise InputError("seas: no normal images to begin from; expected at least one")
         config, backbone = self.config, self.backbone
@@ -128,11 +128,11 @@ class Seas(Generator):
             part = seeds[start : start + config.batch_size]
             begun = [references[(start + index) % len(references)] for index in range(len(part))]
             windows = [Window(0, 0, *image.shape[:2]) for image in begun]
-            canvases = [show_image(i, w, backbone.resolution) for i, w in zip(begun, windows, strict=True)]
+            canvases = [crop_image(i, w, backbone.resolution) for i, w in zip(begun, windows, strict=True)]
             texts = states.expand(len(part), -1, -1)
-            drawn = draw(backbone, on_device(backbone, to_tensor(canvases)), texts, empty, part, config)
+            drawn = draw(backbone, to_denoiser(backbone, to_tensor(canvases)), texts, empty, part, config)
             for window, pixels in zip(windows, to_pixels(drawn.images), strict=True):
-                yield np.clip(np.rint(bring_back(pixels, window)), 0, 255).astype(np.uint8)
+                yield np.clip(np.rint(resize_to_window(pixels, window)), 0, 255).astype(np.uint8)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ class Seas(Generator):
         ):
             save_file({key: value.half().contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
         facts = {"product": self.product, "defects": list(self.defects)}
-        write_description(folder, self.name, self.config, **facts, backbone=backbone_facts(self.backbone))
+        write_description(folder, self.name, self.config, **facts, backbone=backbone_metadata(self.backbone))
         (folder / "training.json").write_text(json.dumps(self.training, sort_keys=True) + "\n")
 
     @classmethod
@@ -202,8 +202,8 @@ class Seas(Generator):
             texts = states[rows + [len(self.defects)] * (len(batch.latents) - count)]
             levels = backbone.schedule[batch.times]
             with torch.no_grad(), watch_features(backbone) as features:
-                noised = add_noise(on_device(backbone, batch.latents), on_device(backbone, batch.noise), levels)
-                predicted = backbone.denoiser(noised, on_device(backbone, batch.times), texts).sample
+                noised = add_noise(to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise), levels)
+                predicted = backbone.denoiser(noised, to_denoiser(backbone, batch.times), texts).sample
                 fine = image_features(backbone, clean_latents(noised, predicted, levels)[:count])
             return branch_loss(self.branch, (features[0], features[1]), fine, batch.masks, config.focal_gamma)
 
@@ -245,7 +245,7 @@ class Seas(Generator):
             text = backbone.encode_text([""])
             groups = torch.zeros(1, 1, text.shape[1], device=text.device)
             with self._control.capture(groups) as maps:
-                backbone.denoiser(on_device(backbone, torch.zeros(shape)), 0, text)
+                backbone.denoiser(to_denoiser(backbone, torch.zeros(shape)), 0, text)
         return [part.shape[-1] for name, part in maps.layers if name.startswith("down_blocks")]
 
     # requests
@@ -255,12 +255,12 @@ class Seas(Generator):
         if config.reach is None:
             return None
         near = [
-            within_reach(request.mask, window, config.reach, backbone.resolution)
+            dilate_in_window(request.mask, window, config.reach, backbone.resolution)
             for request, window in zip(requests, windows, strict=True)
         ]
         with torch.no_grad():
             normal = self.words.encode(backbone, [()]).states
-        return Place(on_device(backbone, latent_masks(backbone, near)), normal)
+        return Place(to_denoiser(backbone, latent_masks(backbone, near)), normal)
 
     def _kinds(self, request: SampleRequest) -> tuple[str, ...]:
         """The fitted defects of a request: its own, or those joined by "+"."""
@@ -273,10 +273,10 @@ class Seas(Generator):
         self, request: SampleRequest, window: Window, pixels: np.ndarray, soft: np.ndarray, kinds: tuple[str, ...]
     ) -> SyntheticPair:
         config = self.config
-        back, soft = bring_back(pixels, window), np.clip(bring_back(soft, window), 0, 1)
+        back, soft = resize_to_window(pixels, window), np.clip(resize_to_window(soft, window), 0, 1)
         near = np.ones(soft.shape, bool)
         if config.reach is not None:
-            near = within_reach(request.mask, window, config.reach, self.backbone.resolution)
+            near = dilate_in_window(request.mask, window, config.reach, self.backbone.resolution)
             soft = soft * near
         mask, rule = threshold(soft, config.mask_threshold), "threshold"
         if not mask.any():  # what lies out of reach comes last, and is no part of it

@@ -11,8 +11,8 @@ from defect_core.diffusion.samplers import dpm_solver, guide, noise_from_seeds
 from defect_core.diffusion.schedule import add_noise
 from defect_core.generators.seas.config import Config
 from defect_core.generators.seas.mask_branch import MaskBranch, image_features, watch_features
-from defect_core.generators.views import on_device
-from defect_core.training.loop import fast_drawing
+from defect_core.generators.views import to_denoiser
+from defect_core.training.loop import bf16_inference
 
 _EXTENDED_STEPS = 1500
 
@@ -69,7 +69,7 @@ def draw(
         latents = torch.cat([latents, latents])
     scale = config.normal_guidance_scale if branch is None else config.guidance_scale
     seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of the last steps: two features of the U-Net, the clean latents
-    with fast_drawing(backbone.denoiser):
+    with bf16_inference(backbone.denoiser):
         for index, time in enumerate(times):
             with watch_features(backbone) as features:
                 predicted = _guided(backbone, latents, time, states, empty, scale, place)
@@ -133,7 +133,7 @@ def _guided(
 
     Latents beyond the number of prompts are those of a walk without defects.
     """
-    time, count = on_device(backbone, time), len(states)
+    time, count = to_denoiser(backbone, time), len(states)
     parts = [(latents, empty)] if scale != 1 else []
     parts += [(latents, place.normal)] if place is not None else []
     parts += [(latents[:count], states)]

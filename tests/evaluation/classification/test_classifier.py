@@ -41,7 +41,9 @@ def test_it_learns_and_another_seed_is_another_model():
     assert np.allclose(found.sum(1), 1, atol=1e-5)
     assert (found.argmax(1) == [view.label for view in test]).mean() >= 0.9
     assert [p["step"] for p in trained.curve][-1] == CONFIG.steps and trained.best is None
-    short = ClassifierConfig(image_size=32, steps=2, batch_size=2, architecture="mobilenet_v3_small", val_fraction=0.34)
+    short = ClassifierConfig(
+        image_size=32, steps=2, batch_size=2, architecture="mobilenet_v3_small", validation_fraction=0.34
+    )
     states = []
     for seed in (3, 3, 4):
         torch.rand(1)  # the global generator must not matter

@@ -179,7 +179,8 @@ def test_augmentation_keeps_a_defect_of_one_pixel_and_follows_its_seed():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"image_size": 100}, {"synthetic_fraction": 1.5}, {"steps": 0}, {"batch_size": 1}, {"val_fraction": -1}]
+    "wrong",
+    [{"image_size": 100}, {"synthetic_fraction": 1.5}, {"steps": 0}, {"batch_size": 1}, {"validation_fraction": -1}],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -143,7 +143,7 @@ def test_wrong_input_is_named():
 
 @pytest.mark.parametrize("architecture", ["upernet", "deeplabv3plus", "segformer"])
 def test_other_architectures_on_the_embedded_encoder_train_save_and_load(architecture, tmp_path):
-    config = SegmenterConfig(image_size=64, steps=1, batch_size=2, architecture=architecture, val_fraction=0)
+    config = SegmenterConfig(image_size=64, steps=1, batch_size=2, architecture=architecture, validation_fraction=0)
     done = train_segmenter(_toy(0, 2), _toy(1, 2, False), [], config, seed=0)
     state = load_lite0_state()
     trunk = done.model.network.encoder.model.state_dict()
@@ -173,8 +173,8 @@ def test_the_best_model_on_validation_is_that_of_the_highest_point(trained):
     values = [point["val_pixel_ap"] for point in trained.curve]
     assert trained.best is not None and not trained.best.training
     good = _toy(1, 10, False)
-    held = hold_out(_toy(0, 10), CONFIG.val_fraction)[1]
-    good = hold_out(good, min(CONFIG.val_fraction, len(held) / len(good)))[1]
+    held = hold_out(_toy(0, 10), CONFIG.validation_fraction)[1]
+    good = hold_out(good, min(CONFIG.validation_fraction, len(held) / len(good)))[1]
     assert _validate(trained.best, [*held, *good]) == pytest.approx(max(values), abs=1e-4)
-    without = SegmenterConfig(image_size=64, steps=1, batch_size=2, val_fraction=0)
+    without = SegmenterConfig(image_size=64, steps=1, batch_size=2, validation_fraction=0)
     assert train_segmenter(_toy(0, 2), _toy(1, 2, False), [], without, seed=0).best is None
