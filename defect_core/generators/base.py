@@ -1,12 +1,15 @@
-"""The contract between the factory and a method: fitted once, it answers requests with image-mask pairs."""
+"""The contract of a generator: fitted once on real examples, it answers requests with image-mask pairs.
 
-import hashlib
+A new method subclasses `Generator`. Two bases implement most of it: `training_free.TrainingFreeGenerator` for methods
+without weights and `trained.TrainedGenerator` for methods that train networks on a backbone.
+"""
+
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +17,23 @@ from numpy.typing import NDArray
 from defect_core.errors import InputError
 from defect_core.generators.registry import Capabilities, GeneratorConfig
 
+if TYPE_CHECKING:
+    from defect_core.backbones.load import Backbone
+
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A real image in memory, with the record's facts a generator may need.
+    """A real image in memory.
 
-    `image` is uint8 [H, W, 3], `mask` bool [H, W] or None for a good image, `name` its path in the records.
+    Attributes:
+        product: name of the product.
+        defect: defect type; `good` for a normal image.
+        image: uint8 [H, W, 3].
+        mask: bool [H, W], True on defect pixels; None for a normal image.
+        name: path of the image in the records.
     """
 
     product: str
@@ -34,11 +45,18 @@ class Example:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What one synthetic pair should be.
+    """A request for one synthetic pair.
 
-    `mask` (bool, size of `normal_image`) says where the defect goes; `source` is the real example whose mask was
-    placed there, and `warped` its image moved onto the normal image the same way. `seed` alone decides the
-    randomness of this sample, so it does not depend on batch, shard or order.
+    Attributes:
+        sample_id: identifier, returned with the pair.
+        product: name of the product.
+        defect: defect type to generate.
+        seed: the only source of randomness of this sample. The result does not depend on batch, shard or order.
+        normal_image: normal image that receives the defect, uint8 [H, W, 3].
+        mask: where the defect goes, bool [H, W].
+        strength: strength of the defect, for methods with `Capabilities.has_strength`.
+        source: real example whose mask was placed as `mask`.
+        warped: image of `source` after the same placement, uint8 [H, W, 3].
     """
 
     sample_id: str
@@ -52,93 +70,154 @@ class SampleRequest:
     warped: Image | None = None
 
 
+class CheckedRequest(SampleRequest):
+    """A request that passed `check_request`: it has a normal image and a nonempty mask of the same size."""
+
+    normal_image: Image
+    mask: Mask
+
+
 @dataclass(frozen=True)
 class SyntheticPair:
-    """A synthetic image with its mask, in the size of the requested normal image.
+    """A synthetic image with its mask.
 
-    `soft_mask` (float32 [H, W], 0 to 1) where the method has one; `facts` go to the manifest (prompt, strength).
+    Attributes:
+        sample_id: of the request.
+        image: uint8 [H, W, 3], as large as the requested normal image.
+        mask: bool [H, W], with at least one defect pixel.
+        soft_mask: float32 [H, W] in [0, 1], for methods that predict one.
+        metadata: JSON values about this sample. `prompt` and `strength` become columns of the manifest.
     """
 
     sample_id: str
     image: Image
     mask: Mask
     soft_mask: NDArray[np.float32] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class Generator(ABC):
-    """A method that draws defects.
+    """A method that generates synthetic pairs.
 
-    `fit` may be killed and called again with the same `work_dir`: it goes on where its last checkpoint was, and
-    ends with the same weights as an undisturbed run. `save` writes a folder without time, host or path in it.
+    Attributes:
+        name: name under which the registry lists the generator.
+        capabilities: what the generator declares about itself.
     """
 
     name: ClassVar[str]
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
 
     @classmethod
     @abstractmethod
-    def create(cls, config: GeneratorConfig, backbone: Any) -> "Generator":
-        """An unfitted generator. `backbone` is None for a method that uses none; a fit changes its denoiser."""
+    def create(cls, config: GeneratorConfig, backbone: "Backbone | None") -> Self:
+        """Return a generator that is not fitted.
+
+        Args:
+            config: settings; an instance of the `CONFIG` that the generator's package declares.
+            backbone: diffusion backbone, or None for a method without `Capabilities.uses_backbone`. `fit` may change
+                the weights of its denoiser.
+
+        Raises:
+            TypeError: `config` is of another class.
+            InputError: the backbone lacks something that the method needs.
+        """
 
     @abstractmethod
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        """Learn from real examples of one product, good and defective; checkpoints go to `work_dir`."""
+        """Learn from real examples.
+
+        A run that was killed continues from its last checkpoint when `fit` is called again with the same arguments.
+        The resulting weights equal those of an uninterrupted run.
+
+        Args:
+            examples: defective and normal examples of one product; of all products with scope `catalogue`.
+            work_dir: folder for checkpoints; created when needed.
+            seed: the only source of randomness.
+
+        Raises:
+            InputError: the examples lack something that the method needs, such as a defect.
+        """
 
     @abstractmethod
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
-        """Answer requests, in their order."""
+        """Yield one pair per request, in the order of the requests.
 
-    def generate_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
-        """Defect-free images, one per seed, begun from the references in turn and of their sizes.
+        The requests are processed as one batch, so the caller limits their number.
 
         Raises:
-            InputError: this method draws none (see `Capabilities.generates_normals`).
+            InputError: a request cannot be answered, for example because of an unknown defect type.
         """
-        raise InputError(f"{self.name}: draws no normal images; expected a generator that does, such as seas")
+
+    def generate_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
+        """Yield one defect-free image per seed, uint8 [H, W, 3].
+
+        Args:
+            seeds: one per image.
+            references: normal images [H, W, 3], used in turn; each generated image has the size of its reference.
+
+        Raises:
+            InputError: the method has no `Capabilities.generates_normals`, or there are no references.
+        """
+        raise InputError(f"{self.name}: cannot generate normal images; expected a generator that can, such as seas")
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write everything `load` needs into `folder`."""
+        """Write everything that `load` needs into `folder`, which is created when needed.
+
+        The files contain no time, host name or path, so that the same fit writes the same bytes. The folder contains
+        `generator.json` (see `write_description`) and `training.json`, an object with a list `loss`.
+        """
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path, backbone: Any) -> "Generator":
-        """Read what `save` wrote. Raises InputError when it was made by another method or on another backbone."""
+    def load(cls, folder: Path, backbone: "Backbone | None") -> Self:
+        """Return the generator that `save` wrote.
+
+        Args:
+            folder: written by `save`.
+            backbone: as in `create`, with the weights that the generator was fitted on.
+
+        Raises:
+            InputError: the folder has no generator, that of another method, or one fitted on another backbone.
+        """
 
 
-def derive_seed(base_seed: int, product: str, generator: str, defect: str, index: int) -> int:
-    """A 63-bit seed from what a sample is, so that it depends on nothing else (batch, shard, worker, order)."""
-    text = "\x1f".join([str(base_seed), product, generator, defect, str(index)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def write_description(folder: Path, name: str, config: GeneratorConfig, **facts: Any) -> None:
-    """Write `generator.json`: method, settings and facts, sorted, so that the bytes are the same again."""
-    description = {"generator": name, "config": config.model_dump(mode="json"), **facts}
+def write_description(folder: Path, name: str, config: GeneratorConfig, **metadata: Any) -> None:
+    """Write `generator.json` with sorted keys: the generator's name, its settings and further JSON values."""
+    description = {"generator": name, "config": config.model_dump(mode="json"), **metadata}
     (folder / "generator.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
 def read_description(folder: Path, name: str) -> dict[str, Any]:
-    """Read `generator.json` and check that it is this method's.
+    """Return the contents of `generator.json`.
 
     Raises:
-        InputError: no such file, or another method's.
+        InputError: the file is missing, or another generator wrote it.
     """
     path = folder / "generator.json"
     if not path.is_file():
-        raise InputError(f"{folder}: holds no generator.json; expected a folder written by the finetune stage")
+        raise InputError(f"{folder}: generator.json is missing; expected a folder written by the finetune stage")
     description: dict[str, Any] = json.loads(path.read_text())
     if description["generator"] != name:
         raise InputError(f"{path}: was written by {description['generator']!r}; expected {name!r}")
     return description
 
 
-def check_request(request: SampleRequest, fitted: Sequence[str]) -> None:
-    """Refuse a request that the fitted generator cannot answer.
+def write_training(folder: Path, training: dict[str, list[float]]) -> None:
+    """Write `training.json`: the values recorded during the fit, such as `loss` of every step."""
+    (folder / "training.json").write_text(json.dumps(training) + "\n")
+
+
+def check_request(request: SampleRequest, fitted: Sequence[str]) -> CheckedRequest:
+    """Return the request with a normal image and a mask that are known to be present.
+
+    Args:
+        request: any request.
+        fitted: defect types that the generator knows.
 
     Raises:
-        InputError: unknown defect, or a mask that is missing, empty or of another size than the image.
+        InputError: the defect type is unknown, or the image or mask is missing, or the mask is empty or of another
+            size than the image.
     """
     if request.defect not in fitted:
         raise InputError(
@@ -146,10 +225,19 @@ def check_request(request: SampleRequest, fitted: Sequence[str]) -> None:
         )
     if request.normal_image is None or request.mask is None:
         raise InputError(f"request {request.sample_id}: expected a normal image and a mask")
-    if request.mask.shape != request.normal_image.shape[:2]:
+    check_mask(request.sample_id, request.normal_image, request.mask)
+    return CheckedRequest(**vars(request))
+
+
+def check_mask(sample_id: str, normal_image: Image, mask: Mask) -> None:
+    """Check that a requested mask fits its normal image.
+
+    Raises:
+        InputError: the mask is empty or of another size than the image.
+    """
+    if mask.shape != normal_image.shape[:2]:
         raise InputError(
-            f"request {request.sample_id}: mask is {request.mask.shape}, image {request.normal_image.shape[:2]}; "
-            "expected the same size"
+            f"request {sample_id}: mask is {mask.shape}, image {normal_image.shape[:2]}; expected the same size"
         )
-    if not request.mask.any():
-        raise InputError(f"request {request.sample_id}: the mask is empty; expected at least one defect pixel")
+    if not mask.any():
+        raise InputError(f"request {sample_id}: the mask is empty; expected at least one defect pixel")

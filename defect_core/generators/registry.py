@@ -1,21 +1,34 @@
-"""Which generators there are, what each capabilities, and where its settings and code lie.
+"""The registry: the names of all generators, what each declares about itself, and where its code is.
 
-A method is a package of two modules: `config` with `CAPABILITIES` and `Config`, and `generator` with `METHOD`, the
-Generator class. Importing this module loads no torch, for only `generator` may import it. A third-party package
-registers its method with an entry point in the group `defectory.generators` that names such a package.
+A generator is a package with two modules:
+
+- `config.py` defines `CAPABILITIES`, a `Capabilities`, and `CONFIG`, its subclass of `GeneratorConfig`. It must not
+  import torch, because the command line reads it at every start.
+- `generator.py` defines `GENERATOR`, its subclass of `defect_core.generators.base.Generator`.
+
+An installed distribution adds a generator with an entry point in the group `defectory.generators` that names such a
+package. `docs/examples/third_party_generator` is a complete example:
+
+    [project.entry-points."defectory.generators"]
+    stain = "stain_generator"
 """
 
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from defect_core.errors import InputError
+from defect_core.settings import Settings, describe_first_error
+
+if TYPE_CHECKING:
+    from defect_core.generators.base import Generator
 
 ENTRY_POINT_GROUP = "defectory.generators"
-_BUILT_IN = {
+BUILT_IN = {
     "anomaly-diffusion": "defect_core.generators.anomaly_diffusion",
     "cadiff": "defect_core.generators.cadiff",
     "crop-paste": "defect_core.generators.crop_paste",
@@ -27,24 +40,22 @@ _BUILT_IN = {
 }
 
 
-class GeneratorConfig(BaseModel):
-    """Base of every method's settings; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class GeneratorConfig(Settings):
+    """Base class of every generator's settings."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a generator declares about itself; a shared test suite holds it to each.
+    """What a generator declares about itself. The tests of the contract check every registered generator against it.
 
     Attributes:
-        scope: `product` is fitted once per product, `catalogue` once for all, `none` needs no fit.
+        scope: `product` is fitted once per product, `catalogue` once on all products; `none` is not fitted to defects.
         keeps_background: pixels outside the returned mask equal the requested normal image exactly.
-        predicts_mask: the returned mask is its own, not the requested one.
-        needs_mask: a request must hold a mask.
-        has_strength: the request's strength changes the defect.
-        generates_normals: can draw defect-free images.
-        zero_shot: answers for (product, defect) pairs it has never seen.
+        predicts_mask: the returned mask may differ from the requested mask.
+        needs_mask: a request must contain a mask.
+        has_strength: the request's `strength` changes the defect.
+        generates_normals: `generate_normals` generates defect-free images.
+        zero_shot: answers requests for pairs of product and defect type that were not in the training examples.
         uses_backbone: needs the diffusion backbone.
     """
 
@@ -59,63 +70,73 @@ class Capabilities:
 
 
 def generator_names() -> tuple[str, ...]:
-    """Names of all registered generators: the built-in ones, then those of installed entry points."""
-    return (*_BUILT_IN, *sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)))
+    """Return the names of all registered generators: the built-in ones, then those of installed entry points."""
+    return (*BUILT_IN, *sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)))
 
 
-def generator_code(name: str) -> str:
-    """Folder of a built-in method relative to the folder that holds `defect_core`; what its stages depend on.
+def generator_code_path(name: str) -> str:
+    """Return the path of a generator's code, relative to the folder that contains `defect_core`.
 
-    A third-party method is represented by the registry file: its own code is versioned by its package.
+    Stages depend on this path. A third-party generator is represented by this file, because its own package has a
+    version.
     """
-    module = _BUILT_IN.get(name, "defect_core.generators.registry")
-    path = module.replace(".", "/")
-    return path if name in _BUILT_IN else path + ".py"
+    if name in BUILT_IN:
+        return BUILT_IN[name].replace(".", "/")
+    return "defect_core/generators/registry.py"
 
 
-def weights_folder(product: str, name: str) -> str:
-    """Where a fitted generator lies in a project; one for all products where it is fitted on the catalogue."""
-    shared = generator_capabilities(name).scope == "catalogue"
-    return f"data/generator/{'catalogue' if shared else product}/{name}"
+def generator_folder(product: str, name: str) -> str:
+    """Return the folder of a fitted generator in a project: one per product, or one for the catalogue."""
+    is_shared = generator_capabilities(name).scope == "catalogue"
+    return f"data/generator/{'catalogue' if is_shared else product}/{name}"
 
 
 def generator_capabilities(name: str) -> Capabilities:
-    """The capabilities of a registered generator. Raises InputError for an unknown name."""
-    return _config_module(name).CAPABILITIES
+    """Return the capabilities of a registered generator.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    return _import(name, "config").CAPABILITIES
 
 
 def generator_config(name: str, settings: dict[str, Any], where: str = "settings") -> GeneratorConfig:
-    """Validate a method's settings.
+    """Return a generator's validated settings.
+
+    Args:
+        name: a registered generator.
+        settings: values that differ from the defaults.
+        where: origin of the settings; error messages begin with it.
 
     Raises:
-        InputError: unknown method, unknown key or wrong type; `where` begins the message.
+        InputError: the name or a key is unknown, or a value has a wrong type or range.
     """
-    config = _config_module(name).Config
+    config_class: type[GeneratorConfig] = _import(name, "config").CONFIG
     try:
-        return config.model_validate(settings)
+        return config_class.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([name, *(str(part) for part in first["loc"])])
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(config.model_fields)
-            raise InputError(f"{where}.{field}: unknown key; expected one of {known}") from None
-        raise InputError(
-            f"{where}.{field}: {first['msg'][0].lower() + first['msg'][1:]}, found {first['input']!r}"
-        ) from None
+        field, problem = describe_first_error(error)
+        if problem == "unknown key":
+            problem += f"; expected one of {', '.join(config_class.model_fields)}"
+        raise InputError(f"{where}.{'.'.join(filter(None, [name, field]))}: {problem}") from None
 
 
-def generator_class(name: str) -> type:
-    """The Generator class of a registered method (imports its network code)."""
-    return import_module(_package(name) + ".generator").METHOD
+def generator_class(name: str) -> "type[Generator]":
+    """Return the Generator class of a registered generator. This imports torch for methods that need it.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    return _import(name, "generator").GENERATOR
 
 
-def _config_module(name: str) -> Any:
-    return import_module(_package(name) + ".config")
+def _import(name: str, module: Literal["config", "generator"]) -> ModuleType:
+    return import_module(f"{_package(name)}.{module}")
 
 
 def _package(name: str) -> str:
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return entry.value

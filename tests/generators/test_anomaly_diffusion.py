@@ -183,7 +183,7 @@ def test_a_batch_of_empty_masks_gives_a_finite_loss(backbone, monkeypatch, tmp_p
     generator = _generator(backbone, **settings)
     empty = _example("plate", "dent", 1, np.zeros((80, 96), bool))
     generator.fit([_example("plate", "dent", 0, dot), empty], tmp_path, 1)
-    assert generator.losses == [0.0, 0.0]
+    assert generator.training["loss"] == [0.0, 0.0]
     assert all(torch.isfinite(parameter).all() for parameter in generator.encoder.parameters())
 
 
@@ -255,7 +255,7 @@ def test_a_killed_fit_goes_on_to_the_same_words(backbone, examples, tmp_path, mo
         killed.fit(examples, tmp_path / "killed", 1)
     killed.fit(examples, tmp_path / "killed", 1)
     assert len(calls) == 4 + 3
-    assert killed.losses == whole.losses
+    assert killed.training == whole.training
     for one, other in zip(whole._words(), killed._words(), strict=True):
         assert one[:2] == other[:2] and torch.equal(one[2], other[2])
     for name, tensor in whole.encoder.state_dict().items():
@@ -287,7 +287,7 @@ def test_the_masked_loss_halves_where_the_denoiser_is_tuned_too(backbone, exampl
     settings = {"tune_denoiser": True, "denoiser_learning_rate": 3e-3, "steps": 100, "batch_size": 2}
     generator = _generator(backbone, **settings)
     generator.fit(examples[-1:], tmp_path, 1)
-    assert np.mean(generator.losses[-20:]) < 0.5 * np.mean(generator.losses[:5])
+    assert np.mean(generator.training["loss"][-20:]) < 0.5 * np.mean(generator.training["loss"][:5])
 
 
 # drawing
@@ -358,7 +358,7 @@ def test_generated_masks_stand_where_the_given_ones_do_and_rejected_ones_fall_ba
     window = choose_window(requests[0].mask, "local", fitted.config.context, fitted.config.min_side)
     assert abs(np.ptp(np.nonzero(new.mask)[0]) + 1 - 24 / 64 * window.height) <= 2
     assert (new.image[~new.mask] == requests[0].normal_image[~new.mask]).all()
-    assert (new.facts["mask"], old.facts["mask"]) == ("generated", "given")
+    assert (new.metadata["mask"], old.metadata["mask"]) == ("generated", "given")
 
 
 def test_sampled_masks_depend_on_the_seed_and_keep_the_rules(fitted, monkeypatch):

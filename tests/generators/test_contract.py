@@ -9,14 +9,15 @@ import pytest
 from defect_core.backbones import load_backbone
 from defect_core.errors import InputError
 from defect_core.generators import registry
-from defect_core.generators.base import Example, SampleRequest, derive_seed
+from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.registry import generator_capabilities, generator_class, generator_config, generator_names
+from defect_core.seeds import derive_seed
 from defect_core.training import loop as training
 
 QUICK = {
     "anomaly-diffusion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},
     "cadiff": {"steps": 4, "batch_size": 2, "variants": 2, "sampling_steps": 3, "contrast_views": 2},
-    "defectdiffu": {"steps": 3, "batch_size": 2, "variants": 1, "good_variants": 1, "sampling_steps": 3},
+    "defectdiffu": {"steps": 3, "batch_size": 2, "variants": 1, "normal_variants": 1, "sampling_steps": 3},
     "disentangled-inversion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},
     "seas": {
         **{"steps": 3, "mask_steps": 2, "batch_size": 2, "variants": 1, "sampling_steps": 3, "mask_layers": 1},
@@ -93,7 +94,7 @@ def test_good_images_follow_their_seed_and_their_reference_where_promised(fitted
     _, generator, folder = fitted
     references = [examples[0].image, examples[1].image[:64, :64]]
     if not generator.capabilities.generates_normals:
-        with pytest.raises(InputError, match="draws no normal images; expected a generator that does"):
+        with pytest.raises(InputError, match="cannot generate normal images; expected a generator that can"):
             list(generator.generate_normals([1], references))
         return
     images = list(generator.generate_normals([5, 6, 7], references))

@@ -58,7 +58,7 @@ class MaskModelConfig(GeneratorConfig):
         return prompt
 
 
-class Config(GeneratorConfig):
+class AnomalyDiffusionConfig(GeneratorConfig):
     """Settings; defaults suit the embedded backbone, the paper's values in brackets; choices of ours are marked *.
 
     Attributes:
@@ -129,3 +129,6 @@ class Config(GeneratorConfig):
             if prompt.count("{anomaly}") != 1:
                 raise ValueError(f"the prompt {prompt!r} has no slot {{anomaly}}, or several; expected one")
         return prompts
+
+
+CONFIG = AnomalyDiffusionConfig

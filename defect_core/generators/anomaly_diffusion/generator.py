@@ -5,13 +5,12 @@ into pairs.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
@@ -21,71 +20,59 @@ from defect_core.diffusion.samplers import NoiseStream
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts, token_embedding
 from defect_core.errors import InputError
-from defect_core.generators.anomaly_diffusion.config import CAPABILITIES, Config
+from defect_core.generators.anomaly_diffusion.config import CAPABILITIES, AnomalyDiffusionConfig
 from defect_core.generators.anomaly_diffusion.encoder import SpatialEncoder
 from defect_core.generators.anomaly_diffusion.mask_model import draw_masks, fit_masks, mask_images, move_mask
 from defect_core.generators.anomaly_diffusion.sampling import Reweighting, Scene, draw
-from defect_core.generators.base import (
-    Example,
-    Generator,
-    Mask,
-    SampleRequest,
-    SyntheticPair,
-    check_request,
-    derive_seed,
-    read_description,
-    write_description,
-)
+from defect_core.generators.base import CheckedRequest, Example, Mask, SampleRequest, SyntheticPair, check_request
 from defect_core.generators.canvas import choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite
-from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.trained import (
+    SavedGenerator,
+    TrainedGenerator,
+    check_on_product,
+    load_frozen,
+    round_to_half,
+)
 from defect_core.generators.views import (
     View,
     augmented_views,
-    backbone_metadata,
-    check_backbone,
-    check_on_product,
     encode_views,
     latent_masks,
-    round_to_half,
     to_denoiser,
     to_pixels,
     to_tensor,
 )
+from defect_core.seeds import derive_seed
 from defect_core.training.loop import bf16_autocast, bf16_inference, train
 
 _SLOT = "anomaly"
 _TRIES = 4
 
 
-class AnomalyDiffusion(Generator):
+class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
     """Anomaly tokens for each defect of each product, one spatial encoder for all; the U-Net is tuned only if asked."""
 
     name = "anomaly-diffusion"
     capabilities = CAPABILITIES
+    config_class = AnomalyDiffusionConfig
 
-    def __init__(self, backbone: Backbone, config: Config, concepts: Sequence[tuple[str, str]]) -> None:
-        self.backbone, self.config = backbone, config
+    def __init__(
+        self, backbone: Backbone, config: AnomalyDiffusionConfig, concepts: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        super().__init__(backbone, config)
         self.concepts = tuple(concepts)
-        self.losses: list[float] = []
-        self.mask_losses: list[float] = []
+        self.training = {"loss": [], "mask_loss": []}
         self._control = control_attention(backbone.denoiser)
         check_text_width(backbone.denoiser, token_embedding(backbone).embedding_dim)
         self._reset()
-
-    @classmethod
-    def create(cls, config: GeneratorConfig, backbone: Backbone) -> "AnomalyDiffusion":
-        assert isinstance(config, Config)
-        return cls(backbone, config, ())
 
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
         """Learn from the examples of one product, or of several jointly: one encoder for all, words for each.
 
         Examples without a defect pixel are passed over.
         """
-        defective = [example for example in examples if example.mask is not None and example.mask.any()]
-        if not defective:
-            raise InputError(f"{self.name}: no defect examples to learn from; expected at least one")
+        defective = self.defective_examples(examples)
         self.concepts = tuple(sorted({(example.product, example.defect) for example in defective}))
         config = self.config
         with torch.random.fork_rng(devices=[]):
@@ -100,10 +87,10 @@ class AnomalyDiffusion(Generator):
             self.backbone.resolution,
             np.random.default_rng(seed),
         )
-        self.losses = self._fit_words(views, work_dir / "words", seed)
+        self.training = {"loss": self._fit_words(views, work_dir / "words", seed), "mask_loss": []}
         if config.masks == "generated":
             bank = mask_images(self.backbone, views, self._keys())
-            self.mask_losses = fit_masks(
+            self.training["mask_loss"] = fit_masks(
                 self.backbone,
                 self.shapes,
                 bank,
@@ -116,14 +103,13 @@ class AnomalyDiffusion(Generator):
             round_to_half(self.shapes)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
-        for request in requests:
-            self._check(request)
-        if not requests:
+        checked = [self._check(request) for request in requests]
+        if not checked:
             return
-        masks = self._masks(requests)
+        masks = self._masks(checked)
         resolution, config = self.backbone.resolution, self.config
         windows = [choose_window(mask, config.canvas, config.context, config.min_side) for mask in masks]
-        pairs = list(zip(requests, windows, masks, strict=True))
+        pairs = list(zip(checked, windows, masks, strict=True))
         images = [crop_image(request.normal_image, window, resolution) for request, window, _ in pairs]
         shown = [crop_mask(mask, window, resolution) for _, window, mask in pairs]
         with torch.no_grad():
@@ -162,33 +148,29 @@ class AnomalyDiffusion(Generator):
                 break
         return found[:count]
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        words = {f"{kind}/{name}": rows for kind, name, rows in self._words()}
-        save_file(_halved(words), folder / "words.safetensors")
-        save_file(_halved(self.encoder.state_dict()), folder / "encoder.safetensors")
+    def describe(self) -> dict[str, Any]:
+        return {"concepts": [list(concept) for concept in self.concepts]}
+
+    def state_dicts(self) -> Mapping[str, Mapping[str, Tensor]]:
+        states: dict[str, Mapping[str, Tensor]] = {
+            "words": {f"{kind}/{name}": rows for kind, name, rows in self._words()},
+            "encoder": self.encoder.state_dict(),
+        }
         if self.config.tune_denoiser:
-            save_file(_halved(self.backbone.denoiser.state_dict()), folder / "unet.safetensors")
-        concepts = [list(concept) for concept in self.concepts]
-        write_description(folder, self.name, self.config, concepts=concepts, backbone=backbone_metadata(self.backbone))
-        losses = {"loss": self.losses, "mask_loss": self.mask_losses}
-        (folder / "training.json").write_text(json.dumps(losses, sort_keys=True) + "\n")
+            states["unet"] = self.backbone.denoiser.state_dict()
+        return states
 
     @classmethod
-    def load(cls, folder: Path, backbone: Backbone) -> "AnomalyDiffusion":
-        described = read_description(folder, cls.name)
-        check_backbone(folder, described, backbone)
-        config = Config.model_validate(described["config"])
-        made = cls(backbone, config, [(product, defect) for product, defect in described["concepts"]])
-        stored = load_file(folder / "words.safetensors")
+    def restore(cls, backbone: Backbone, config: AnomalyDiffusionConfig, saved: SavedGenerator) -> Self:
+        generator = cls(backbone, config, [(product, defect) for product, defect in saved.description["concepts"]])
+        tokens = saved.state_dict("words")
         with torch.no_grad():
-            for kind, name, rows in made._words():
-                rows.copy_(stored[f"{kind}/{name}"].float())
-        made.encoder.load_state_dict(_widened(load_file(folder / "encoder.safetensors")))
+            for kind, name, rows in generator._words():
+                rows.copy_(tokens[f"{kind}/{name}"])
+        generator.encoder.load_state_dict(saved.state_dict("encoder"))
         if config.tune_denoiser:
-            backbone.denoiser.load_state_dict(_widened(load_file(folder / "unet.safetensors")))
-            backbone.denoiser.requires_grad_(False).eval()
-        return made
+            load_frozen(backbone.denoiser, saved.state_dict("unet"))
+        return generator
 
     # learning
 
@@ -218,14 +200,14 @@ class AnomalyDiffusion(Generator):
         def loss(_step: int, generator: torch.Generator) -> Tensor:
             chosen = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
             noise = to_denoiser(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
-            times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
+            times = torch.randint(len(backbone.alphas_cumprod), chosen.shape, generator=generator)
             templates = torch.randint(len(config.prompts), chosen.shape, generator=generator)
             told = self._encode(
                 [config.prompts[int(number)] for number in templates],
                 [keys[int(number)] for number in bank.defects[chosen]],
                 masks[chosen].float().to(backbone.device),
             )
-            noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
+            noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.alphas_cumprod[times])
             with bf16_autocast(backbone.device, backbone.latent_size):
                 predicted = backbone.denoiser(noised, to_denoiser(backbone, times), told.states).sample
             return noise_loss(noise, predicted.float(), to_denoiser(backbone, cells[chosen]), config.reduction)
@@ -285,7 +267,7 @@ class AnomalyDiffusion(Generator):
             drawn = draw(
                 scene,
                 under(told.states),
-                make_trajectory(backbone.schedule, config.sampling_steps),
+                make_trajectory(backbone.alphas_cumprod, config.sampling_steps),
                 NoiseStream([request.seed for request in requests], scene.latents.shape[1:]),
                 config.eta,
                 reweighting,
@@ -294,7 +276,7 @@ class AnomalyDiffusion(Generator):
             )
         return to_pixels(backbone.decode(drawn))
 
-    def _masks(self, requests: Sequence[SampleRequest]) -> list[Mask]:
+    def _masks(self, requests: Sequence[CheckedRequest]) -> list[Mask]:
         """The requests' masks, or new shapes in their places; a rejected shape leaves the given mask."""
         if self.config.masks == "given":
             return [request.mask for request in requests]
@@ -308,15 +290,16 @@ class AnomalyDiffusion(Generator):
             masks.append(request.mask if moved is None else moved)
         return masks
 
-    def _check(self, request: SampleRequest) -> None:
+    def _check(self, request: SampleRequest) -> CheckedRequest:
         fitted = [defect for product, defect in self.concepts if product == request.product]
         if not fitted:
             raise InputError(
                 f"request {request.sample_id}: product {request.product!r} was not fitted; expected "
                 f"{self._products() or 'a fitted generator'}"
             )
-        check_request(request, fitted)
-        check_on_product(request)
+        checked = check_request(request, fitted)
+        check_on_product(checked)
+        return checked
 
     def _words(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         for kind, tokens in (("anomaly", self.words), ("mask", self.shapes)):
@@ -330,16 +313,8 @@ class AnomalyDiffusion(Generator):
         return " or ".join(sorted({product for product, _ in self.concepts}))
 
 
-METHOD = AnomalyDiffusion
+GENERATOR = AnomalyDiffusion
 
 
 def _key(product: str, defect: str) -> str:
     return f"{product}/{defect}"
-
-
-def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().half().contiguous() for name, tensor in state.items()}
-
-
-def _widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.float() for name, tensor in state.items()}

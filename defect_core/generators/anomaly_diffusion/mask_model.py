@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from defect_core.backbones import Backbone
+from defect_core.diffusion.guidance import combine_guidance
 from defect_core.diffusion.losses import noise_loss
 from defect_core.diffusion.mask_rules import threshold, touches_border_too_much
-from defect_core.diffusion.samplers import NoiseStream, guide, sample
+from defect_core.diffusion.samplers import NoiseStream, make_ddim_step, sample
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, encode_prompts
 from defect_core.generators.anomaly_diffusion.config import MaskModelConfig
@@ -53,10 +54,10 @@ def fit_masks(
     def loss(_step: int, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(bank.latents), (batch_size,), generator=generator)
         noise = to_denoiser(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
-        times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
+        times = torch.randint(len(backbone.alphas_cumprod), chosen.shape, generator=generator)
         words = [tokens[tokens.names[int(number)]] for number in bank.defects[chosen]]
         text = encode_prompts(backbone, [config.prompt] * batch_size, [{"shape": word} for word in words]).states
-        noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.schedule[times])
+        noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.alphas_cumprod[times])
         return noise_loss(noise, backbone.denoiser(noised, to_denoiser(backbone, times), text).sample)
 
     return train(
@@ -89,11 +90,15 @@ def draw_masks(
         def under(text: Tensor) -> Tensor:
             return backbone.denoiser(latents, timestep.to(latents.device), text).sample.to(latents.dtype)
 
-        return under(told) if config.guidance_scale == 1 else guide(under(empty), (config.guidance_scale, under(told)))
+        return (
+            under(told)
+            if config.guidance_scale == 1
+            else combine_guidance(under(empty), (config.guidance_scale, under(told)))
+        )
 
-    trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
+    trajectory = make_trajectory(backbone.alphas_cumprod, config.sampling_steps)
     with bf16_inference(backbone.denoiser):
-        drawn = sample(noise(), predict, trajectory, eta=1.0, fresh_noise=noise)
+        drawn = sample(noise(), predict, trajectory, make_ddim_step(trajectory, 1.0, noise))
     pictures = backbone.decode(drawn)
     grey = pictures.float().mean(1).cpu().numpy()
     return [accept(threshold(picture, config.threshold), config.border_share) for picture in grey]

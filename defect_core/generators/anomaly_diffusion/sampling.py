@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from defect_core.diffusion.attention import AttentionControl
-from defect_core.diffusion.samplers import NoiseModel, NoiseStream, blend, guide, predict_clean, sample
-from defect_core.diffusion.schedule import Trajectory, add_noise
+from defect_core.diffusion.guidance import blend, combine_guidance
+from defect_core.diffusion.samplers import Denoiser, NoiseStream, make_ddim_step, sample
+from defect_core.diffusion.schedule import Trajectory, add_noise, pred_original_sample
 from defect_core.generators.anomaly_diffusion.reweighting import (
     dilation_radius,
     latent_weights,
@@ -56,12 +57,12 @@ class Reweighting:
 
 def draw(
     scene: Scene,
-    predict: NoiseModel,
+    predict: Denoiser[Tensor],
     trajectory: Trajectory,
     noise: NoiseStream,
     eta: float = 1.0,
     reweighting: Reweighting | None = None,
-    base: NoiseModel | None = None,
+    base: Denoiser[Tensor] | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
     """Sample z_0, a defect inside the mask and the normal latent around it.
@@ -91,7 +92,7 @@ def draw(
         if mode == "official":
             widest = scene.cells.shape[-1] // 4
             walk.cells = widen(scene.cells, dilation_radius(int(trajectory.timesteps[level]), widest))
-        bar = trajectory.alpha_bars[level].expand(len(latents))
+        bar = trajectory.alphas_cumprod[level].expand(len(latents))
         walk.around = add_noise(scene.latents, noise().to(latents), bar)
         return blend(latents, walk.around, walk.cells)
 
@@ -108,19 +109,18 @@ def draw(
     def steered(latents: Tensor, timestep: Tensor) -> Tensor:
         with weighted(latents):
             told = predict(latents, timestep)
-        return told if base is None else guide(base(latents, timestep), (guidance_scale, told))
+        return told if base is None else combine_guidance(base(latents, timestep), (guidance_scale, told))
 
     def after_noise(predicted: Tensor, latents: Tensor, level: int) -> Tensor:
         if mode == "paper":
-            walk.clean = predict_clean(latents, predicted, trajectory.alpha_bars[level])
+            walk.clean = pred_original_sample(latents, predicted, trajectory.alphas_cumprod[level])
         return predicted
 
     drawn = sample(
         noise().to(scene.latents),
         steered,
         trajectory,
-        eta=eta,
-        fresh_noise=lambda: noise().to(scene.latents),
+        make_ddim_step(trajectory, eta, lambda: noise().to(scene.latents)),
         before_step=before_step,
         after_noise=after_noise,
     )

@@ -9,7 +9,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class Config(GeneratorConfig):
+class CropPasteConfig(GeneratorConfig):
     """Settings of crop-paste.
 
     Attributes:
@@ -20,3 +20,6 @@ class Config(GeneratorConfig):
 
     feather: float = Field(1.0, ge=0)
     match_colour: float = Field(1.0, ge=0, le=1)
+
+
+CONFIG = CropPasteConfig

@@ -12,8 +12,8 @@ from defect_core.generators.base import (
     check_request,
 )
 from defect_core.generators.composite import paste
-from defect_core.generators.crop_paste.config import CAPABILITIES, Config
-from defect_core.generators.untrained import TrainingFreeGenerator
+from defect_core.generators.crop_paste.config import CAPABILITIES, CropPasteConfig
+from defect_core.generators.training_free import TrainingFreeGenerator
 
 
 class CropPaste(TrainingFreeGenerator):
@@ -21,7 +21,7 @@ class CropPaste(TrainingFreeGenerator):
 
     name = "crop-paste"
     capabilities = CAPABILITIES
-    config_class = Config
+    config_class = CropPasteConfig
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         for request in requests:
@@ -34,4 +34,4 @@ class CropPaste(TrainingFreeGenerator):
             yield SyntheticPair(request.sample_id, image, request.mask)
 
 
-METHOD = CropPaste
+GENERATOR = CropPaste

@@ -9,7 +9,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class Config(GeneratorConfig):
+class CutPasteConfig(GeneratorConfig):
     """Settings of cutpaste.
 
     Attributes:
@@ -27,3 +27,6 @@ class Config(GeneratorConfig):
     scar_width: tuple[float, float] = (0.01, 0.06)
     scar_length: tuple[float, float] = (0.04, 0.1)
     jitter: float = Field(0.1, ge=0, le=1)
+
+
+CONFIG = CutPasteConfig

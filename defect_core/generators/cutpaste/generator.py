@@ -19,8 +19,8 @@ from defect_core.generators.base import (
     check_request,
 )
 from defect_core.generators.composite import composite
-from defect_core.generators.cutpaste.config import CAPABILITIES, Config
-from defect_core.generators.untrained import TrainingFreeGenerator
+from defect_core.generators.cutpaste.config import CAPABILITIES, CutPasteConfig
+from defect_core.generators.training_free import TrainingFreeGenerator
 
 
 class CutPaste(TrainingFreeGenerator):
@@ -28,7 +28,7 @@ class CutPaste(TrainingFreeGenerator):
 
     name = "cutpaste"
     capabilities = CAPABILITIES
-    config_class = Config
+    config_class = CutPasteConfig
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         for request in requests:
@@ -39,7 +39,7 @@ class CutPaste(TrainingFreeGenerator):
             scar = bool(rng.random() < self.config.scar_share)
             mask = rectangle(image.shape[:2], place, *self._sides(rng, image.shape[:2], scar))
             pasted = self._jittered(rng, _moved(rng, image, mask))
-            yield SyntheticPair(request.sample_id, composite(image, pasted, mask, 0), mask, facts={"scar": scar})
+            yield SyntheticPair(request.sample_id, composite(image, pasted, mask, 0), mask, metadata={"scar": scar})
 
     def _sides(self, rng: np.random.Generator, shape: tuple[int, int], scar: bool) -> tuple[float, float, float]:
         """Height and width in pixels, and the turn in degrees."""
@@ -83,4 +83,4 @@ def _moved(rng: np.random.Generator, image: Image, mask: Mask) -> Image:
     return np.roll(image, shifts, (0, 1))
 
 
-METHOD = CutPaste
+GENERATOR = CutPaste

@@ -9,7 +9,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class Config(GeneratorConfig):
+class DraemPerlinConfig(GeneratorConfig):
     """Settings of draem-perlin.
 
     Attributes:
@@ -23,3 +23,6 @@ class Config(GeneratorConfig):
     max_cells: int = Field(5, ge=1, le=7)
     max_normal: float = Field(0.8, ge=0, lt=1)
     blocks: int = Field(4, ge=1)
+
+
+CONFIG = DraemPerlinConfig

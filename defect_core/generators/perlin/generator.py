@@ -22,8 +22,8 @@ from defect_core.generators.base import (
     check_request,
 )
 from defect_core.generators.composite import composite
-from defect_core.generators.perlin.config import CAPABILITIES, Config
-from defect_core.generators.untrained import TrainingFreeGenerator
+from defect_core.generators.perlin.config import CAPABILITIES, DraemPerlinConfig
+from defect_core.generators.training_free import TrainingFreeGenerator
 
 _TRIES = 8
 
@@ -33,7 +33,7 @@ class DraemPerlin(TrainingFreeGenerator):
 
     name = "draem-perlin"
     capabilities = CAPABILITIES
-    config_class = Config
+    config_class = DraemPerlinConfig
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         for request in requests:
@@ -44,7 +44,7 @@ class DraemPerlin(TrainingFreeGenerator):
             normal = request.normal_image.astype(np.float32)
             texture = self._texture(rng, request.normal_image)
             image = composite(request.normal_image, share * normal + (1 - share) * texture, mask, 0)
-            yield SyntheticPair(request.sample_id, image, mask, facts={"normal_share": round(share, 4)})
+            yield SyntheticPair(request.sample_id, image, mask, metadata={"normal_share": round(share, 4)})
 
     def _mask(self, rng: np.random.Generator, wanted: Mask) -> Mask:
         for _ in range(_TRIES):
@@ -116,4 +116,4 @@ _CHANGES = (
     lambda p, rng: ImageOps.equalize(p),
 )
 
-METHOD = DraemPerlin
+GENERATOR = DraemPerlin
