@@ -1,122 +1,128 @@
-"""Walks from noise to a clean latent: DDIM with or without fresh noise, hooks at each step, guidance, blending.
+"""The denoising loop that every generator samples with, its step functions, and noise from seeds.
 
-A noise model is `(latents, timestep) -> predicted noise`. Level t runs from T (noise) to 1; level 0 is clean.
+A denoiser is `(latents, timestep) -> output`; for most methods the output is the predicted noise. A noise level is an
+index into a `Trajectory`: T is the noisiest, 0 is clean.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from defect_core.diffusion.schedule import Trajectory, ddim_move
+from defect_core.diffusion.schedule import Trajectory, ddim_step
 
-NoiseModel = Callable[[Tensor, Tensor], Tensor]
-Hook = Callable[[Tensor, int], Tensor]
-
-
-def guide(base: Tensor, *branches: tuple[float, Tensor]) -> Tensor:
-    """ε = ε_0 + Σ_i s_i·(ε_i − ε_0); with one branch classifier-free guidance (Ho and Salimans 2022).
-
-    Args:
-        base: ε_0, usually of the empty text.
-        branches: (s_i, ε_i) of any number of texts.
-    """
-    guided = base
-    for scale, branch in branches:
-        guided = guided + scale * (branch - base)
-    return guided
-
-
-def predict_clean(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The clean latent that a predicted noise implies: (z_t − sqrt(1 − a)·ε) / sqrt(a)."""
-    return (latents - float((1 - alpha_bar).sqrt()) * noise) / float(alpha_bar.sqrt())
-
-
-def ddim_step(
-    latents: Tensor,
-    noise: Tensor,
-    alpha_bar_from: Tensor,
-    alpha_bar_to: Tensor,
-    eta: float = 0.0,
-    fresh_noise: Tensor | None = None,
-) -> Tensor:
-    """One step downward (Song et al. 2021, eq. 12 and 16); eta 0 is DDIM, eta 1 as random as DDPM.
-
-    z_to = sqrt(a_to)·ẑ_0 + sqrt(1 − a_to − σ²)·ε + σ·n,  σ = eta·sqrt((1 − a_to)/(1 − a_from))·sqrt(1 − a_from/a_to).
-
-    Args:
-        latents, noise: z_from and the predicted ε, any shape.
-        alpha_bar_from, alpha_bar_to: scalars in (0, 1], rising.
-        fresh_noise: n, standard normal; needed when eta > 0.
-    """
-    if eta == 0:
-        return ddim_move(latents, noise, alpha_bar_from, alpha_bar_to)
-    if fresh_noise is None:
-        raise ValueError("eta > 0 needs fresh noise")
-    variance = eta**2 * (1 - alpha_bar_to) / (1 - alpha_bar_from) * (1 - alpha_bar_from / alpha_bar_to)
-    direction = (1 - alpha_bar_to - variance).clamp(min=0).sqrt()
-    clean = predict_clean(latents, noise, alpha_bar_from)
-    return float(alpha_bar_to.sqrt()) * clean + float(direction) * noise + float(variance.sqrt()) * fresh_noise
+Output = TypeVar("Output")
+Denoiser = Callable[[Tensor, Tensor], Output]
+Step = Callable[[Tensor, Output, int, int], Tensor]
+LatentHook = Callable[[Tensor, int], Tensor]
 
 
 def sample(
     latents: Tensor,
-    predict: NoiseModel,
+    denoiser: Denoiser[Output],
     trajectory: Trajectory,
+    step: Step[Output],
     *,
-    eta: float = 0.0,
-    fresh_noise: Callable[[], Tensor] | None = None,
-    start: int | None = None,
-    before_step: Hook | None = None,
-    after_noise: Callable[[Tensor, Tensor, int], Tensor] | None = None,
-    after_step: Hook | None = None,
+    path: Iterable[int] | None = None,
+    before_step: LatentHook | None = None,
+    after_noise: Callable[[Output, Tensor, int], Output] | None = None,
+    after_step: LatentHook | None = None,
 ) -> Tensor:
-    """Walk from level `start` down to the clean latent.
+    """Move latents along a path of noise levels and return them at its last level.
 
     Args:
-        latents: z at level `start`.
-        predict: noise model; it is told the level's timestep.
-        eta, fresh_noise: as in `ddim_step`; `fresh_noise` is called once per step, `NoiseStream` gives one.
-        start: level in 1 … T, T if None.
-        before_step: (z_t, t) -> z_t, before the noise model sees it.
-        after_noise: (ε, z_t, t) -> ε.
-        after_step: (z_{t−1}, t − 1) -> z_{t−1}.
-
-    Returns:
-        The clean latent.
+        latents: z at the first level of the path.
+        denoiser: called once per step with z and the timestep of the current level.
+        trajectory: the timestep of each noise level.
+        step: (z, output, level, next level) -> z at the next level, such as `make_ddim_step`.
+        path: the noise levels to visit. A falling path samples, a rising path is DDIM inversion; None is T, …, 0.
+        before_step: (z, level) -> z, called before the denoiser.
+        after_noise: (output, z, level) -> output, called after the denoiser.
+        after_step: (z, next level) -> z, called after the step.
     """
-    if eta > 0 and fresh_noise is None:
-        raise ValueError("eta > 0 needs fresh noise")
-    for level in range(trajectory.steps if start is None else start, 0, -1):
+    levels = range(trajectory.steps, -1, -1) if path is None else path
+    for level, next_level in pairwise(levels):
         if before_step is not None:
             latents = before_step(latents, level)
-        noise = predict(latents, trajectory.timesteps[level])
+        output = denoiser(latents, trajectory.timesteps[level])
         if after_noise is not None:
-            noise = after_noise(noise, latents, level)
-        fresh = fresh_noise() if eta > 0 and fresh_noise is not None else None
-        bars = trajectory.alpha_bars
-        latents = ddim_step(latents, noise, bars[level], bars[level - 1], eta, fresh)
+            output = after_noise(output, latents, level)
+        latents = step(latents, output, level, next_level)
         if after_step is not None:
-            latents = after_step(latents, level - 1)
+            latents = after_step(latents, next_level)
     return latents
 
 
-def blend(latents: Tensor, normal_latents_noised: Tensor, mask: Tensor) -> Tensor:
-    """m⊙z_t + (1 − m)⊙q_t(z_normal): blended diffusion (Avrahami et al. 2022); exact where m is 0 or 1.
+def make_ddim_step(
+    trajectory: Trajectory, eta: float = 0.0, fresh_noise: Callable[[], Tensor] | None = None
+) -> Step[Tensor]:
+    """Return the DDIM step for `sample`.
 
     Args:
-        latents, normal_latents_noised: [B, C, h, w], at one level.
-        mask: m, [B, 1, h, w] in [0, 1].
+        trajectory: the noise levels.
+        eta: see `ddim_step`.
+        fresh_noise: called once per step if eta > 0; `NoiseStream` is such a function.
+
+    Raises:
+        ValueError: eta > 0 without fresh noise.
     """
-    return mask * latents + (1 - mask) * normal_latents_noised
+    if eta > 0 and fresh_noise is None:
+        raise ValueError("eta > 0 needs fresh noise")
+
+    def step(latents: Tensor, noise: Tensor, level: int, next_level: int) -> Tensor:
+        fresh = None if fresh_noise is None or eta == 0 else fresh_noise()
+        levels = trajectory.alphas_cumprod[level], trajectory.alphas_cumprod[next_level]
+        return ddim_step(latents, noise, *levels, eta, fresh)
+
+    return step
+
+
+def make_dpm_solver_step(alphas_cumprod: Tensor, steps: int) -> tuple[Trajectory, Step[Tensor]]:
+    """Return the noise levels and the step of diffusers' DPM-Solver++ of second order (Lu et al. 2022).
+
+    The step is multistep: it remembers earlier predictions, so it serves one call of `sample`.
+
+    Args:
+        alphas_cumprod: cumulative alphas of the training schedule, [N], falling.
+        steps: T, the number of sampling steps from the noisiest level.
+    """
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    bars = alphas_cumprod.double().cpu()
+    betas = 1 - bars / torch.cat([bars.new_ones(1), bars[:-1]])
+    solver = DPMSolverMultistepScheduler(
+        num_train_timesteps=len(bars), trained_betas=betas.numpy(), algorithm_type="dpmsolver++", solver_order=2
+    )
+    with warnings.catch_warnings():
+        # The scheduler converts tensors to NumPy in a way that NumPy 2 deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        solver.set_timesteps(steps)
+    timesteps = solver.timesteps.flip(0)
+    trajectory = Trajectory(
+        torch.cat([timesteps.new_zeros(1), timesteps]), torch.cat([bars.new_ones(1), bars[timesteps]])
+    )
+
+    def step(latents: Tensor, noise: Tensor, level: int, next_level: int) -> Tensor:
+        if solver.step_index is None:
+            solver.set_begin_index(trajectory.steps - level)
+        return solver.step(noise, trajectory.timesteps[level], latents).prev_sample
+
+    return trajectory, step
 
 
 class NoiseStream:
-    """Standard normal noise [B, *shape], new at each call; every sample draws from its own seed.
+    """A source of standard normal noise [B, *shape], new at each call.
 
-    So a sample does not depend on its batch. Drawn on the CPU, so that it does not depend on the device either.
+    Each sample has its own generator, so its noise does not depend on the rest of the batch. The noise is generated on
+    the CPU, so it does not depend on the device.
+
+    Args:
+        seeds: B seeds, one per sample.
+        shape: shape of one sample.
+        like: the noise gets the device and the number type of this tensor; None: float32 on the CPU.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], like: Tensor | None = None) -> None:
@@ -124,31 +130,15 @@ class NoiseStream:
         self._shape, self._like = tuple(shape), like
 
     def __call__(self) -> Tensor:
-        drawn = torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators])
-        return drawn if self._like is None else drawn.to(self._like)
+        noise = torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators])
+        return noise if self._like is None else noise.to(self._like)
 
 
 def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise [len(seeds), *shape], each sample from its own CPU generator."""
-    return NoiseStream(seeds, shape)()
-
-
-def dpm_solver(schedule: Tensor, steps: int) -> Any:
-    """diffusers' DPM-Solver++ of second order (Lu et al. 2022), its timesteps set.
+    """Return standard normal noise [B, *shape], each sample from its own CPU generator.
 
     Args:
-        schedule: cumulative alphas [N], falling.
-        steps: number of steps.
+        seeds: B seeds, one per sample.
+        shape: shape of one sample.
     """
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-
-    bars = schedule.double().cpu()
-    betas = 1 - bars / torch.cat([bars.new_ones(1), bars[:-1]])
-    solver = DPMSolverMultistepScheduler(
-        num_train_timesteps=len(bars), trained_betas=betas.numpy(), algorithm_type="dpmsolver++", solver_order=2
-    )
-    with warnings.catch_warnings():
-        # it hands tensors to numpy in a way that numpy 2 deprecates
-        warnings.simplefilter("ignore", DeprecationWarning)
-        solver.set_timesteps(steps)
-    return solver
+    return NoiseStream(seeds, shape)()

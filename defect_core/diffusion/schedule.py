@@ -1,4 +1,7 @@
-"""DDIM (Song et al. 2021) as pure functions of tensors: deterministic, downward and upward, and ancestral."""
+"""Noise schedules and single steps between two noise levels, as pure functions of tensors.
+
+Equation numbers without a paper refer to DDIM (Song et al. 2021, "Denoising diffusion implicit models").
+"""
 
 from dataclasses import dataclass
 
@@ -8,79 +11,102 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The T + 1 noise levels that a sampler visits.
+    """The T + 1 noise levels of a sampler: level 0 is clean, level T is the noisiest.
 
     Attributes:
-        timesteps: int64 [T + 1], rising from 0 (clean) to the last training step; what the network is told.
-        alpha_bars: float64 [T + 1], cumulative alpha at each level; the first is exactly 1.
+        timesteps: int64 [T + 1], rising; the training timestep that the denoiser receives at each level.
+        alphas_cumprod: float64 [T + 1], falling; cumulative alpha at each level. The first is exactly 1.
     """
 
     timesteps: Tensor
-    alpha_bars: Tensor
+    alphas_cumprod: Tensor
 
     @property
     def steps(self) -> int:
+        """The number of steps T from the noisiest level to the clean one."""
         return len(self.timesteps) - 1
 
 
 def make_trajectory(alphas_cumprod: Tensor, steps: int) -> Trajectory:
-    """Evenly spaced levels over a training schedule of N steps.
+    """Return evenly spaced noise levels of a training schedule with N timesteps.
 
     Args:
         alphas_cumprod: [N], falling.
         steps: T, at least 1 and below N.
+
+    Raises:
+        ValueError: `steps` is out of range.
     """
     count = len(alphas_cumprod)
     if not 1 <= steps < count:
         raise ValueError(f"steps must be between 1 and {count - 1}, got {steps}")
     timesteps = torch.linspace(0, count - 1, steps + 1, dtype=torch.float64).round().long()
-    alpha_bars = alphas_cumprod.double().cpu()[timesteps].clone()
-    alpha_bars[0] = 1.0
-    return Trajectory(timesteps, alpha_bars)
+    levels = alphas_cumprod.double().cpu()[timesteps].clone()
+    levels[0] = 1.0
+    return Trajectory(timesteps, levels)
 
 
-def ddim_move(latents: Tensor, noise: Tensor, alpha_bar_from: Tensor, alpha_bar_to: Tensor) -> Tensor:
-    """Move latents between two noise levels along the predicted noise (eq. 12, sigma = 0); upward it is DDIM inversion.
+def noise_ratio(alpha_cumprod: Tensor) -> Tensor:
+    """Return sqrt(1/a − 1), the noise's standard deviation divided by the scale of the signal."""
+    return (1 / alpha_cumprod - 1).sqrt()
 
-    z_to = sqrt(a_to) · [ z_from / sqrt(a_from) + (k(a_to) − k(a_from)) · noise ],  k(a) = sqrt(1/a − 1).
+
+def add_noise(latents: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
+    """Return a sample of q(z_t | z_0): sqrt(a)·z_0 + sqrt(1 − a)·noise.
+
+    Args:
+        latents: z_0, [B, C, h, w].
+        noise: standard normal, [B, C, h, w].
+        alpha_cumprod: a, [B], in (0, 1]; one noise level per batch item.
+    """
+    level = alpha_cumprod.to(latents).view(-1, 1, 1, 1)
+    return level.sqrt() * latents + (1 - level).sqrt() * noise
+
+
+def pred_original_sample(latents: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
+    """Return the clean latents that predicted noise implies: (z_t − sqrt(1 − a)·ε) / sqrt(a) (eq. 9).
+
+    Args:
+        latents: z_t, [B, ...].
+        noise: ε, the same shape.
+        alpha_cumprod: a, in (0, 1]: a scalar, whose roots keep its own precision, or [B] with one noise level per batch
+            item, whose roots have the precision of the latents.
+    """
+    if alpha_cumprod.ndim == 0:
+        return (latents - float((1 - alpha_cumprod).sqrt()) * noise) / float(alpha_cumprod.sqrt())
+    level = alpha_cumprod.to(latents).view(-1, *[1] * (latents.ndim - 1))
+    return (latents - (1 - level).sqrt() * noise) / level.sqrt()
+
+
+def ddim_step(
+    latents: Tensor,
+    noise: Tensor,
+    alpha_cumprod_from: Tensor,
+    alpha_cumprod_to: Tensor,
+    eta: float = 0.0,
+    fresh_noise: Tensor | None = None,
+) -> Tensor:
+    """Move latents from one noise level to another (eq. 12 and 16).
+
+    z_to = sqrt(a_to)·ẑ_0 + sqrt(1 − a_to − σ²)·ε + σ·n,  σ = eta·sqrt((1 − a_to)/(1 − a_from))·sqrt(1 − a_from/a_to).
 
     Args:
         latents: z_from, any shape.
-        noise: predicted noise, same shape.
-        alpha_bar_from, alpha_bar_to: scalars in (0, 1].
+        noise: ε, the predicted noise, the same shape.
+        alpha_cumprod_from: a_from, scalar in (0, 1].
+        alpha_cumprod_to: a_to, scalar in (0, 1]. With eta 0 it may also be below a_from: that is DDIM inversion.
+        eta: 0 is deterministic; 1 is ancestral sampling, with as much fresh noise as DDPM (Ho et al. 2020).
+        fresh_noise: n, standard normal, the same shape; required if eta > 0. It has no effect where a_to is 1.
+
+    Raises:
+        ValueError: eta > 0 without fresh noise.
     """
-    slope = noise_ratio(alpha_bar_to) - noise_ratio(alpha_bar_from)
-    return float(alpha_bar_to.sqrt()) * (latents / float(alpha_bar_from.sqrt()) + float(slope) * noise)
-
-
-def ancestral_move(
-    latents: Tensor, noise: Tensor, alpha_bar_from: Tensor, alpha_bar_to: Tensor, fresh: Tensor
-) -> Tensor:
-    """Move latents down one level with as much new noise as DDPM has (eq. 12 with eq. 16's sigma for eta = 1).
-
-    It forgives errors of the network that a deterministic walk would carry to its end.
-
-    Args:
-        latents, noise, alpha_bar_from, alpha_bar_to: as for `ddim_move`, alpha_bar_to above alpha_bar_from.
-        fresh: standard normal, same shape; without effect where alpha_bar_to is 1.
-    """
-    variance = (1 - alpha_bar_to) / (1 - alpha_bar_from) * (1 - alpha_bar_from / alpha_bar_to)
-    clean = (latents - float((1 - alpha_bar_from).sqrt()) * noise) / float(alpha_bar_from.sqrt())
-    kept = float((1 - alpha_bar_to - variance).clamp(min=0).sqrt())
-    return float(alpha_bar_to.sqrt()) * clean + kept * noise + float(variance.sqrt()) * fresh
-
-
-def noise_ratio(alpha_bar: Tensor) -> Tensor:
-    """k(a) = sqrt(1/a − 1): standard deviation of the noise over the scale of the signal."""
-    return (1 / alpha_bar - 1).sqrt()
-
-
-def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """q(z_t | z_0): sqrt(a)·z_0 + sqrt(1 − a)·noise, with one level per batch item.
-
-    Args:
-        latents, noise: [B, C, h, w].
-        alpha_bar: [B], in (0, 1].
-    """
-    level = alpha_bar.to(latents).view(-1, 1, 1, 1)
-    return level.sqrt() * latents + (1 - level).sqrt() * noise
+    if eta == 0:
+        slope = noise_ratio(alpha_cumprod_to) - noise_ratio(alpha_cumprod_from)
+        return float(alpha_cumprod_to.sqrt()) * (latents / float(alpha_cumprod_from.sqrt()) + float(slope) * noise)
+    if fresh_noise is None:
+        raise ValueError("eta > 0 needs fresh noise")
+    variance = eta**2 * (1 - alpha_cumprod_to) / (1 - alpha_cumprod_from) * (1 - alpha_cumprod_from / alpha_cumprod_to)
+    direction = (1 - alpha_cumprod_to - variance).clamp(min=0).sqrt()
+    clean = pred_original_sample(latents, noise, alpha_cumprod_from)
+    return float(alpha_cumprod_to.sqrt()) * clean + float(direction) * noise + float(variance.sqrt()) * fresh_noise
