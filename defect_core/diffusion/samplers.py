@@ -108,7 +108,7 @@ def make_dpm_solver_step(alphas_cumprod: Tensor, steps: int) -> tuple[Trajectory
     def step(latents: Tensor, noise: Tensor, level: int, next_level: int) -> Tensor:
         if solver.step_index is None:
             solver.set_begin_index(trajectory.steps - level)
-        return solver.step(noise, trajectory.timesteps[level], latents).prev_sample
+        return solver.step(noise, int(trajectory.timesteps[level]), latents, return_dict=False)[0]
 
     return trajectory, step
 
@@ -130,6 +130,7 @@ class NoiseStream:
         self._shape, self._like = tuple(shape), like
 
     def __call__(self) -> Tensor:
+        """Return the next noise tensor."""
         noise = torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators])
         return noise if self._like is None else noise.to(self._like)
 

@@ -1,251 +1,157 @@
-"""The training loop: accelerate for the device, progress, checkpoints without pickle, exact resume.
+"""The training loop: accelerate for the device, AdamW and Muon, checkpoints, exact resume.
 
-Step i draws all its randomness from a generator seeded by (seed, i), so a run killed anywhere and started again
-ends with the same weights as an undisturbed one; nothing but weights, optimiser moments and a step number is kept.
+The randomness of step i comes from a generator seeded with (seed, i). A run that is killed and started again therefore
+ends with the same weights as an uninterrupted run.
 """
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from defect_core.progress import track
-from defect_core.training.muon import Muon, inner_weights
+from defect_core.training.checkpoint import allocate_moments, load_checkpoint, optimizer_state, save_checkpoint
+from defect_core.training.muon import Muon, select_hidden_weights
+
+MUON_EVERY, MUON_MOMENTUM = 2, 0.9  # see `Muon`; found by our own trials (docs/research/trials.md)
 
 Loss = Callable[[int, torch.Generator], Tensor]
-Watch = Callable[[int], bool]
+AfterStep = Callable[[int], bool]
 
-MUON_EVERY, MUON_MOMENTUM = 2, 0.9
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Steps and optimizer settings of one training run.
+
+    Attributes:
+        steps: number of optimizer steps.
+        learning_rate: peak learning rate of AdamW and Muon, after a linear warm-up. It then falls as a cosine to 0.
+            With `use_muon` it is constant for the first half and then falls linearly to 0 (Hägele et al. 2024).
+        weight_decay: of AdamW.
+        warmup_steps: steps of the linear warm-up.
+        max_grad_norm: the gradient norm is clipped to this value.
+        overrides: `learning_rate` or `weight_decay` of the parameters whose names begin with a key, such as
+            {"tokens": {"learning_rate": 1e-3, "weight_decay": 0}}; the longest matching key applies.
+        use_muon: whether Muon updates the weight matrices inside the network (`select_hidden_weights`).
+    """
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int = 20
+    max_grad_norm: float = 1.0
+    overrides: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    use_muon: bool = False
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Return the learning rate of a step (from 0) divided by the peak learning rate."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        progress = max(0, step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        if self.use_muon:
+            return warmup * min(1.0, 2 * (1 - progress))
+        return warmup * (0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def train(
     module: nn.Module,
     loss: Loss,
+    config: TrainingConfig,
     *,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
     seed: int,
     work_dir: Path,
     label: str,
     checkpoint_every: int = 100,
-    warmup: int = 20,
-    max_grad_norm: float = 1.0,
-    watch: Watch | None = None,
-    overrides: Mapping[str, Mapping[str, float]] | None = None,
-    muon: bool = False,
+    after_step: AfterStep | None = None,
 ) -> list[float]:
-    """Minimise `loss` over the module's parameters that require a gradient, with AdamW and a cosine schedule.
+    """Minimise `loss` over the module's parameters that require a gradient, and return the loss of every step.
 
     Args:
-        module: trained in place, on the device accelerate chooses.
+        module: trained in place, on the device that accelerate chooses.
         loss: (step, generator on the CPU) -> scalar tensor.
-        steps, learning_rate, weight_decay, warmup, max_grad_norm: as in AdamW with linear warm-up, cosine to 0.
-        seed: decides every draw.
-        work_dir: holds the checkpoint; a later call with the same folder goes on from there.
-        label: shown with the progress.
+        config: steps and optimizer settings.
+        seed: seeds the generators of all steps.
+        work_dir: folder of the checkpoint; a later call with the same folder resumes the run.
+        label: text of the progress bar.
         checkpoint_every: steps between checkpoints.
-        watch: called with the number of steps done after each of them; True ends the training there. After a kill
-            it is called again for the steps since the last checkpoint, with the same weights.
-        overrides: `learning_rate` or `weight_decay` of the parameters whose names begin with a key, such as
-            {"tokens": {"learning_rate": 1e-3, "weight_decay": 0}}; the longest key that fits counts.
-        muon: whether Muon moves the matrices inside the network (`inner_weights`), at the same learning rate. All rates
-            then stay for half of the steps and fall in a line (Hägele et al. 2024), which it learns more from.
-
-    Returns:
-        The loss of every step.
+        after_step: called with the number of completed steps after each step; True ends the training. A resumed run
+            calls it again for the steps since the last checkpoint, with the same weights.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator()
-    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    trained = list(named.values())
-    plain = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    inner = inner_weights(named) if muon else {}
-    outer = {name: parameter for name, parameter in named.items() if name not in inner}
-    optimiser = torch.optim.AdamW(_groups(outer, plain, overrides or {}), fused=True)
-    rate = torch.zeros((), device=trained[0].device)
-    aside = Muon(list(inner.values()), rate, MUON_EVERY, MUON_MOMENTUM) if inner else None
-    momentum = dict(zip(inner, aside.momentum, strict=True)) if aside else {}
-    checkpoint = _Checkpoint(work_dir / "checkpoint.safetensors", named, optimiser, momentum)
-    done, losses = checkpoint.restore()
-    if aside is not None:
-        aside.steps = done
-    module, optimiser = accelerator.prepare(module, optimiser)
+    checkpoint = work_dir / "checkpoint.safetensors"
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    optimizers = _Optimizers(parameters, config)
+    stored = load_checkpoint(checkpoint, optimizers.state()) or {"step": 0, "losses": []}
+    done, losses = stored["step"], stored["losses"]
+    module, optimizers.adamw = accelerator.prepare(module, optimizers.adamw)
     module.train()
-    share = _held if muon else _cosine
-    for step in track(range(done, steps), label):
-        now = min(1.0, (step + 1) / max(1, warmup)) * share(max(0, step - warmup) / max(1, steps - warmup))
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * now
+    for step in track(range(done, config.steps), label):
         value = loss(step, step_generator(seed, step))
         accelerator.backward(value)
-        accelerator.clip_grad_norm_(trained, max_grad_norm)
-        optimiser.step()
-        if aside is not None:
-            rate.fill_(learning_rate * now)
-            aside.step()
+        accelerator.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
+        optimizers.step(step)
         module.zero_grad(set_to_none=True)
         losses.append(round(float(value.detach()), 6))
-        if watch is not None and watch(step + 1):
+        if after_step is not None and after_step(step + 1):
             break
-        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            checkpoint.save(step + 1, losses)
+        if (step + 1) % checkpoint_every == 0 and step + 1 < config.steps:
+            save_checkpoint(checkpoint, optimizers.state(), step=step + 1, losses=losses)
     module.eval()
     return losses
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The CPU generator of one training step; a large odd factor keeps neighbouring seeds apart."""
+    """Return the CPU generator of one training step; a large odd factor separates neighbouring seeds."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (2**63 - 1))
 
 
-@contextmanager
-def bf16_autocast(device: torch.device, latent_size: int = 0, written_out: bool = False) -> Iterator[None]:
-    """bfloat16 arithmetic for training; on a CPU only if it has instructions for it, without them it would be slower.
+class _Optimizers:
+    """Muon for the matrices inside the network, if it is used, and AdamW for all other parameters."""
 
-    There attention is unfused, for its fused form runs backwards slowly in bfloat16. That needs the fourth power of the
-    latents' side in memory: with more than 32 places a side a CPU keeps to the plain arithmetic. `written_out`: in our
-    own operations, a twentieth of a step faster; not with gradient checkpointing, which computes it again outside.
-    """
-    with ExitStack() as stack:
-        if device.type != "cpu" or (_native_bfloat16() and latent_size <= 32):
-            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-            if device.type == "cpu":
-                stack.enter_context(_WrittenOutAttention() if written_out else sdpa_kernel(SDPBackend.MATH))
-        yield
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> None:
+        self.parameters, self.config = parameters, config
+        self.inner = select_hidden_weights(parameters) if config.use_muon else {}
+        self.outer = {name: parameter for name, parameter in parameters.items() if name not in self.inner}
+        self.adamw = torch.optim.AdamW(_parameter_groups(self.outer, config), fused=True)
+        allocate_moments(self.adamw)
+        self.rate = torch.zeros((), device=next(iter(parameters.values())).device)
+        self.muon = Muon(list(self.inner.values()), self.rate, MUON_EVERY, MUON_MOMENTUM) if self.inner else None
 
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors of a checkpoint by name."""
+        momentum = self.muon.momentum if self.muon is not None else []
+        return {
+            **{f"weight.{name}": parameter.detach() for name, parameter in self.parameters.items()},
+            **optimizer_state(self.outer.items(), self.adamw),
+            **{f"momentum.{name}": value for name, value in zip(self.inner, momentum, strict=True)},
+        }
 
-@contextmanager
-def bf16_inference(*networks: nn.Module) -> Iterator[None]:
-    """bfloat16 arithmetic for networks that only predict, on a CPU that has instructions for it.
-
-    Elsewhere nothing changes: an accelerator keeps the number type of the backbone. The weights of what computes in
-    bfloat16 are cast once, at the beginning, and put back at the end: autocast alone would cast them in every call.
-    """
-    layers = [layer for each in networks for layer in each.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
-    if not _native_bfloat16() or any(parameter.device.type != "cpu" for parameter in parameters):
-        yield
-        return
-    kept = [parameter.data for parameter in parameters]
-    try:
-        for parameter in parameters:
-            layout = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
-            parameter.data = parameter.data.to(torch.bfloat16, memory_format=layout)
-        # attention in its fused form rounds otherwise for another batch
-        with torch.autocast("cpu", dtype=torch.bfloat16), _WrittenOutAttention():
-            yield
-    finally:
-        for parameter, data in zip(parameters, kept, strict=True):
-            parameter.data = data
+    def step(self, step: int) -> None:
+        """Update the parameters by their gradients with the learning rate of this step."""
+        factor = self.config.learning_rate_factor(step)
+        for group in self.adamw.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.adamw.step()
+        if self.muon is not None:
+            self.rate.fill_(self.config.learning_rate * factor)
+            self.muon.step(step)
 
 
-class _WrittenOutAttention(TorchFunctionMode):
-    """softmax(Q K^T / sqrt(d)) V in plain operations: torch's own unfused form looks for rows that are masked whole in
-    every call, a tenth of the time of a small network on a CPU. For drawing only: what gradient checkpointing computes
-    again is computed outside of any mode.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention or _is_masked(*args, **kwargs):
-            return function(*args, **kwargs)
-        return _attention(*args, **kwargs)
-
-
-def _is_masked(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **rest: Any
-) -> bool:
-    return attn_mask is not None or dropout_p > 0 or bool(rest.get("is_causal")) or bool(rest.get("enable_gqa"))
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, scale: float | None = None, **__: Any) -> Tensor:
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    weights = ((query * scale) @ key.transpose(-1, -2)).softmax(-1)
-    return weights.to(value.dtype) @ value
-
-
-def _native_bfloat16() -> bool:
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
-def _groups(
-    named: Mapping[str, nn.Parameter], plain: Mapping[str, float], overrides: Mapping[str, Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, one for each setting; `peak` is the learning rate that the schedule scales."""
+def _parameter_groups(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups, one per key of the overrides; `peak` is the peak learning rate."""
     members: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in named.items():
-        key = max((key for key in overrides if name.startswith(key)), key=len, default="")
+    for name, parameter in parameters.items():
+        key = max((key for key in config.overrides if name.startswith(key)), key=len, default="")
         members.setdefault(key, []).append(parameter)
     groups = []
-    for key, parameters in members.items():
-        chosen = {**plain, **overrides.get(key, {})}
-        rate, decay = chosen["learning_rate"], chosen["weight_decay"]
-        groups.append({"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay})
+    for key, group in members.items():
+        settings = config.overrides.get(key, {})
+        rate = settings.get("learning_rate", config.learning_rate)
+        decay = settings.get("weight_decay", config.weight_decay)
+        groups.append({"params": group, "lr": rate, "peak": rate, "weight_decay": decay})
     return groups
-
-
-def _cosine(passed: float) -> float:
-    """The share of the peak's learning rate when this share of the steps after the warm-up has passed."""
-    return 0.5 * (1 + math.cos(math.pi * passed))
-
-
-def _held(passed: float) -> float:
-    return min(1.0, 2 * (1 - passed))
-
-
-class _Checkpoint:
-    """Weights and moments in one safetensors file, step and losses in its header; replaced in one move."""
-
-    def __init__(
-        self,
-        file: Path,
-        parameters: dict[str, nn.Parameter],
-        optimiser: torch.optim.AdamW,
-        momentum: dict[str, Tensor],  # Muon's
-    ) -> None:
-        self.file, self.parameters, self.optimiser, self.momentum = file, parameters, optimiser, momentum
-
-    def save(self, step: int, losses: list[float]) -> None:
-        tensors = {}
-        for name, parameter in self.parameters.items():
-            tensors[f"weight.{name}"] = parameter.detach().contiguous()
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = torch.as_tensor(value).contiguous()
-        tensors |= {f"momentum.{name}": value.contiguous() for name, value in self.momentum.items()}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.file.with_suffix(".new")
-        save_file(tensors, fresh, metadata={"step": str(step), "losses": json.dumps(losses)})
-        os.replace(fresh, self.file)
-
-    def restore(self) -> tuple[int, list[float]]:
-        if not self.file.is_file():
-            return 0, []
-        with safe_open(self.file, "pt") as stored:
-            facts, kept = stored.metadata(), set(stored.keys())
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(stored.get_tensor(f"weight.{name}"))
-                    if name in self.momentum:
-                        self.momentum[name].copy_(stored.get_tensor(f"momentum.{name}"))
-                    if f"step.{name}" not in kept:  # it had no gradient yet
-                        continue
-                    self.optimiser.state[parameter] = {
-                        "step": stored.get_tensor(f"step.{name}"),
-                        "exp_avg": stored.get_tensor(f"exp_avg.{name}").to(parameter.device),
-                        "exp_avg_sq": stored.get_tensor(f"exp_avg_sq.{name}").to(parameter.device),
-                    }
-        return int(facts["step"]), json.loads(facts["losses"])

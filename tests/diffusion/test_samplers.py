@@ -1,143 +1,136 @@
-"""Sampling walks on models of noise that are known: exactness, variance, hooks, guidance, blending."""
+"""The denoising loop on known noise models: order of calls, exactness, paths, noise from seeds."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from torch import Tensor
 
 from defect_core.diffusion.samplers import (
     NoiseStream,
-    blend,
-    ddim_step,
-    dpm_solver,
-    guide,
+    make_ddim_step,
+    make_dpm_solver_step,
     noise_from_seeds,
-    predict_clean,
     sample,
 )
-from defect_core.diffusion.schedule import add_noise, ddim_move, make_trajectory
+from defect_core.diffusion.schedule import add_noise, ddim_step, make_trajectory
 
 SCHEDULE = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
 
-def _toy(latents, time):
-    """Any deterministic, non-local noise model."""
-    rolled = latents.roll(1, -1) + latents.mean((1, 2, 3), keepdim=True)
-    return torch.tanh(rolled + float(time) / 1000)
+def _denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
+    """Return a deterministic, non-local noise prediction."""
+    neighbours = latents.roll(1, -1) + latents.mean((1, 2, 3), keepdim=True)
+    return torch.tanh(neighbours + float(timestep) / 1000)
 
 
-def _start(batch=2):
-    return torch.randn((batch, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+def _latents() -> Tensor:
+    return noise_from_seeds([1, 2], (4, 8, 8))
 
 
-def test_a_perfect_noise_model_leads_back_to_the_clean_latent():
-    clean, noise = _start(), noise_from_seeds([1, 2], (4, 8, 8))
+def test_true_noise_leads_back_to_the_clean_latents() -> None:
+    clean, noise = _latents(), noise_from_seeds([3, 4], (4, 8, 8))
     trajectory = make_trajectory(SCHEDULE, 20)
-    noised = add_noise(clean, noise, trajectory.alpha_bars[-1].expand(2))
-    assert torch.allclose(sample(noised, lambda z, t: noise, trajectory), clean, atol=1e-4)
-    bar = trajectory.alpha_bars[7]
-    assert torch.allclose(predict_clean(add_noise(clean, noise, bar.expand(2)), noise, bar), clean, atol=1e-4)
+    noised = add_noise(clean, noise, trajectory.alphas_cumprod[-1].expand(2))
+    sampled = sample(noised, lambda z, t: noise, trajectory, make_ddim_step(trajectory))
+    assert torch.allclose(sampled, clean, atol=1e-4)
 
 
-def test_eta_0_is_deterministic_ddim_bit_for_bit():
-    trajectory = make_trajectory(SCHEDULE, 10)
-    latents, (low, high) = _start(), trajectory.alpha_bars[[4, 5]]
-    noise = _toy(latents, 0)
-    assert torch.equal(ddim_step(latents, noise, high, low), ddim_move(latents, noise, high, low))
+def test_loop_equals_single_ddim_steps() -> None:
+    trajectory = make_trajectory(SCHEDULE, 5)
+    stream, expected = NoiseStream([5, 6], (4, 8, 8)), _latents()
+    for level in range(5, 0, -1):
+        noise = _denoiser(expected, trajectory.timesteps[level])
+        levels = trajectory.alphas_cumprod[level], trajectory.alphas_cumprod[level - 1]
+        expected = ddim_step(expected, noise, *levels, 0.7, stream())
+    step = make_ddim_step(trajectory, 0.7, NoiseStream([5, 6], (4, 8, 8)))
+    assert torch.equal(sample(_latents(), _denoiser, trajectory, step), expected)
 
 
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_a_step_keeps_the_variance_that_the_level_says(eta):
-    """From exactly noised data, the true noise known, the next level's marginal is q(z_s | z_0)."""
-    trajectory = make_trajectory(SCHEDULE, 10)
-    bar_from, bar_to = trajectory.alpha_bars[6], trajectory.alpha_bars[5]
-    noise, fresh = noise_from_seeds([1, 2], (1, 400, 400))
-    clean = torch.full((1, 400, 400), 0.7)
-    noised = bar_from.sqrt().float() * clean + (1 - bar_from).sqrt().float() * noise
-    moved = ddim_step(noised, noise, bar_from, bar_to, eta, fresh)
-    assert float(moved.mean()) == pytest.approx(0.7 * float(bar_to.sqrt()), abs=5e-3)
-    assert float(moved.var()) == pytest.approx(1 - float(bar_to), rel=1e-2)
-    assert not torch.allclose(moved, ddim_step(noised, noise, bar_from, bar_to))
+def test_sampling_returns_from_a_ddim_inversion() -> None:
+    trajectory, latents = make_trajectory(SCHEDULE, 200), 0.3 * _latents()
+    step = make_ddim_step(trajectory)
+
+    def smooth(latents: Tensor, timestep: Tensor) -> Tensor:
+        return 0.1 * torch.tanh(latents)
+
+    inverted = sample(latents, smooth, trajectory, step, path=range(201))
+    assert (inverted - latents).abs().mean() > 0.1
+    assert torch.allclose(sample(inverted, smooth, trajectory, step), latents, atol=1e-2)
 
 
-def test_eta_1_equals_ddpms_posterior_deviation():
-    """Ho et al. 2020, eq. 7: the posterior variance between neighbouring levels."""
-    bar_from, bar_to = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
-    zero = torch.zeros(1, dtype=torch.float64)
-    moved = ddim_step(zero, zero, bar_from, bar_to, 1.0, torch.ones(1, dtype=torch.float64))
-    expected = (1 - bar_to) / (1 - bar_from) * (1 - bar_from / bar_to)
-    assert float(moved) == pytest.approx(float(expected.sqrt()))
+def test_path_may_end_above_the_clean_level_and_continue() -> None:
+    trajectory, latents = make_trajectory(SCHEDULE, 6), _latents()
+    step = make_ddim_step(trajectory)
+    half = sample(latents, _denoiser, trajectory, step, path=range(6, 2, -1))
+    assert torch.equal(
+        sample(half, _denoiser, trajectory, step, path=[3, 2, 1, 0]), sample(latents, _denoiser, trajectory, step)
+    )
 
 
-def test_the_last_step_adds_no_noise():
-    trajectory = make_trajectory(SCHEDULE, 10)
-    bars = trajectory.alpha_bars
-    latents = _start()
-    noisy = ddim_step(latents, _toy(latents, 0), bars[1], bars[0], 1.0, torch.full_like(latents, 100.0))
-    assert torch.allclose(noisy, ddim_step(latents, _toy(latents, 0), bars[1], bars[0]), atol=1e-5)
+def test_hooks_are_called_in_order_at_every_level() -> None:
+    trajectory, calls = make_trajectory(SCHEDULE, 4), []
 
-
-def test_fresh_noise_is_asked_for():
-    trajectory = make_trajectory(SCHEDULE, 3)
-    with pytest.raises(ValueError, match="fresh noise"):
-        sample(_start(), _toy, trajectory, eta=1.0)
-    with pytest.raises(ValueError, match="fresh noise"):
-        ddim_step(_start(), _start(), trajectory.alpha_bars[2], trajectory.alpha_bars[1], 1.0)
-
-
-def test_hooks_see_every_level_in_order_and_change_the_walk():
-    trajectory = make_trajectory(SCHEDULE, 4)
-    seen = []
-
-    def note(name):
-        def hook(*values):
-            seen.append((name, values[-1]))
+    def record(name: str) -> Callable[..., Tensor]:
+        def hook(*values: Any) -> Tensor:
+            calls.append((name, values[-1]))
             return values[0]
 
         return hook
 
-    plain = sample(_start(), _toy, trajectory)
-    hooks = {name: note(name) for name in ("before_step", "after_noise", "after_step")}
-    assert torch.equal(sample(_start(), _toy, trajectory, **hooks), plain)
-    steps = [[("before_step", t), ("after_noise", t), ("after_step", t - 1)] for t in (4, 3, 2, 1)]
-    assert seen == sum(steps, [])
-    for name in hooks:
-        changed = sample(_start(), _toy, trajectory, **{name: lambda *values: values[0] * 0.5})
-        assert not torch.allclose(changed, plain)
-    seen.clear()
-    sample(_start(), _toy, trajectory, start=2, before_step=note("before_step"))
-    assert seen == [("before_step", 2), ("before_step", 1)]
+    names = ("before_step", "after_noise", "after_step")
+    step = make_ddim_step(trajectory)
+    plain = sample(_latents(), _denoiser, trajectory, step)
+    hooked = sample(_latents(), _denoiser, trajectory, step, **{name: record(name) for name in names})
+    assert torch.equal(hooked, plain)
+    expected = []
+    for level in (4, 3, 2, 1):
+        expected += [("before_step", level), ("after_noise", level), ("after_step", level - 1)]
+    assert calls == expected
 
 
-def test_guidance_with_one_branch_is_classifier_free_guidance_and_branches_add_up():
-    base, one, two = noise_from_seeds([1, 2, 3], (4, 8, 8))
-    assert torch.allclose(guide(base, (5.0, one)), -4 * base + 5 * one, atol=1e-5)
-    assert torch.equal(guide(base, (0.0, one)), base)
-    assert torch.allclose(guide(base, (8.0, one), (2.0, two)), base + 8 * (one - base) + 2 * (two - base), atol=1e-5)
+@pytest.mark.parametrize("name", ["before_step", "after_noise", "after_step"])
+def test_hooks_change_the_result(name: str) -> None:
+    trajectory = make_trajectory(SCHEDULE, 4)
+    step = make_ddim_step(trajectory)
+    hooks: dict[str, Any] = {name: lambda *values: values[0] * 0.5}
+    changed = sample(_latents(), _denoiser, trajectory, step, **hooks)
+    assert not torch.allclose(changed, sample(_latents(), _denoiser, trajectory, step))
 
 
-def test_blending_keeps_each_side_exactly():
-    one, two = _start(), noise_from_seeds([5, 6], (4, 8, 8))
-    mask = torch.zeros(2, 1, 8, 8)
-    mask[:, :, 2:5, 3:6] = 1
-    inside = mask.bool().expand_as(one)
-    mixed = blend(one, two, mask)
-    assert torch.equal(mixed[inside], one[inside]) and torch.equal(mixed[~inside], two[~inside])
+def test_stochastic_sampling_needs_fresh_noise() -> None:
+    with pytest.raises(ValueError, match="fresh noise"):
+        make_ddim_step(make_trajectory(SCHEDULE, 3), eta=1.0)
 
 
-def test_a_samples_noise_depends_on_its_seed_alone():
-    together, alone = NoiseStream([3, 4, 5], (2, 4)), NoiseStream([4], (2, 4))
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@pytest.mark.parametrize("start", [25, 15, 1])
+def test_dpm_solver_step_equals_the_scheduler_of_diffusers(start: int) -> None:
+    bars = SCHEDULE.double()
+    betas = 1 - bars / torch.cat([torch.ones(1), bars[:-1]])
+    solver = DPMSolverMultistepScheduler(trained_betas=betas.numpy(), algorithm_type="dpmsolver++", solver_order=2)
+    solver.set_timesteps(25)
+    solver.set_begin_index(25 - start)
+    expected = _latents()
+    for timestep in solver.timesteps[25 - start :]:
+        expected = solver.step(_denoiser(expected, timestep), timestep, expected).prev_sample
+    trajectory, step = make_dpm_solver_step(SCHEDULE, 25)
+    assert torch.equal(sample(_latents(), _denoiser, trajectory, step, path=range(start, -1, -1)), expected)
+    assert trajectory.alphas_cumprod[0] == 1
+    assert torch.equal(trajectory.alphas_cumprod[1:].float(), SCHEDULE[trajectory.timesteps[1:]])
+
+
+def test_noise_of_a_sample_depends_on_its_seed_alone() -> None:
+    batch, single = NoiseStream([3, 4, 5], (2, 4)), NoiseStream([4], (2, 4))
     for _ in range(3):
-        assert torch.equal(together()[1], alone()[0])
-    stream = NoiseStream([3], (2, 4))
-    assert not torch.equal(stream(), stream())
+        assert torch.equal(batch()[1], single()[0])
     assert torch.equal(noise_from_seeds([3], (2, 4)), NoiseStream([3], (2, 4))())
 
 
-def test_the_dpm_solver_walks_the_given_schedule_back_to_the_clean_latent():
-    solver = dpm_solver(SCHEDULE, 25)
-    assert torch.allclose(solver.alphas_cumprod, SCHEDULE, atol=1e-6)
-    assert len(solver.timesteps) == 25
-    clean, noise = _start(), noise_from_seeds([1, 2], (4, 8, 8))
-    latents = add_noise(clean, noise, SCHEDULE[solver.timesteps[0]].expand(2))
-    for time in solver.timesteps:
-        latents = solver.step(noise, time, latents).prev_sample
-    assert torch.allclose(latents, clean, atol=1e-2)
+def test_noise_stream_is_new_at_each_call_and_takes_the_given_type() -> None:
+    stream = NoiseStream([3], (2, 4), torch.zeros(1, dtype=torch.float64))
+    first = stream()
+    assert first.dtype == torch.float64
+    assert not torch.equal(first, stream())

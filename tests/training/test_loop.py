@@ -1,60 +1,80 @@
-"""The training loop: kill and resume ends with the same weights, bit for bit."""
+"""The training loop: exact resume, learning rate schedules, settings of single parameters."""
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from defect_core.training import loop as training
-from defect_core.training.loop import bf16_autocast, bf16_inference
+from defect_core.training.loop import Loss, TrainingConfig, train
 
 
-def _network():
+def _network() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
-def _train(network, loss, folder, **settings):
-    plain = {"learning_rate": 1e-2, "weight_decay": 0.0, "seed": 1, "label": "test"}
-    return training.train(network, loss, work_dir=folder, **plain | settings)
-
-
-def _run(network, folder, stop_at=None, seed=3, muon=False):
-    def loss(step, generator):
+def _sum_loss(network: nn.Module, stop_at: int | None = None) -> Loss:
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         if step == stop_at:
             raise KeyboardInterrupt
         x = torch.randn((8, 4), generator=generator)
         return ((network(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
-    return _train(network, loss, folder, steps=20, checkpoint_every=5, muon=muon, seed=seed, weight_decay=1e-2)
+    return loss
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_a_killed_run_goes_on_to_the_same_weights_and_losses(muon, tmp_path):
-    whole = _network()
-    losses = _run(whole, tmp_path / "whole", muon=muon)
-    killed = _network()
+def _run(
+    network: nn.Module, folder: Path, stop_at: int | None = None, seed: int = 3, use_muon: bool = False
+) -> list[float]:
+    config = TrainingConfig(20, 1e-2, 1e-2, use_muon=use_muon)
+    return train(
+        network, _sum_loss(network, stop_at), config, seed=seed, work_dir=folder, label="test", checkpoint_every=5
+    )
+
+
+@pytest.mark.parametrize("use_muon", [False, True])
+def test_killed_run_resumes_to_the_same_weights_and_losses(
+    use_muon: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted = _network()
+    losses = _run(uninterrupted, tmp_path / "uninterrupted", use_muon=use_muon)
     with pytest.raises(KeyboardInterrupt):
-        _run(killed, tmp_path / "killed", stop_at=8, muon=muon)
-    resumed = _network()
-    steps_seen = []
-    original = training.step_generator
-    training.step_generator = lambda seed, step: steps_seen.append(step) or original(seed, step)
-    try:
-        again = _run(resumed, tmp_path / "killed", muon=muon)
-    finally:
-        training.step_generator = original
-    assert steps_seen[0] == 5
-    assert again == losses
-    for name, tensor in whole.state_dict().items():
+        _run(_network(), tmp_path / "killed", stop_at=8, use_muon=use_muon)
+    resumed, steps = _network(), []
+    step_generator = training.step_generator
+    monkeypatch.setattr(training, "step_generator", lambda seed, step: steps.append(step) or step_generator(seed, step))
+    assert _run(resumed, tmp_path / "killed", use_muon=use_muon) == losses
+    assert steps[0] == 5
+    for name, tensor in uninterrupted.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_the_loss_falls_and_another_seed_trains_otherwise(tmp_path):
+def test_parameter_without_gradient_before_the_kill_resumes(tmp_path: Path) -> None:
+    def run(folder: Path, stop_at: int | None = None) -> Tensor:
+        network = _network()
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            value = (network[0].weight ** 2).sum()
+            return value + (network[2].weight ** 2).sum() if step > 7 else value
+
+        config = TrainingConfig(10, 1e-2, 0.0)
+        train(network, loss, config, seed=1, work_dir=folder, label="test", checkpoint_every=5)
+        return network[2].weight
+
+    uninterrupted = run(tmp_path / "uninterrupted")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", stop_at=6)
+    assert torch.equal(uninterrupted, run(tmp_path / "killed"))
+
+
+def test_loss_falls_and_another_seed_gives_other_weights(tmp_path: Path) -> None:
     first, second = _network(), _network()
     losses = _run(first, tmp_path / "a")
     _run(second, tmp_path / "b", seed=4)
@@ -62,105 +82,52 @@ def test_the_loss_falls_and_another_seed_trains_otherwise(tmp_path):
     assert not torch.equal(first[0].weight, second[0].weight)
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_the_rate_falls_as_a_cosine_and_with_muon_in_a_line_from_half_on(muon, tmp_path):
-    network, seen = _network(), []
+@pytest.mark.parametrize("use_muon", [False, True])
+def test_adamw_steps_follow_the_learning_rate_schedule(use_muon: bool, tmp_path: Path) -> None:
+    """On a constant slope the step of AdamW is the learning rate."""
+    network, biases = _network(), []
+    config = TrainingConfig(24, 1e-2, 0.0, warmup_steps=4, use_muon=use_muon)
 
-    def loss(step, generator):
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         return network[2].bias.sum() + 0 * sum(parameter.sum() for parameter in network.parameters())
 
-    _train(
-        network,
-        loss,
-        tmp_path,
-        steps=24,
-        warmup=4,
-        watch=lambda done: seen.append(float(network[2].bias.detach())),
-        muon=muon,
+    def after_step(done: int) -> bool:
+        biases.append(float(network[2].bias.detach()))
+        return False
+
+    train(network, loss, config, seed=1, work_dir=tmp_path, label="test", after_step=after_step)
+    factors = [(before - after) / 1e-2 for before, after in pairwise(biases)]
+    assert factors == pytest.approx([config.learning_rate_factor(step) for step in range(1, 24)], abs=1e-3)
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+    config = TrainingConfig(24, 1e-2, 0.0, warmup_steps=4)
+    factors = [config.learning_rate_factor(step) for step in (0, 1, 3, 14, 19)]
+    assert factors == pytest.approx([0.25, 0.5, 1, 0.5, 0.5 * (1 + math.cos(0.75 * math.pi))])
+
+
+def test_learning_rate_with_muon_is_constant_and_then_falls_linearly() -> None:
+    config = TrainingConfig(24, 1e-2, 0.0, warmup_steps=4, use_muon=True)
+    assert [config.learning_rate_factor(step) for step in (1, 4, 14, 19)] == pytest.approx([0.5, 1, 1, 0.5])
+
+
+def test_training_stops_when_after_step_returns_true(tmp_path: Path) -> None:
+    network = _network()
+    config = TrainingConfig(20, 1e-2, 0.0)
+    losses = train(
+        network, _sum_loss(network), config, seed=1, work_dir=tmp_path, label="test", after_step=lambda done: done == 6
     )
-    rates = [(before - after) / 1e-2 for before, after in pairwise(seen)]  # AdamW's step on an even slope
-    assert rates[:3] == pytest.approx([0.5, 0.75, 1], abs=1e-3)
-    halves = [rates[3 + 10], rates[3 + 15]]
-    assert halves == pytest.approx([1, 0.5] if muon else [0.5, 0.5 * (1 + math.cos(0.75 * math.pi))], abs=1e-3)
+    assert len(losses) == 6
 
 
-def test_overrides_give_named_parameters_their_own_rate_and_decay(tmp_path):
+def test_overrides_set_learning_rate_and_decay_of_named_parameters(tmp_path: Path) -> None:
     network = _network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    overrides = {"0": {"learning_rate": 0.0}, "2.weight": {"weight_decay": 0.0}}
 
-    def loss(step, generator):
+    def loss(step: int, generator: torch.Generator) -> Tensor:
         return network(torch.ones(1, 4)).sum() * 0
 
-    _train(
-        network,
-        loss,
-        tmp_path,
-        steps=2,
-        weight_decay=0.5,
-        overrides={"0": {"learning_rate": 0.0}, "2.weight": {"weight_decay": 0.0}},
-    )
+    train(network, loss, TrainingConfig(2, 1e-2, 0.5, overrides=overrides), seed=1, work_dir=tmp_path, label="test")
     unchanged = {name for name, tensor in network.state_dict().items() if torch.equal(tensor, before[name])}
     assert unchanged == {"0.weight", "0.bias", "2.weight"}
-
-
-def test_a_parameter_that_had_no_gradient_before_the_kill_resumes(tmp_path):
-    def run(network, folder, stop_at=None):
-        def loss(step, generator):
-            if step == stop_at:
-                raise KeyboardInterrupt
-            value = (network[0].weight ** 2).sum()
-            return value + (network[2].weight ** 2).sum() if step > 7 else value
-
-        _train(network, loss, folder, steps=10, checkpoint_every=5)
-        return network[2].weight
-
-    whole = run(_network(), tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(_network(), tmp_path / "killed", stop_at=6)
-    assert torch.equal(whole, run(_network(), tmp_path / "killed"))
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_drawing_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
-    convolution, norm, linear = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4 * 36, 1)
-    network = nn.Sequential(convolution, norm, nn.Flatten(), linear)
-    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    with pytest.raises(KeyboardInterrupt), bf16_inference(network):
-        kinds = {parameter.dtype for layer in (convolution, linear) for parameter in layer.parameters()}
-        assert kinds == ({torch.bfloat16} if native else {torch.float32})
-        assert norm.weight.dtype == torch.float32
-        assert network(torch.zeros(1, 1, 8, 8)).dtype == kinds.pop()
-        raise KeyboardInterrupt
-    for name, parameter in network.named_parameters():  # put back, whatever happened within
-        assert parameter.dtype == torch.float32 and torch.equal(parameter, before[name])
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_training_is_in_bfloat16_only_where_the_processor_has_it(native, monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
-    with bf16_autocast(torch.device("cpu"), 16):
-        assert torch.is_autocast_enabled("cpu") == native
-    with bf16_autocast(torch.device("cpu"), 64):  # attention written out would not fit
-        assert not torch.is_autocast_enabled("cpu")
-
-
-def test_attention_written_out_is_attention(monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
-    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0)).unbind()
-    mask = torch.ones(9, 9, dtype=torch.bool).tril()
-    asked = ({}, {"scale": 0.7}, {"attn_mask": mask})
-    wanted = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
-    ours, counted = training._attention, []
-    monkeypatch.setattr(training, "_attention", lambda *a, **k: counted.append(a) or ours(*a, **k))
-    for number, arithmetic in enumerate(
-        (bf16_inference(nn.Linear(1, 1)), bf16_autocast(torch.device("cpu"), 3, written_out=True)), start=1
-    ):
-        with arithmetic:
-            drawn = [F.scaled_dot_product_attention(query, key, value, **each) for each in asked]
-        for one, other in zip(drawn, wanted, strict=True):
-            torch.testing.assert_close(one.float(), other, atol=0.03, rtol=0)
-        assert len(counted) == 2 * number  # the mask is not for ours

@@ -1,42 +1,42 @@
-"""Muon: directions without a scale, in every shape; a step as long as AdamW's."""
+"""Muon: orthogonal update directions for every shape, with the update size of AdamW."""
 
 import pytest
 import torch
 from torch import nn
 
 from defect_core.training import muon
-from defect_core.training.muon import Muon, inner_weights, orthogonalised
+from defect_core.training.muon import Muon, orthogonalize, select_hidden_weights
 
 SHAPES = [(24, 24), (24, 90), (90, 24), (24, 240), (240, 24)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_directions_have_singular_values_near_one_and_keep_their_vectors(shape: tuple[int, int]) -> None:
+def test_update_keeps_singular_vectors_and_sets_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     left, sizes, right = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
-    direction = orthogonalised(left * torch.linspace(0.05, 1, sizes.shape[1]) @ right)
-    found = torch.linalg.svdvals(direction)
-    assert found.min() > 0.6
-    assert found.max() < 1.3
+    direction = orthogonalize(left * torch.linspace(0.05, 1, sizes.shape[1]) @ right)
+    values = torch.linalg.svdvals(direction)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
     overlap = torch.einsum("nij,nij->n", direction, left @ right) / sizes.shape[1]
     assert (overlap > 0.8).all()
 
 
-def test_wide_matrices_get_the_same_directions_from_their_gram_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iteration_on_gram_matrices_gives_the_same_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, 24, 240) * torch.logspace(-2, 0, 24)[:, None]
-    found = []
-    for other in ("_iterated", "_by_gram"):
+    directions = []
+    for other in ("_iterate", "_iterate_on_gram"):
         with monkeypatch.context() as patch:
-            patch.setattr(muon, other, lambda x: pytest.fail("not this way"))
-            patch.setattr(muon, "_WIDE", 5 if other == "_iterated" else 100)
-            found.append(orthogonalised(matrices))
-    torch.testing.assert_close(*found, atol=0.02, rtol=0)
+            patch.setattr(muon, other, lambda x: pytest.fail("the other iteration was expected"))
+            patch.setattr(muon, "_GRAM_ASPECT_RATIO", 5 if other == "_iterate" else 100)
+            directions.append(orthogonalize(matrices))
+    torch.testing.assert_close(*directions, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_a_step_is_of_one_length_whatever_the_gradients(scale: float) -> None:
-    """AdamW's, a fifth of the rate in the root mean square (Liu et al. 2025, eq. 4), less the decay."""
+def test_update_size_does_not_depend_on_the_gradient_scale(scale: float) -> None:
+    """The root mean square is that of AdamW, 0.2 times the learning rate (Liu et al. 2025, eq. 4)."""
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.zeros(shape)) for shape in (*SHAPES, (24, 10, 3, 3))]
     optimizer = Muon(weights, torch.tensor(0.01))
@@ -48,7 +48,7 @@ def test_a_step_is_of_one_length_whatever_the_gradients(scale: float) -> None:
         assert (weight * weight.grad).sum() < 0
 
 
-def test_kernels_of_a_convolution_in_either_layout_move_alike() -> None:
+def test_memory_layout_of_a_kernel_does_not_change_its_update() -> None:
     torch.manual_seed(0)
     first, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
     moved = []
@@ -60,18 +60,18 @@ def test_kernels_of_a_convolution_in_either_layout_move_alike() -> None:
     assert torch.allclose(*moved, atol=1e-6)
 
 
-def test_in_turns_each_weight_moves_in_one_of_two_steps_twice_as_far_by_all_gradients_since() -> None:
+def test_with_every_2_each_weight_moves_twice_as_far_in_every_other_step() -> None:
     torch.manual_seed(0)
     gradients = torch.randn(3, 2, 24, 24)  # by step and weight
     moved = {}
     for every in (1, 2):
         weights = [nn.Parameter(torch.zeros(24, 24)) for _ in range(2)]
         optimizer, paths = Muon(weights, torch.tensor(0.01), every), []
-        for step in gradients:
+        for index, step in enumerate(gradients):
             before = [weight.detach().clone() for weight in weights]
             for weight, gradient in zip(weights, step, strict=True):
                 weight.grad = gradient
-            optimizer.step()
+            optimizer.step(index)
             paths.append([weight.detach() - old for weight, old in zip(weights, before, strict=True)])
         moved[every] = paths
     assert [[bool(path.any()) for path in step] for step in moved[2]] == [[True, False], [False, True], [True, False]]
@@ -79,6 +79,6 @@ def test_in_turns_each_weight_moves_in_one_of_two_steps_twice_as_far_by_all_grad
     torch.testing.assert_close(moved[2][1][1], 2 * moved[1][1][1], rtol=0.01, atol=1e-5)
 
 
-def test_it_is_for_the_matrices_between_the_ends() -> None:
+def test_hidden_weights_are_the_matrices_between_first_and_last_layer() -> None:
     network = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("conv_in", "mid_block", "conv_out", "conv_outer")})
-    assert list(inner_weights(dict(network.named_parameters()))) == ["mid_block.weight", "conv_outer.weight"]
+    assert list(select_hidden_weights(dict(network.named_parameters()))) == ["mid_block.weight", "conv_outer.weight"]
