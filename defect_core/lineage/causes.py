@@ -1,6 +1,6 @@
-"""Why an instance's output differs between two revisions: the earliest things upstream of it that differ.
+"""Why an instance's output differs between two revisions: the first differences upstream of it.
 
-Read from dvc.lock alone, which holds what every stage really ran with: digests of what it read, and its settings.
+The source is dvc.lock alone. It records what every stage instance ran with: its settings and the digests of its inputs.
 """
 
 from collections.abc import Iterator
@@ -10,22 +10,23 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any
 
+from defect_core.data.config import source_input
 from defect_core.graph.table import STAGES
 from defect_core.lineage.snapshot import Snapshot
-from defect_core.project.params import source_input
 
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 
 
 @dataclass(frozen=True, order=True)
 class Cause:
-    """One thing that differs and that no other difference explains.
+    """A difference between two revisions that no other difference explains.
 
     Attributes:
-        kind: `raw images`, `settings`, `code`, `stage` (one that only one side has), or `rerun`: an output differs
-            although all that it was made from is the same.
-        what: the folder, the dotted key, the code file, or the address.
-        before, after: short texts; "" where there is none.
+        kind: `raw images`, `settings`, `code`, `stage` (only one revision has the instance), or `rerun` (an output
+            differs although its inputs are equal).
+        what: the folder, the dotted key, the code file, or the address of the instance.
+        before: short text of the value before; "" without one.
+        after: short text of the value after; "" without one.
     """
 
     kind: str
@@ -35,34 +36,39 @@ class Cause:
 
 
 class Lineage:
-    """Both revisions' graphs, laid over each other."""
+    """The graphs of two revisions, compared with each other.
+
+    Attributes:
+        sides: the revisions before and after.
+        causes: returns the causes of an instance's different output, by its address.
+    """
 
     def __init__(self, before: Snapshot, after: Snapshot) -> None:
         self.sides = (before, after)
         self.causes = cache(self._causes)
 
     def address_of(self, path: str) -> str | None:
-        """The instance that writes a file."""
+        """Return the address of the instance that writes a file; None without one."""
         return next(iter(self._writers.get(path, ())), None)
 
     def pending(self) -> list[Cause]:
-        """Settings and code that differ between the revisions, but that nothing on record has run with yet."""
+        """Return settings and code that differ between the revisions, but with which no recorded instance has run."""
         ran = {(cause.kind, cause.what) for address in self._addresses for cause in self._own(address)}
         before, after = (_leaves(side.params) for side in self.sides)
-        found = [
+        causes = [
             Cause("settings", key, _text(before.get(key)), _text(after.get(key)))
             for key in sorted(before.keys() | after.keys())
             if before.get(key) != after.get(key) and ("settings", key) not in ran
         ]
-        found = [cause for cause in found if not any(k == "settings" and _is_part(cause.what, w) for k, w in ran)]
-        listed = {path for address in self._addresses for side in self.sides for path in self._code(side, address)}
-        for path in sorted(listed):
-            if ("code", path) not in ran and self.changed_files(path):
-                found.append(Cause("code", path))
-        return found
+        causes = [cause for cause in causes if not any(k == "settings" and _is_part(cause.what, w) for k, w in ran)]
+        files = {path for address in self._addresses for side in self.sides for path in self._code(side, address)}
+        causes += [
+            Cause("code", path) for path in sorted(files) if ("code", path) not in ran and self.changed_files(path)
+        ]
+        return causes
 
     def changed_files(self, folder: str) -> list[str]:
-        """Tracked files at or below a path whose content differs between the revisions."""
+        """Return tracked files at or below a path whose content differs between the revisions."""
         return [path for path in self._changed_paths if path == folder or path.startswith(folder + "/")]
 
     @cached_property
@@ -79,15 +85,15 @@ class Lineage:
 
     @cached_property
     def _writers(self) -> dict[str, list[str]]:
-        """Addresses by the path they write and by every folder above it."""
-        found: dict[str, dict[str, None]] = {}
+        """Addresses of instances by the path they write and by every folder above it."""
+        writers: dict[str, dict[str, None]] = {}
         for side in self.sides:
             for address, entry in side.lock.items():
                 for output in entry.get("outs", []):
                     path = PurePosixPath(output["path"])
                     for name in (path, *path.parents[:-1]):
-                        found.setdefault(str(name), {})[address] = None
-        return {path: list(addresses) for path, addresses in found.items()}
+                        writers.setdefault(str(name), {})[address] = None
+        return {path: list(addresses) for path, addresses in writers.items()}
 
     @cached_property
     def _written(self) -> set[str]:
@@ -95,32 +101,33 @@ class Lineage:
 
     def _causes(self, address: str) -> frozenset[Cause]:
         own = frozenset(self._own(address))
-        found = own.union(*(self.causes(other) for other in self._upstream(address)))
-        if not found and self._differs(address):
+        causes = own.union(*(self.causes(other) for other in self._upstream(address)))
+        if not causes and self._differs(address):
             return frozenset([Cause("rerun", address)])
-        return found
+        return causes
 
     def _upstream(self, address: str) -> set[str]:
-        """The instances that wrote what an instance read and what differs between the revisions."""
+        """Return the instances whose outputs an instance reads and whose outputs differ between the revisions."""
         before, after = (self._digests("deps", address, side) for side in (0, 1))
-        found: set[str] = set()
+        upstream: set[str] = set()
         for name in before.keys() | after.keys():
             if before.get(name) == after.get(name):
                 continue
-            found.update(self._writers.get(name, ()))
+            upstream.update(self._writers.get(name, ()))
             for above in PurePosixPath(name).parents[:-1]:
                 if str(above) in self._written:
-                    found.update(self._writers[str(above)])
-        return {other for other in found - {address} if self._differs(other)}
+                    upstream.update(self._writers[str(above)])
+        return {other for other in upstream - {address} if self._differs(other)}
 
     def _differs(self, address: str) -> bool:
         return self._digests("outs", address, 0) != self._digests("outs", address, 1)
 
     def _own(self, address: str) -> Iterator[Cause]:
-        entries = [side.lock.get(address) for side in self.sides]
-        if None in entries:
-            if any(entries):
-                yield Cause("stage", address, *("there" if entry else "not there" for entry in entries))
+        """Yield the differences of an instance itself: its settings, its code, and the raw images it reads."""
+        entries = [entry for side in self.sides if (entry := side.lock.get(address)) is not None]
+        if len(entries) < len(self.sides):
+            if entries:
+                yield Cause("stage", address, *("present" if address in side.lock else "absent" for side in self.sides))
             return
         settings = [_leaves(entry.get("params", {}).get("params.yaml", {})) for entry in entries]
         for key in sorted(settings[0].keys() | settings[1].keys()):
@@ -136,7 +143,6 @@ class Lineage:
                 continue
             product = address.partition("@")[2]
             if path in self._sources(product):
-                # what was taken in differs, not only what lies beside it
                 yield Cause("raw images", f"data/raw/{product}")
             elif path in before and path in after:
                 yield Cause("code", path)
@@ -151,12 +157,13 @@ class Lineage:
         return path in self._writers or any(str(name) in self._written for name in above)
 
     def _sources(self, product: str) -> set[str]:
-        found = set()
+        """Return the paths of a product's raw images."""
+        paths = set()
         for side in self.sides:
             source = (side.params.get("sources") or {}).get(product)
             if source is not None:
-                found.add(normpath(source_input(product, (source or {}).get("path"))))
-        return found | {"data/README.md"}
+                paths.add(normpath(source_input(product, (source or {}).get("path"))))
+        return paths | {"data/README.md"}
 
     def _digests(self, kind: str, address: str, side: int) -> dict[str, str]:
         entry = self.sides[side].lock.get(address, {})
@@ -164,12 +171,12 @@ class Lineage:
 
 
 def _leaves(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; lists are values."""
+    """Return values by dotted key; a list is one value."""
     if isinstance(content, dict):
-        found: dict[str, Any] = {}
+        leaves: dict[str, Any] = {}
         for name, value in content.items():
-            found |= _leaves(value, f"{prefix}.{name}" if prefix else str(name))
-        return found
+            leaves |= _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+        return leaves
     return {prefix: content} if prefix else {}
 
 

@@ -1,4 +1,4 @@
-"""What git knows of a project, without touching the working tree. Every call is one child process."""
+"""Read-only git commands in a project. Each call is one child process."""
 
 import subprocess
 from typing import Any
@@ -7,7 +7,7 @@ from defect_core.project.paths import Project
 
 
 def git(project: Project, *arguments: str) -> str | None:
-    """Standard output of a git command run in the project; None where it fails or there is no git."""
+    """Return the standard output of a git command in the project; None where it fails or git is not installed."""
     try:
         done = subprocess.run(
             ["git", "-c", "core.quotePath=off", *arguments], cwd=project.root, capture_output=True, check=False
@@ -18,15 +18,15 @@ def git(project: Project, *arguments: str) -> str | None:
 
 
 def commit_of(project: Project, recorded: str | None = None) -> dict[str, Any]:
-    """Where the working tree stands.
+    """Return the commit of the working tree.
 
     Args:
-        recorded: a digest of DVC's.
+        project: may be outside git.
+        recorded: a digest in dvc.lock.
 
     Returns:
-        `head`: the commit checked out, None outside git or before the first commit; `dirty`: whether a tracked file of
-        the project differs from it or an untracked one lies in it; `recorded_in`: the first commit whose dvc.lock
-        holds `recorded`.
+        `head`: the commit, None outside git or before the first commit; `dirty`: whether the project has changed or
+        untracked files; `recorded_in`: the first commit whose dvc.lock contains `recorded`.
     """
     head = git(project, "rev-parse", "--verify", "--quiet", "HEAD")
     if head is None:
@@ -34,6 +34,6 @@ def commit_of(project: Project, recorded: str | None = None) -> dict[str, Any]:
     changes = git(project, "status", "--porcelain", "--", ".")
     first = None
     if recorded:
-        found = (git(project, "log", "--format=%H", "-S", recorded, "--", "dvc.lock") or "").split()
-        first = found[-1] if found else None
+        commits = (git(project, "log", "--format=%H", "-S", recorded, "--", "dvc.lock") or "").split()
+        first = commits[-1] if commits else None
     return {"head": head.strip(), "dirty": bool((changes or "").strip()), "recorded_in": first}

@@ -1,4 +1,4 @@
-"""dvc.lock as plain YAML: what DVC last ran, on which inputs, with which settings. Calls no DVC."""
+"""Reader of dvc.lock: the inputs and settings of the last run of every stage instance. It does not import DVC."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ LOCK_FILE = "dvc.lock"
 
 
 def read_lock(project: Project) -> dict[str, Any]:
-    """The entries of dvc.lock by address; empty before the first run."""
+    """Return the entries of dvc.lock by address; empty before the first run."""
     path = project.path(LOCK_FILE)
     return parse_lock(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def parse_lock(text: str) -> dict[str, Any]:
-    """The entries of a dvc.lock by address."""
-    # the C loader: a lock of some hundred instances takes the pure one seconds
+    """Return the entries of the text of a dvc.lock by address."""
+    # The pure Python loader needs seconds for a few hundred instances.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return (yaml.load(text, Loader=loader) or {}).get("stages") or {}  # noqa: S506 - a safe loader
+    return (yaml.load(text, Loader=loader) or {}).get("stages") or {}
 
 
 def output_digest(lock: dict[str, Any], address: str, path: str) -> str | None:
-    """The md5 of one output of an instance; None where DVC has none on record."""
+    """Return the recorded md5 of one output of an instance; None without a record."""
     for output in lock.get(address, {}).get("outs", []):
         if output["path"] == path:
             return output["md5"]
@@ -31,6 +31,6 @@ def output_digest(lock: dict[str, Any], address: str, path: str) -> str | None:
 
 
 def recorded_params(lock: dict[str, Any], address: str) -> dict[str, Any]:
-    """The settings that an instance last ran with, by dotted key; empty where DVC has none on record."""
-    found: dict[str, Any] = lock.get(address, {}).get("params", {}).get("params.yaml", {})
-    return found
+    """Return the settings of the last run of an instance by dotted key; empty without a record."""
+    params: dict[str, Any] = lock.get(address, {}).get("params", {}).get("params.yaml", {})
+    return params

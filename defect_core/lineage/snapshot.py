@@ -1,4 +1,4 @@
-"""A project as it stood at a git revision or DVC experiment, read from git without a checkout; or as it stands now."""
+"""State of a project at a git revision or DVC experiment, read without a checkout, or of its working tree."""
 
 import configparser
 import json
@@ -20,16 +20,16 @@ METRICS = ("metrics/segment/", "metrics/segment_unified/", "metrics/classify/", 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a comparison needs of one revision.
+    """State of a project at one revision.
 
     Attributes:
-        name: as the user gave it.
+        name: as the user wrote it.
         commit: None for the working tree.
-        params: params.yaml as it stands in the file.
-        lock: entries of dvc.lock by address, empty where there is none.
-        metrics: parsed metrics of scores and segmenters by path.
-        tree: git's object of every tracked file by path; a file of the working tree that differs from the last commit
-            has "changed" in its place.
+        params: content of params.yaml, without defaults.
+        lock: entries of dvc.lock by address; empty without a dvc.lock.
+        metrics: content of the metrics files by path.
+        tree: git object of every tracked file by path. A file of the working tree that differs from the last commit
+            has "changed" instead.
     """
 
     name: str
@@ -41,22 +41,23 @@ class Snapshot:
 
 
 def open_snapshot(project: Project, name: str) -> Snapshot:
-    """Read a revision.
+    """Return the state of a project at a revision.
 
     Args:
-        name: anything git understands, the name of a DVC experiment, or `workspace` for the files as they lie here.
+        project: its folder is in a git repository.
+        name: a git revision, the name of a DVC experiment, or `workspace` for the working tree.
 
     Raises:
-        InputError: no such revision, or it holds no project.
+        InputError: the revision does not exist, or has no project in this folder.
     """
     if name == WORKSPACE:
         return _workspace(project)
     commit = _resolve(project, name)
     tree = _tree(project, commit)
     if PARAMS_FILE not in tree:
-        raise InputError(f"{name}: holds no {PARAMS_FILE} in this folder; expected a revision of this project")
-    wanted = [path for path in tree if path in (PARAMS_FILE, LOCK_FILE) or _is_metrics(path)]
-    texts = _read_objects(project, {path: tree[path] for path in wanted})
+        raise InputError(f"{name}: {PARAMS_FILE} is missing in this folder; expected a revision of this project")
+    paths = [path for path in tree if path in (PARAMS_FILE, LOCK_FILE) or _is_metrics(path)]
+    texts = _read_objects(project, {path: tree[path] for path in paths})
     return Snapshot(
         name=name,
         commit=commit,
@@ -68,7 +69,7 @@ def open_snapshot(project: Project, name: str) -> Snapshot:
 
 
 def cache_file(project: Project, md5: str) -> Path:
-    """Where DVC's cache keeps the object of an md5 (`….dir` for the list of a folder); it need not be there."""
+    """Return the path of an object in DVC's cache by its md5 (`….dir` for the list of a folder); it may not exist."""
     folder = project.path(".dvc/cache")
     for name in ("config", "config.local"):
         parser = configparser.ConfigParser(strict=False, interpolation=None)
@@ -76,14 +77,14 @@ def cache_file(project: Project, md5: str) -> Path:
             parser.read(project.path(f".dvc/{name}"), encoding="utf-8")
         except configparser.Error:
             continue
-        given = parser.get("cache", "dir", fallback=None)
-        if given:
-            folder = project.path(".dvc") / given
+        configured = parser.get("cache", "dir", fallback=None)
+        if configured:
+            folder = project.path(".dvc") / configured
     return folder / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def cached_listing(project: Project, md5: str | None) -> dict[str, str] | None:
-    """md5 of every file of a folder by relative path; None where the cache does not hold the folder's list."""
+    """Return the md5 of every file of a folder by relative path; None where DVC's cache lacks the folder's list."""
     path = cache_file(project, md5) if md5 and md5.endswith(".dir") else None
     if path is None or not path.is_file():
         return None
@@ -105,7 +106,7 @@ def _workspace(project: Project) -> Snapshot:
     return Snapshot(
         name=WORKSPACE,
         commit=None,
-        params=project.given,
+        params=project.raw_params,
         lock=parse_lock(lock.read_text(encoding="utf-8")) if lock.is_file() else {},
         metrics={path.relative_to(project.root).as_posix(): json.loads(path.read_text()) for path in metrics},
         tree=tree,
@@ -113,34 +114,34 @@ def _workspace(project: Project) -> Snapshot:
 
 
 def _resolve(project: Project, name: str) -> str:
-    found = None if name.startswith("-") else git(project, "rev-parse", "--verify", "--quiet", name + "^{commit}")
-    if found is None:
+    commit = None if name.startswith("-") else git(project, "rev-parse", "--verify", "--quiet", name + "^{commit}")
+    if commit is None:
         refs = git(project, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
-        found = next((line.split()[0] for line in refs.splitlines() if line.endswith("/" + name)), None)
-    if found is None:
+        commit = next((line.split()[0] for line in refs.splitlines() if line.endswith("/" + name)), None)
+    if commit is None:
         raise InputError(
-            f"{name}: neither a git revision nor a DVC experiment of this project; expected one, or `{WORKSPACE}`"
+            f"{name!r} is neither a git revision nor a DVC experiment of this project; expected one or `{WORKSPACE}`"
         )
-    return found.strip()
+    return commit.strip()
 
 
 def _tree(project: Project, commit: str) -> dict[str, str]:
-    """Objects of all files of a commit, paths relative to the project; empty outside git."""
+    """Return the git objects of all files of a commit by path relative to the project; empty outside git."""
     listed = git(project, "ls-tree", "-r", "-z", commit) or ""
-    found = {}
+    objects = {}
     for entry in filter(None, listed.split("\0")):
-        facts, _, path = entry.partition("\t")
-        found[path] = facts.split()[2]
-    return found
+        mode_type_object, _, path = entry.partition("\t")
+        objects[path] = mode_type_object.split()[2]
+    return objects
 
 
 def _read_objects(project: Project, objects: dict[str, str]) -> dict[str, str]:
-    """The texts of git objects, all in one child process."""
-    asked = "".join(f"{name}\n" for name in objects.values())
-    done = subprocess.run(
-        ["git", "cat-file", "--batch"], cwd=project.root, input=asked.encode(), capture_output=True, check=True
+    """Return the texts of git objects by path, read by one child process."""
+    names = "".join(f"{name}\n" for name in objects.values())
+    process = subprocess.run(
+        ["git", "cat-file", "--batch"], cwd=project.root, input=names.encode(), capture_output=True, check=True
     )
-    texts, data, start = {}, done.stdout, 0
+    texts, data, start = {}, process.stdout, 0
     for path in objects:
         end = data.index(b"\n", start)
         size = int(data[start:end].split()[2])
@@ -159,5 +160,5 @@ def _yaml(text: str, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{name}:{PARAMS_FILE}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{name}:{PARAMS_FILE}: expected a mapping of settings, found {type(content).__name__}")
+        raise InputError(f"{name}:{PARAMS_FILE}: found {type(content).__name__}; expected a mapping of settings")
     return content

@@ -1,4 +1,4 @@
-"""The test that a person can take: real good images and ones that the adapted backbone drew, mixed on one sheet."""
+"""Test of realism for the reader: real normal images and generated ones of the adapted backbone, mixed on one sheet."""
 
 import json
 from collections.abc import Sequence
@@ -9,43 +9,48 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defect_core.data.records import load_image
-from defect_core.project.loading import split_records_of
+from defect_core.project.examples import split_records_of
 from defect_core.project.paths import Project
 
-REAL_SHOWN = 20
+REAL_IMAGES = 20
 
 
 class MixedSheet(NamedTuple):
-    """`images` uint8 [R, R, 3] in a mixed order; `drawn`: the places, from 1, of those that no camera took; `held_out`:
-    (step, loss on held-out images) of the adaptation.
+    """Real and generated normal images in random order.
+
+    Attributes:
+        images: uint8 [R, R, 3].
+        generated: positions of the generated images in `images`, counted from 1.
+        held_out: (step, loss on held-out images) of the adaptation.
     """
 
     images: list[NDArray[np.uint8]]
-    drawn: list[int]
+    generated: list[int]
     held_out: list[tuple[float, float]]
 
 
 def mixed_sheet(project: Project, product: str) -> MixedSheet | None:
-    """As many real good images, of both sides of the split, as drawn ones; None where `adapt` is off."""
+    """Return up to 20 real normal images of both splits, mixed with the generated ones; None where `adapt` is off."""
     if project.params.adapt is None:
         return None
     folder = project.path(f"data/backbone/{product}")
-    made = [load_image(path) for path in sorted(folder.glob("drawn/*.png"))]
+    generated = [load_image(path) for path in sorted(folder.glob("drawn/*.png"))]
     records = [r for side in ("train", "test") for r in split_records_of(project, product, side) if r.mask is None]
     rng = np.random.default_rng(0)
-    chosen = sorted(rng.permutation(len(records))[:REAL_SHOWN].tolist())
-    size = made[0].shape[:2]
+    chosen = sorted(rng.permutation(len(records))[:REAL_IMAGES].tolist())
+    size = generated[0].shape[:2]
     raw = project.path(f"data/raw/{product}")
     real = [Image.fromarray(load_image(raw / records[i].image)).resize(size, Image.Resampling.BICUBIC) for i in chosen]
-    images, drawn = mixed([np.asarray(image) for image in real], made, rng)
-    curve = json.loads((folder / "adaptation.json").read_text())
-    return MixedSheet(images, drawn, [(point["step"], point["held_out"]) for point in curve])
+    images, positions = shuffle_together([np.asarray(image) for image in real], generated, rng)
+    curve = json.loads((folder / "adaptation.json").read_text(encoding="utf-8"))
+    return MixedSheet(images, positions, [(point["step"], point["held_out"]) for point in curve])
 
 
-def mixed(
-    real: Sequence[NDArray[np.uint8]], made: Sequence[NDArray[np.uint8]], rng: np.random.Generator
+def shuffle_together(
+    real: Sequence[NDArray[np.uint8]], generated: Sequence[NDArray[np.uint8]], rng: np.random.Generator
 ) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """Both kinds in a random order, and the places, from 1, of those made."""
-    both = [*real, *made]
-    order = rng.permutation(len(both)).tolist()
-    return [both[i] for i in order], [place for place, i in enumerate(order, 1) if i >= len(real)]
+    """Return both kinds of images in random order, and the positions of the generated ones, counted from 1."""
+    images = [*real, *generated]
+    permutation = rng.permutation(len(images)).tolist()
+    positions = [position for position, i in enumerate(permutation, 1) if i >= len(real)]
+    return [images[i] for i in permutation], positions

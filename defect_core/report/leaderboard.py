@@ -1,8 +1,8 @@
-"""The leaderboard as data: what every judge says of every arm, collected from the metrics."""
+"""The leaderboard: scores of every downstream model for every arm, collected from the metrics of a project."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from defect_core.errors import InputError
 from defect_core.metrics.spread import gain_over
@@ -10,67 +10,133 @@ from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project
 from defect_core.report.prediction import predict_gain
 
-OVER_PRODUCTS = "mean over products"
+if TYPE_CHECKING:
+    import pandas as pd
 
+MEAN_OVER_PRODUCTS = "mean over products"
+LEADERBOARD_FILE = "metrics/leaderboard.json"
+_NAMES = ("model", "product", "arm", "base")
+_COUNTS = ("synthetic_pairs", "seeds")
+# downstream models, and where their rows are in the leaderboard
+_MODELS = {"segment": "rows", "segment_unified": "unified", "classify": "classify"}
+
+# one row of `make_leaderboard`
 Row = dict[str, Any]
 
 
 def make_leaderboard(project: Project) -> dict[str, Any]:
     """Collect all metrics of a project.
 
+    A row has `product`, `arm`, `base` (the arm without its sweep fraction), `share` (synthetic fraction of the defect
+    slots of a batch), `mean` and `std` of the scores over the seeds, their `interval` over resampled test images,
+    `reasons` for each mean that is None, `best_on_validation` (the same four of the best models on the validation
+    images, or None), `gain` over `real_only` with its `gain_spread` (see `metrics.spread.gain_over`) and `protocol`.
+
     Returns:
-        `rows`, one per product and arm, best pixel AP first within a product: `base` and `share` (which arm it is a
-        point of a sweep of, and the synthetic part of its defect places), `mean` and `std` of the segmenter's scores
-        over its seeds, their `interval` over test images, `reasons` for each mean that is None, `best_on_validation`
-        (the same four of the best models on the validation slice, or None), `gain` in pixel AP over `real_only` with
-        its `gain_spread` (see `metrics.spread.gain_over`), `scores` of the arm's synthetic set with `missing`, the
-        reasons for those that it lacks (None for arms that are no generator), `protocol`.
-        `unified`, the same rows of the one segmenter over all products, for each product and for the mean over them;
-        `classify`, the same of the classifier, gain in accuracy, with `classes` and `confusion` (sums over the seeds);
-        both are empty where params.yaml asks for none. `zero_shot`, one per defect that a generator carried over to a
-        product without examples of it: `product`, `arm`, `defect`, `from`, `generated`, `scores`. `prediction`: how
-        well each image score ranks the gains (see `prediction.predict_gain`).
+        `rows`: one per product and arm, best pixel AP first within a product; the segmenter. They also have `scores` of
+        the arm's synthetic set (None for arms that are no generator), reasons for the `missing` ones and
+        `acceptance_rate`.
+        `unified`: rows of the segmenter of all products, for the mean over products and for each product.
+        `classify`: rows of the classifier; the gain is in accuracy. They also have `classes` and `confusion`, summed
+        over the seeds. `unified` and `classify` are empty where params.yaml has no such section.
+        `zero_shot`: one entry per defect generated on a product without examples of it: `product`, `arm`, `defect`,
+        `from`, `generated`, `scores`.
+        `prediction`: see `predict_gain`.
+
+    Raises:
+        InputError: a metrics file is missing.
     """
     rows: list[Row] = []
-    carried: list[dict[str, Any]] = []
+    zero_shot: list[dict[str, Any]] = []
     for product in project.params.products:
-        found = {arm: _read(project, f"metrics/segment/{product}/{arm}.json") for arm in project.params.arms}
-        for row in _rows(project, product, found, "pixel_ap"):
+        results = {arm: _read(project, f"metrics/segment/{product}/{arm}.json") for arm in project.params.arms}
+        for row in _rows(project, product, results, "pixel_ap"):
             arm = row["arm"]
             scores = _read(project, f"metrics/score/{product}/{arm}.json") if arm in project.params.generators else None
             row["scores"] = scores and scores["scores"]["pooled"]
             row["missing"] = (scores or {}).get("missing", {})
             row["acceptance_rate"] = scores and scores["acceptance"]["acceptance_rate"]
             rows.append(row)
-            for defect, facts in sorted(((scores or {}).get("zero_shot") or {}).items()):
-                carried.append({"product": product, "arm": arm, "defect": defect, **facts})
+            for defect, entry in sorted(((scores or {}).get("zero_shot") or {}).items()):
+                zero_shot.append({"product": product, "arm": arm, "defect": defect, **entry})
     return {
         "rows": rows,
         "unified": _unified(project) if project.params.segment_unified is not None else [],
         "classify": _classify(project) if project.params.classify is not None else [],
-        "zero_shot": carried,
+        "zero_shot": zero_shot,
         "prediction": predict_gain(rows, project.params.seed),
     }
 
 
-def read_leaderboard(project: Project) -> dict[str, Any]:
-    """The last written leaderboard. Raises InputError when there is none."""
-    path = project.path("metrics/leaderboard.json")
-    if not path.is_file():
-        raise InputError("metrics/leaderboard.json: not there yet; `defectory run` makes it")
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_leaderboard(project: Project) -> "pd.DataFrame":
+    """Return the last leaderboard of a project as a frame, see `leaderboard_frame`.
+
+    Raises:
+        InputError: the project has no leaderboard yet.
+    """
+    return leaderboard_frame(load_leaderboard(project))
 
 
-def _rows(project: Project, product: str, found: Mapping[str, dict[str, Any]], score: str) -> list[Row]:
-    """Rows of one judge on one product, the best `score` first.
+def leaderboard_frame(leaderboard: Mapping[str, Any]) -> "pd.DataFrame":
+    """Return a leaderboard as a frame with one row per downstream model, product and arm.
 
     Args:
-        found: by arm what the judge wrote.
-        score: the one that gains are in.
+        leaderboard: see `make_leaderboard`.
+
+    Returns:
+        `model` (`segment`, `segment_unified` or `classify`), `product`, `arm`, `base`, `synthetic_fraction`,
+        `synthetic_pairs`, `seeds`, `gain`, `gain_spread`; for each score `NAME`, `NAME_std`, `NAME_low`, `NAME_high`
+        (95 % interval) and `NAME_best_on_validation`; `acceptance_rate`; `set_NAME` for each score of the synthetic
+        set. Scores and gains are fractions, undefined ones are NaN.
     """
-    base = found.get(BASELINE_ARM)
+    import pandas as pd
+
+    records = [_record(model, row) for model, key in _MODELS.items() for row in leaderboard.get(key) or []]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    ordered = sorted(names, key=lambda name: (name == "acceptance_rate") + 2 * name.startswith("set_"))
+    frame = pd.DataFrame(records, columns=ordered)
+    types = {name: "Int64" if name in _COUNTS else "float64" for name in ordered if name not in _NAMES}
+    return frame.astype(types)
+
+
+def load_leaderboard(project: Project) -> dict[str, Any]:
+    """Return the content of `metrics/leaderboard.json`, see `make_leaderboard`.
+
+    Raises:
+        InputError: the project has no leaderboard yet.
+    """
+    return _read(project, LEADERBOARD_FILE)
+
+
+def _record(model: str, row: Row) -> dict[str, Any]:
+    protocol, best = row["protocol"], row["best_on_validation"] or {"mean": {}}
+    record = {"model": model, **{name: row[name] for name in ("product", "arm", "base")}}
+    record |= {
+        "synthetic_fraction": row["share"],
+        "synthetic_pairs": protocol.get("synthetic"),
+        "seeds": protocol.get("seeds"),
+    }
+    record |= {name: row[name] for name in ("gain", "gain_spread")}
+    for name, value in row["mean"].items():
+        low, high = row["interval"].get(name) or (None, None)
+        record |= {name: value, f"{name}_std": row["std"].get(name), f"{name}_low": low, f"{name}_high": high}
+        record[f"{name}_best_on_validation"] = best["mean"].get(name)
+    record["acceptance_rate"] = row.get("acceptance_rate")
+    return record | {f"set_{name}": value for name, value in (row.get("scores") or {}).items()}
+
+
+def _rows(project: Project, product: str, results: Mapping[str, dict[str, Any]], score: str) -> list[Row]:
+    """Return the rows of one downstream model on one product, the best `score` first.
+
+    Args:
+        project: names the arms.
+        product: its name, or `MEAN_OVER_PRODUCTS`.
+        results: content of the model's metrics file by arm.
+        score: name of the score of the gain.
+    """
+    base = results.get(BASELINE_ARM)
     rows = []
-    for name, entry in found.items():
+    for name, entry in results.items():
         arm = project.params.arm(name)
         reasons = dict(entry.get("reasons", {}))
         gain = spread = None
@@ -99,36 +165,42 @@ def _rows(project: Project, product: str, found: Mapping[str, dict[str, Any]], s
 
 
 def _unified(project: Project) -> list[Row]:
-    found = {arm: _read(project, f"metrics/segment_unified/{arm}.json") for arm in project.params.arms}
+    results = {arm: _read(project, f"metrics/segment_unified/{arm}.json") for arm in project.params.arms}
     rows = []
-    for product in (OVER_PRODUCTS, *project.params.products):
-        parts = {}
-        for arm, entry in found.items():
-            part = entry if product == OVER_PRODUCTS else entry["products"][product]
-            best = entry.get("best_on_validation")
-            if best is not None:
-                best = best if product == OVER_PRODUCTS else best["products"][product]
-            protocol = {**entry["protocol"], **part["protocol"]}
-            parts[arm] = {**part, "arm": arm, "best_on_validation": best, "protocol": protocol}
-        rows += _rows(project, product, parts, "pixel_ap")
+    for product in (MEAN_OVER_PRODUCTS, *project.params.products):
+        of_product = {arm: _unified_result(arm, result, product) for arm, result in results.items()}
+        rows += _rows(project, product, of_product, "pixel_ap")
     return rows
+
+
+def _unified_result(arm: str, result: dict[str, Any], product: str) -> dict[str, Any]:
+    """Return the part of a result of the unified segmenter that belongs to one product, or to the mean over all."""
+    best = result.get("best_on_validation")
+    if product == MEAN_OVER_PRODUCTS:
+        return {**result, "arm": arm, "best_on_validation": best}
+    part = result["products"][product]
+    protocol = {**result["protocol"], **part["protocol"]}
+    return {**part, "arm": arm, "best_on_validation": best and best["products"][product], "protocol": protocol}
 
 
 def _classify(project: Project) -> list[Row]:
     rows = []
     for product in project.params.products:
-        found = {arm: _read(project, f"metrics/classify/{product}/{arm}.json") for arm in project.params.arms}
-        for row in _rows(project, product, found, "accuracy"):
-            entry = found[row["arm"]]
-            tables = [seed["confusion"] for seed in entry["per_seed"]]
-            row["classes"] = entry["classes"]
-            row["confusion"] = [[sum(cell) for cell in zip(*line, strict=True)] for line in zip(*tables, strict=True)]
+        results = {arm: _read(project, f"metrics/classify/{product}/{arm}.json") for arm in project.params.arms}
+        for row in _rows(project, product, results, "accuracy"):
+            result = results[row["arm"]]
+            row["classes"] = result["classes"]
+            row["confusion"] = _sum_tables([seed["confusion"] for seed in result["per_seed"]])
             rows.append(row)
     return rows
+
+
+def _sum_tables(tables: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    return [[sum(cell) for cell in zip(*line, strict=True)] for line in zip(*tables, strict=True)]
 
 
 def _read(project: Project, relative: str) -> dict[str, Any]:
     path = project.path(relative)
     if not path.is_file():
-        raise InputError(f"{relative}: missing; run the stage that writes it (`defectory run`)")
+        raise InputError(f"{relative} is missing; expected a finished run; run `defectory run`")
     return json.loads(path.read_text(encoding="utf-8"))

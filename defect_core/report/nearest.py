@@ -1,65 +1,84 @@
-"""Two looks at a synthetic set: what comes nearest to a training image, and how large masks are beside real ones."""
+"""Checks of a synthetic set for the report: its nearest training images, and its mask sizes beside real ones."""
 
 import json
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from defect_core.data.manifest import ManifestRow, read_manifest
+from defect_core.data.manifest import ManifestRow, manifest_rows
 from defect_core.data.records import load_image, load_mask
-from defect_core.project.loading import split_records_of
+from defect_core.project.examples import split_records_of
 from defect_core.project.paths import Project
 
-PER_DEFECT = 2
+PAIRS_PER_DEFECT = 2
 
 
 class NearestPairs(NamedTuple):
-    """`made[i]` comes nearest to the training image `real[i]`; both uint8 [H, W, 3]. `ratios` are in units of the
-    median distance between training images, None where there is no unit: near 0 is a copy."""
+    """Generated images, each with the training image whose features are nearest.
 
-    made: list[NDArray[np.uint8]]
+    Attributes:
+        generated: uint8 [H, W, 3].
+        real: uint8 [H, W, 3], the training image of each generated one.
+        ratios: feature distances in units of the median distance between training images. 0 is a copy; None where the
+            median is undefined.
+    """
+
+    generated: list[NDArray[np.uint8]]
     real: list[NDArray[np.uint8]]
     ratios: list[float | None]
 
 
+class MaskAreas(NamedTuple):
+    """Mask areas of one defect as (minimum, median, maximum) fractions of the image, 0 to 1; None without masks.
+
+    Attributes:
+        defect: name of the defect type.
+        synthetic: over the accepted pairs.
+        real: over the training images.
+    """
+
+    defect: str
+    synthetic: tuple[float, float, float] | None
+    real: tuple[float, float, float] | None
+
+
 def nearest_pairs(project: Project, product: str, generator: str) -> NearestPairs:
-    """The generated images of each defect whose features come nearest to those of a training image, nearest first."""
+    """Return the two pairs of each defect with the smallest feature distance, the nearest first."""
     scores = json.loads(project.path(f"metrics/score/{product}/{generator}.json").read_text(encoding="utf-8"))
-    folders = project.path(f"data/synthetic/{product}/{generator}"), project.path(f"data/raw/{product}")
-    found = NearestPairs([], [], [])
-    for _, spaces in sorted(scores.get("nearest", {}).items()):
-        for pair in spaces.get("features", [])[:PER_DEFECT]:
-            made, real = folders[0] / str(pair["generated"]), folders[1] / str(pair["real"])
-            if made.is_file() and real.is_file():
-                found.made.append(load_image(made))
-                found.real.append(load_image(real))
-                found.ratios.append(pair.get("ratio"))
-    return found
-
-
-def mask_areas(project: Project, product: str, generator: str) -> list[dict[str, Any]]:
-    """By defect, the smallest, median and largest part of the image that masks cover, 0 to 1: `made` over the accepted
-    pairs, `real` over the training images; None where there are none."""
     synthetic, raw = project.path(f"data/synthetic/{product}/{generator}"), project.path(f"data/raw/{product}")
-    real: dict[str, list[float]] = {}
+    pairs = NearestPairs([], [], [])
+    for _, spaces in sorted(scores.get("nearest", {}).items()):
+        for pair in spaces.get("features", [])[:PAIRS_PER_DEFECT]:
+            generated, real = synthetic / str(pair["generated"]), raw / str(pair["real"])
+            if generated.is_file() and real.is_file():
+                pairs.generated.append(load_image(generated))
+                pairs.real.append(load_image(real))
+                pairs.ratios.append(pair.get("ratio"))
+    return pairs
+
+
+def mask_areas(project: Project, product: str, generator: str) -> list[MaskAreas]:
+    """Return the mask areas of each defect, sorted by its name."""
+    synthetic, raw = project.path(f"data/synthetic/{product}/{generator}"), project.path(f"data/raw/{product}")
+    real_areas: dict[str, list[float]] = {}
     for record in split_records_of(project, product, "train"):
         if record.mask is not None:
-            real.setdefault(record.defect, []).append(float(load_mask(raw / record.mask).mean()))
-    made: dict[str, list[float]] = {}
-    for row in read_manifest(synthetic / "manifest.parquet"):
+            real_areas.setdefault(record.defect, []).append(float(load_mask(raw / record.mask).mean()))
+    synthetic_areas: dict[str, list[float]] = {}
+    for row in manifest_rows(synthetic / "manifest.parquet"):
         if row.accepted:
-            made.setdefault(row.defect, []).append(_share(row, synthetic))
+            synthetic_areas.setdefault(row.defect, []).append(_area_fraction(row, synthetic))
     return [
-        {"defect": defect, "made": _range(made.get(defect)), "real": _range(real.get(defect))}
-        for defect in sorted(made.keys() | real.keys())
+        MaskAreas(defect, _range(synthetic_areas.get(defect)), _range(real_areas.get(defect)))
+        for defect in sorted(synthetic_areas.keys() | real_areas.keys())
     ]
 
 
-def _share(row: ManifestRow, folder: Any) -> float:
-    from PIL import Image
-
-    with Image.open(folder / str(row.image)) as image:  # reads the size only
+def _area_fraction(row: ManifestRow, folder: Path) -> float:
+    with Image.open(folder / str(row.image)) as image:  # reads the size without the pixels
         return row.mask_area / (image.width * image.height)
 
 

@@ -1,7 +1,7 @@
-"""A tiny product taken through ingest, split, fine-tuning and synthesis once for all tests, in git, without DVC."""
+"""A small product after ingest, split, fine-tuning and synthesis, shared by all tests; in git, without DVC."""
 
 import pytest
-from made_up_project import draw_product, git, run
+from synthetic_project import git, run, write_product
 
 from defect_core.project.paths import Project
 
@@ -33,10 +33,10 @@ stages:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """The project; read it, do not change it."""
+def synthesized(tmp_path_factory):
+    """The project; tests must not change it."""
     root = tmp_path_factory.mktemp("lineage") / "project"
-    draw_product(root / "images/bolt")
+    write_product(root / "images/bolt")
     (root / "params.yaml").write_text(PARAMS)
     project = Project(root)
     run(project, "ingest", product="bolt")

@@ -1,4 +1,4 @@
-"""Real and drawn good images on one sheet: all are there, and the places said to be drawn are."""
+"""The mixed sheet has all real and generated normal images, and names the positions of the generated ones."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 from defect_core.data.records import Record, save_png, write_records
 from defect_core.project.paths import Project
 from defect_core.report.adapted import mixed_sheet
-from defect_core.report.page import _adapted
+from defect_core.report.page import _adapted_section
 
 PARAMS = "products: [plate]\nsources: {plate: {path: x, layout: mvtec}}\ngenerators: [crop-paste]\narms: [real_only]\n"
 
@@ -30,20 +30,20 @@ def _project(root, adapt="adapt: {}\n"):
     return Project(root)
 
 
-def test_twenty_real_and_all_drawn_images_are_mixed_and_told_apart_by_their_places(tmp_path):
-    found = mixed_sheet(_project(tmp_path), "plate")
-    shades = [int(image[0, 0, 0]) for image in found.images]
-    assert all(image.shape == (32, 32, 3) for image in found.images)
+def test_sheet_mixes_twenty_real_with_all_generated_images(tmp_path):
+    sheet = mixed_sheet(_project(tmp_path), "plate")
+    shades = [int(image[0, 0, 0]) for image in sheet.images]
+    assert all(image.shape == (32, 32, 3) for image in sheet.images)
     assert sorted(shade for shade in shades if shade >= 200) == list(range(200, 220))
     assert len({shade for shade in shades if shade < 200}) == 20
-    assert found.drawn == [place for place, shade in enumerate(shades, 1) if shade >= 200]
-    assert found.drawn != list(range(21, 41))  # in no order of their own
-    assert found.held_out == [(0, 0.5), (4, 0.3)]
+    assert sheet.generated == [place for place, shade in enumerate(shades, 1) if shade >= 200]
+    assert sheet.generated != list(range(21, 41))  # in random order
+    assert sheet.held_out == [(0, 0.5), (4, 0.3)]
 
 
-def test_the_report_shows_the_sheet_where_the_backbone_was_adapted(tmp_path):
+def test_report_has_the_sheet_only_when_the_backbone_is_adapted(tmp_path):
     project = _project(tmp_path)
-    section = _adapted(project, "plate", tmp_path / "report")
+    section = _adapted_section(project, "plate", tmp_path / "report")
     assert (tmp_path / "report" / section["file"]).is_file() and "20 real" in section["caption"]
     (tmp_path / "params.yaml").write_text(PARAMS)
-    assert _adapted(Project(tmp_path), "plate", tmp_path / "report") is None
+    assert _adapted_section(Project(tmp_path), "plate", tmp_path / "report") is None

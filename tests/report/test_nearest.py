@@ -1,4 +1,4 @@
-"""What the report says of copies and of mask sizes, from files written by hand."""
+"""Nearest training images and mask areas of the report, from handwritten files."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import Record, save_png, write_records
 from defect_core.project.paths import Project
-from defect_core.report.nearest import mask_areas, nearest_pairs
+from defect_core.report.nearest import MaskAreas, mask_areas, nearest_pairs
 
 ROW = ManifestRow(
     sample_id="crack-0", product="nut", defect="crack", image="images/0.png", mask="masks/0.png", generator="cutpaste",
@@ -39,19 +39,19 @@ def project(tmp_path):
     return project
 
 
-def test_areas_of_accepted_and_of_training_masks(project):
+def test_mask_areas_of_accepted_pairs_and_of_training_images(project):
     (row,) = mask_areas(project, "nut", "cutpaste")
-    assert row == {"defect": "crack", "made": (0.05, 0.125, 0.2), "real": (0.1, 0.1, 0.1)}
+    assert row == MaskAreas("crack", synthetic=(0.05, 0.125, 0.2), real=(0.1, 0.1, 0.1))
 
 
-def test_the_nearest_pairs_are_those_of_the_scores(project):
+def test_nearest_pairs_are_those_in_the_scores(project):
     path = project.path("metrics/score/nut/cutpaste.json")
     path.parent.mkdir(parents=True)
     pairs = [{"generated": f"images/{n}.png", "real": f"crack/{1 - n}.png", "ratio": 0.5 + n} for n in (0, 1)]
     path.write_text(json.dumps({"nearest": {"crack": {"features": [*pairs, pairs[0]], "pixels": []}}}))
-    found = nearest_pairs(project, "nut", "cutpaste")
-    assert [image[0, 0, 0] for image in found.made] == [100, 101]
-    assert [image[0, 0, 0] for image in found.real] == [80, 40]
-    assert found.ratios == [0.5, 1.5]
+    nearest = nearest_pairs(project, "nut", "cutpaste")
+    assert [image[0, 0, 0] for image in nearest.generated] == [100, 101]
+    assert [image[0, 0, 0] for image in nearest.real] == [80, 40]
+    assert nearest.ratios == [0.5, 1.5]
     path.write_text(json.dumps({"nearest": {}}))
-    assert nearest_pairs(project, "nut", "cutpaste").made == []
+    assert nearest_pairs(project, "nut", "cutpaste").generated == []

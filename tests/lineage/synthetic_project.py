@@ -1,4 +1,4 @@
-"""Made-up projects: a product's pictures, and a grid of any size with lock and metrics as if every stage had run."""
+"""Test projects: images of a product, and a project of any size with lock and metrics as if every stage had run."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from defect_core.project.paths import Project
 SCORES = ("pixel_ap", "pixel_f1_max", "pro", "iou", "pixel_auroc", "image_auroc", "image_ap", "image_f1_max")
 
 
-def draw_product(folder, seed=0, good=5):
-    """Good images and 2 x 4 defective ones of 64 px with masks, in MVTec AD's layout."""
+def write_product(folder, seed=0, normals=5):
+    """Write normal images and 2 x 4 images with defects and masks, 64 px, in the layout of MVTec AD."""
     rng = np.random.default_rng(seed)
-    for number in range(good):
+    for number in range(normals):
         save_png(rng.integers(90, 130, (64, 64, 3), dtype=np.uint8), folder / f"train/good/{number:03d}.png")
     for defect, grey in (("crack", 10), ("stain", 240)):
         for number in range(4):
@@ -37,12 +37,12 @@ def run(project, name, **axes):
 
 def git(folder, *arguments):
     identity = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    process = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def write_files(root, products=2, generators=("crop-paste", "disentangled-inversion"), per_defect=8):
-    """params.yaml, then a lock and metrics that agree with it."""
+    """Write params.yaml, and a lock and metrics that agree with it."""
     names = [f"product{number:02d}" for number in range(products)]
     params = {
         "seed": 0,
@@ -55,13 +55,15 @@ def write_files(root, products=2, generators=("crop-paste", "disentangled-invers
     }
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    pretend(Project(root))
+    write_run(Project(root))
 
 
-def pretend(project, raw=None):
-    """Write dvc.lock and metrics as a run would: every digest follows from what the instance reads.
+def write_run(project, raw=None):
+    """Write dvc.lock and metrics as a run does: every digest is computed from what the instance reads.
 
-    `raw`: what the source folders hold, by product.
+    Args:
+        project: has a params.yaml.
+        raw: contents of the source folders, by path.
     """
     raw = raw or {}
     entries, digests = {}, {}
@@ -76,24 +78,24 @@ def pretend(project, raw=None):
                 for path in cell.code
                 if project.root.joinpath(path).is_file()
             ]
-            keys = dvcfile._present(stage.params, [cell], project.given)
-            settings = {key.format(**cell.fields): _at(project.given, key.format(**cell.fields)) for key in keys}
-            made = _md5(cell.address, deps, settings)
-            outs = [{"path": path, "md5": _md5(path, made)} for path in (*cell.outputs, *cell.metrics)]
+            keys = dvcfile.present_params(stage.params, [cell], project.raw_params)
+            settings = {key.format(**cell.fields): _at(project.raw_params, key.format(**cell.fields)) for key in keys}
+            digest = _md5(cell.address, deps, settings)
+            outs = [{"path": path, "md5": _md5(path, digest)} for path in (*cell.outputs, *cell.metrics)]
             digests |= {out["path"]: out["md5"] for out in outs}
             entries[cell.address] = {
                 "cmd": stage.name, "deps": deps, "params": {"params.yaml": settings}, "outs": outs,
             }  # fmt: skip
             for path in cell.metrics:
-                _write_metrics(project.path(path), stage.name, made)
+                _write_metrics(project.path(path), stage.name, digest)
     project.path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}, sort_keys=False))
 
 
-def _write_metrics(path, stage, made):
-    values = [int(made[i : i + 3], 16) / 4096 for i in range(0, 24, 3)]
+def _write_metrics(path, stage, digest):
+    values = [int(digest[i : i + 3], 16) / 4096 for i in range(0, 24, 3)]
     mean = {name: round(value, 6) for name, value in zip(SCORES, values, strict=True)}
     per_seed = [{"seed": i} | {name: round(v + 0.02 * (i - 1), 6) for name, v in mean.items()} for i in range(3)]
-    content = {"mean": mean, "std": {name: 0.02 for name in SCORES}, "per_seed": per_seed}
+    content = {"mean": mean, "std": dict.fromkeys(SCORES, 0.02), "per_seed": per_seed}
     if stage == "score":
         content = {"scores": {"pooled": {"frechet_lite0": 100 * values[0]}}, "acceptance": {"acceptance_rate": 1.0}}
     path.parent.mkdir(parents=True, exist_ok=True)
