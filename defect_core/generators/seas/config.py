@@ -1,4 +1,4 @@
-"""Settings and capabilities of SeaS."""
+"""Settings and capabilities of SeaS (Dai et al. 2025)."""
 
 from typing import Literal
 
@@ -7,115 +7,124 @@ from pydantic import Field, field_validator, model_validator
 from defect_core.generators.registry import Capabilities, GeneratorConfig
 
 CAPABILITIES = Capabilities(scope="product", predicts_mask=True, needs_mask=True, generates_normals=True)
+WIDTH_MULTIPLE = 24  # two thirds and one third of the width must be integers, and 8 must divide it (heads, norm groups)
 
 
-class Config(GeneratorConfig):
-    """Settings; defaults are for the embedded backbone on a CPU, the paper's values (Stable Diffusion) in brackets.
+class SeasConfig(GeneratorConfig):
+    """Settings of SeaS. The defaults suit the embedded backbone on a CPU.
 
-    What neither paper nor public code has is marked *.
-
-    Attributes:
-        steps: optimiser steps of the first stage (800 per defect of the product).
-        learning_rate: of the U-Net (4e-6).
-        token_learning_rate: of the learned words (4e-5); they get no weight decay (the public code decays the whole
-            vocabulary).
-        weight_decay: of AdamW (1e-2), both stages.
-        batch_size: defect images per step, and as many normal ones (2).
-        anomaly_tokens: N, learned words per defect (4).
-        normal_word, anomaly_word: what the learned words begin as ("object" and "defect" in the public code).
-        noise_weighting: `noise` is the plain squared error of the noise (paper); `velocity` weighs it by 1 / alpha_bar*
-            as the embedded backbone was trained: without it few steps teach little about the layout.
-        balance: `image` weighs the noise loss of all places of a defect image alike (paper), `equal` gives the mask and
-            the rest the same weight however small the defect*.
-        alignment: `paper` is eq. 3; `compat` what the public code computes (see `alignment.py`), the default, for the
-            printed form did not find the defects in our few trials.
-        alignment_weight: of the DA loss (1).
-        canvas: `whole` draws the whole image (paper), `local` a window around the mask*.
-        context, min_side: of a local window: its side over the defect's bounding box, and its least side in pixels*.
-        variants: augmented views of each real defect that are encoded before training*.
-        normals: most good images that are learned from (60).
-        augmentation: `rotate_flip` is quarter turns and flips (paper, except VisA), `none`; `full` the house's
-            augmentation, with small turns, shifts and changes of light*.
-        mask_steps, mask_learning_rate: of the second stage (800 per defect, 5e-4).
-        mask_width: channels of the mask branch, a multiple of 24 (192).
-        mask_layers: its self-attention layers (4).
-        mask_times: the second stage draws times from this last part of the schedule*, for masks are read in the last
-            steps only (1, all times).
-        refinement: `paper` closes each refinement module with a 3 × 3 convolution, `compat` does not, as the code.
-        focal_gamma: of the focal losses (2).
-        sampling_steps: of DPM-Solver++ (25).
-        guidance_scale: classifier-free guidance (8 on MVTec, 2 on VisA, 5 on MVTec 3D in the public code; the paper
-            does not say); 1 is off.
-        normal_guidance_scale: of normal images (the same in the public code).
-        reference: `paper` scales and noises the normal image's latent to the schedule's last step; `compat` leaves it
-            unscaled and noises it by a schedule of 1500 steps (public code).
-        ref_strength: skips this first part of the sampling, so that more of the normal image stays* (0).
-        mask_threshold: tau (0.2).
-        mask_average: last steps whose masks are averaged (3).
-        reach: the defect's words are heard, and its mask may lie, in the requested mask and this many pixels of the
-            canvas around it*; None: everywhere (paper). Elsewhere the normal prompt guides.
-        residual: walk twice with the same noise, with the defect's words and with the normal prompt alone, and add the
-            difference to the normal image*: what the walk does to the product itself falls out. Only with `paste` and a
-            `reach`.
-        paste: put what was drawn inside the predicted mask into the normal image, which is kept elsewhere*; for
-            `canvas: local`, or a high `ref_strength`, where both agree at the mask's edge.
-        feather: width in pixels of the paste's soft edge, inside the mask*.
-        defect_prompt, normal_prompt: the unbalanced prompt and its normal half; the slots are learned words.
+    "Paper" is the paper's value for Stable Diffusion 1.4. "Public code" is the value of the authors' code, and
+    `official` selects what that code does where it differs from the paper.
     """
 
     steps: int = Field(700, ge=1)
+    """Optimiser steps of separation and sharing fine-tuning. Paper: 800 per defect of the product."""
     learning_rate: float = Field(4e-4, gt=0)
+    """Learning rate of the U-Net. Paper: 4e-6."""
     token_learning_rate: float = Field(2e-3, gt=0)
+    """Learning rate of the token embeddings, without weight decay. Paper: 4e-5."""
     weight_decay: float = Field(1e-2, ge=0)
+    """Weight decay of AdamW in both training stages. Public code: 1e-2."""
     batch_size: int = Field(4, ge=1)
+    """Number of defect images per step; as many normal images are added. Paper: 2."""
     anomaly_tokens: int = Field(4, ge=1)
-    normal_word: str = "object"
-    anomaly_word: str = "defect"
+    """Number N of anomaly tokens per defect. Paper: 4."""
+    normal_init_word: str = "object"
+    """Word whose embedding initialises the normal token. Public code: object."""
+    anomaly_init_word: str = "defect"
+    """Word whose embedding initialises the anomaly tokens. Public code: defect."""
     noise_weighting: Literal["noise", "velocity"] = "velocity"
+    """`noise` weights all timesteps equally (paper); `velocity` multiplies the squared error by 1 / alpha_bar, the
+    objective of the embedded backbone.
+    """
     balance: Literal["image", "equal"] = "equal"
-    alignment: Literal["paper", "compat"] = "compat"
+    """`image` averages the noise loss over a defect image (paper); `equal` gives mask and background the same weight
+    (not in the paper).
+    """
+    alignment: Literal["paper", "official"] = "official"
+    """Form of the DA loss: `paper` is eq. 3, `official` is that of the public code."""
     alignment_weight: float = Field(2.0, ge=0)
+    """Weight of the DA loss. Paper: 1."""
     canvas: Literal["whole", "local"] = "local"
+    """`whole` generates the whole image (paper); `local` a window around the mask (not in the paper)."""
     context: float = Field(2.5, ge=1)
+    """Side of a local window divided by the longer side of the mask's bounding box (not in the paper)."""
     min_side: int = Field(48, ge=8)
+    """Smallest side of a local window in pixels (not in the paper)."""
     variants: int = Field(24, ge=1)
+    """Augmented views of each defect image, encoded before training (not in the paper)."""
     normals: int = Field(60, ge=1)
+    """Largest number of normal images used for training. Paper: 60."""
     augmentation: Literal["rotate_flip", "full", "none"] = "rotate_flip"
+    """`rotate_flip` is quarter turns and flips (public code for MVTec AD), `none` (public code for VisA) or `full`, the
+    default augmentation of this project (not in the paper).
+    """
     mask_steps: int = Field(150, ge=1)
+    """Optimiser steps of the RMP branch. Paper: 800 per defect of the product."""
     mask_learning_rate: float = Field(1e-3, gt=0)
-    mask_width: int = Field(24, ge=24)
+    """Learning rate of the RMP branch. Paper: 5e-4."""
+    mask_width: int = Field(24, ge=WIDTH_MULTIPLE)
+    """Number of channels in the RMP branch, a multiple of 24. Paper: 192."""
     mask_layers: int = Field(4, ge=0)
-    mask_times: float = Field(0.2, gt=0, le=1)
-    refinement: Literal["paper", "compat"] = "paper"
+    """Number of transformer layers in the RMP branch. Paper: 4."""
+    mask_timestep_fraction: float = Field(0.2, gt=0, le=1)
+    """Fraction of the timesteps, from 0 upward, that the RMP branch trains on. Paper: 1."""
+    refinement: Literal["paper", "official"] = "paper"
+    """`paper` ends each mask refinement module with a 3 × 3 convolution; `official` does not."""
     focal_gamma: float = Field(2.0, ge=0)
+    """Gamma of the focal loss (Lin et al. 2017). Public code: 2."""
     sampling_steps: int = Field(25, ge=2)
+    """Steps of DPM-Solver++ (Lu et al. 2022). Paper: 25."""
     guidance_scale: float = Field(7.0, ge=0)
+    """Weight of classifier-free guidance (Ho and Salimans 2022); 1 disables it. Public code: 8 on MVTec AD, 2 on VisA,
+    5 on MVTec 3D AD.
+    """
     normal_guidance_scale: float = Field(2.0, ge=0)
-    reference: Literal["paper", "compat"] = "paper"
+    """Weight of classifier-free guidance for normal images. Public code: as `guidance_scale`."""
+    reference: Literal["paper", "official"] = "paper"
+    """`paper` noises the scaled latent of the normal image to the last timestep; `official` noises the unscaled latent
+    with a schedule of 1500 steps.
+    """
     ref_strength: float = Field(0.35, ge=0, lt=1)
+    """Fraction of the sampling steps that is skipped; more of the normal image remains (not in the paper)."""
     mask_threshold: float = Field(0.2, gt=0, lt=1)
+    """Threshold tau of the mask probability. Paper: 0.2."""
     mask_average: int = Field(3, ge=1)
-    reach: float | None = Field(2.0, ge=0)
+    """Number of last sampling steps whose masks are averaged. Paper: 3."""
+    mask_dilation: float | None = Field(2.0, ge=0)
+    """Dilation radius of the requested mask in pixels of the canvas (not in the paper). Anomaly tokens and predicted
+    mask are restricted to the dilated mask. Null removes the restriction, as in the paper.
+    """
     residual: bool = True
+    """Sample twice with the same noise, with and without the anomaly tokens, and add the difference to the normal image
+    (not in the paper). Applies only with `paste` and a `mask_dilation`.
+    """
     paste: bool = True
+    """Keep the normal image outside the predicted mask (not in the paper)."""
     feather: float = Field(1.0, ge=0)
+    """Width in pixels of the soft edge inside the pasted mask (not in the paper)."""
     defect_prompt: str = "a {product} with {defect}"
+    """UA prompt of a defect image; {product} and {defect} are replaced by learned tokens."""
     normal_prompt: str = "a {product}"
+    """Prompt of a normal image; {product} is replaced by the normal token."""
 
     @field_validator("mask_width")
     @classmethod
-    def _divides(cls, value: int) -> int:
-        if value % 24:
-            raise ValueError("expected a multiple of 24")
+    def _check_width(cls, value: int) -> int:
+        if value % WIDTH_MULTIPLE:
+            raise ValueError(f"expected a multiple of {WIDTH_MULTIPLE}")
         return value
 
     @model_validator(mode="after")
-    def _agrees(self) -> "Config":
-        if self.reference == "compat" and self.ref_strength > 0:
-            raise ValueError("reference: compat begins at the schedule's last step only; expected ref_strength: 0")
+    def _check_reference(self) -> "SeasConfig":
+        if self.reference == "official" and self.ref_strength > 0:
+            raise ValueError("reference: official starts at the last timestep; expected ref_strength: 0")
         return self
 
     @property
-    def adds_difference(self) -> bool:
-        """Whether `residual` applies."""
-        return self.residual and self.paste and self.reach is not None
+    def adds_residual(self) -> bool:
+        """Whether sampling adds the difference of two trajectories to the normal image (see `residual`)."""
+        return self.residual and self.paste and self.mask_dilation is not None
+
+
+CONFIG = SeasConfig

@@ -1,307 +1,227 @@
-"""SeaS as a generator: one U-Net with its words and its mask branch per product, then pairs and normal images.
+"""The generator SeaS: one U-Net, its tokens and its RMP branch per product; generates pairs and normal images.
 
-The loss stands in `finetune.py` and `alignment.py`, the masks in `mask_branch.py`, the sampling in `drawing.py`.
+Training is in `training.py`, sampling in `sampling.py`.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from defect_core.backbones import Backbone
-from defect_core.data.augment import AugmentOptions
+from defect_core.backbones.load import Backbone
 from defect_core.data.records import GOOD
 from defect_core.diffusion.attention import check_text_width, control_attention
-from defect_core.diffusion.losses import agreement
-from defect_core.diffusion.mask_rules import strongest, threshold
-from defect_core.diffusion.schedule import add_noise
+from defect_core.diffusion.mask_rules import select_strongest
 from defect_core.diffusion.tokens import ConceptTokens
 from defect_core.errors import InputError
 from defect_core.generators.base import (
+    CheckedRequest,
     Example,
-    Generator,
     Image,
     SampleRequest,
     SyntheticPair,
     check_request,
-    read_description,
-    write_description,
 )
 from defect_core.generators.canvas import Window, choose_window, crop_image, dilate_in_window, resize_to_window
 from defect_core.generators.composite import composite
-from defect_core.generators.registry import GeneratorConfig
-from defect_core.generators.seas.alignment import aligned_sides
-from defect_core.generators.seas.config import CAPABILITIES, Config
-from defect_core.generators.seas.finetune import Batch, Parts, Words, finetune_loss
-from defect_core.generators.seas.mask_branch import (
-    branch_loss,
-    image_features,
-    make_branch,
-    watch_features,
-)
-from defect_core.generators.seas.sampling import Place, clean_latents, draw
-from defect_core.generators.views import (
-    augmented_views,
-    backbone_metadata,
-    check_backbone,
-    encode_views,
-    latent_masks,
-    round_to_half,
-    to_denoiser,
-    to_pixels,
-    to_tensor,
-)
-from defect_core.training.loop import train
+from defect_core.generators.seas.config import CAPABILITIES, SeasConfig
+from defect_core.generators.seas.prompt import UnbalancedAbnormalPrompt
+from defect_core.generators.seas.refined_mask_prediction import RefinedMaskPrediction
+from defect_core.generators.seas.sampling import Conditioning, TokenRegion, sample_images
+from defect_core.generators.seas.training import SeasTrainer, TrainingViews
+from defect_core.generators.trained import SavedGenerator, TrainedGenerator, load_frozen
+from defect_core.generators.views import latent_masks, to_denoiser, to_pixels, to_tensor
 
-EMPTY_MASK_SHARE = 0.005
-_CHECK_VIEWS, _CHECK_TIMES = 16, (0.1, 0.3, 0.5)
-_AUGMENTATIONS = {
-    "rotate_flip": AugmentOptions(rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0),
-    "none": AugmentOptions(False, False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0),
-    "full": None,
-}
+EMPTY_MASK_FRACTION = 0.005  # fraction of the window's pixels in the mask where no probability exceeds the threshold
+MIDDLE_GREY = 127.5  # what `to_pixels` makes of 0
 
 
-class Seas(Generator):
-    """The U-Net is tuned as a whole; VAE and text encoder stay frozen, every word of the vocabulary with them."""
+class Seas(TrainedGenerator[SeasConfig]):
+    """SeaS (Dai et al. 2025). The whole U-Net and the tokens are trained; VAE and text encoder stay frozen.
+
+    Args:
+        backbone: diffusion backbone with cross-attention in the U-Net's encoder.
+        config: settings.
+        product: fitted product.
+        defects: fitted defects.
+    """
 
     name = "seas"
     capabilities = CAPABILITIES
+    config_class = SeasConfig
 
-    def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str], words: Words) -> None:
-        self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
-        self.words = words
-        self.branch = make_branch(backbone, config.mask_width, config.mask_layers, config.refinement == "paper")
-        self.training: dict[str, list[float]] = {}
-        self._control = control_attention(backbone.denoiser)
-
-    @classmethod
-    def create(cls, config: GeneratorConfig, backbone: Backbone) -> "Seas":
-        assert isinstance(config, Config)
-        _check_encoder(backbone)
+    def __init__(self, backbone: Backbone, config: SeasConfig, product: str = "", defects: Sequence[str] = ()) -> None:
+        super().__init__(backbone, config)
+        _check_encoder_attention(backbone)
         check_text_width(backbone.denoiser, backbone.text_encoder.config.hidden_size)
-        return cls(backbone, config, "", (), Words.begin(backbone, (), config))
+        self.product, self.defects = product, tuple(defects)
+        self.prompt = self._create_prompt()
+        self.branch = RefinedMaskPrediction.for_backbone(backbone, config)
 
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        defective = [example for example in examples if example.mask is not None]
-        good = [example for example in examples if example.mask is None]
-        for what, found in (("defect", defective), ("good", good)):
-            if not found:
-                raise InputError(f"seas: no {what} examples to learn from; expected at least one")
+        """Train the U-Net with its tokens, then the RMP branch, on the examples of one product.
+
+        Args:
+            examples: at least one defect example and one normal example.
+            work_dir: folder for checkpoints.
+            seed: decides all random choices.
+
+        Raises:
+            InputError: no defect example, or no normal example.
+        """
+        defective = self.defective_examples(examples)
+        normal = [example for example in examples if example.mask is None]
+        if not normal:
+            raise InputError(f"{self.name}: no normal examples to learn from; expected at least one")
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
-        self.words = Words.begin(self.backbone, self.defects, self.config).to(self.backbone.device)
-        views = _Views(self.backbone, self.config, defective, good, self.defects, seed)
-        self._tune(views, work_dir / "unet", seed)
-        self._tune_branch(views, work_dir / "mask", seed)
+        self.prompt = self._create_prompt()
+        views = TrainingViews(self.backbone, self.config, defective, normal, seed)
+        trainer = SeasTrainer(self.backbone, self.config, self.product, self.prompt, self.branch, views, seed)
+        losses, attention_iou = trainer.train_unet(work_dir / "unet")
+        mask_losses = trainer.train_mask_branch(work_dir / "mask")
+        self.training = {"attention_iou": attention_iou, "loss": losses, "mask_loss": mask_losses}
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        """Yield one pair per request. The mask is predicted; `a+b` puts the tokens of two defects into one prompt."""
         if not requests:
             return
-        kinds = [self._kinds(request) for request in requests]
         config, backbone = self.config, self.backbone
-        windows = [choose_window(r.mask, config.canvas, config.context, config.min_side) for r in requests]
-        canvases = [crop_image(r.normal_image, w, backbone.resolution) for r, w in zip(requests, windows, strict=True)]
-        with torch.no_grad():
-            states, empty = self.words.encode(backbone, kinds).states, backbone.encode_text([""])
+        plans = [self._plan(request) for request in requests]
+        canvases = [crop_image(plan.request.normal_image, plan.window, backbone.resolution) for plan in plans]
+        conditioning = self._encode_prompts([plan.defects for plan in plans], self._token_region(plans))
         references = to_denoiser(backbone, to_tensor(canvases))
-        place = self._place(requests, windows)
-        drawn = draw(backbone, references, states, empty, [r.seed for r in requests], config, self.branch, place)
-        images, masks = to_pixels(drawn.images), drawn.masks.float().cpu().numpy()
-        if config.adds_difference:
-            images -= 127.5  # a difference has no middle grey
-        for index, request in enumerate(requests):
-            yield self._finish(request, windows[index], images[index], masks[index], kinds[index])
+        seeds = [plan.request.seed for plan in plans]
+        sampled = sample_images(backbone, references, conditioning, seeds, config, self.branch)
+        if sampled.masks is None:
+            raise ValueError("sampling with an RMP branch returned no masks")
+        images, masks = to_pixels(sampled.images), sampled.masks.float().cpu().numpy()
+        if config.adds_residual:
+            images -= MIDDLE_GREY  # 0 is no change
+        for plan, image, mask in zip(plans, images, masks, strict=True):
+            yield self._make_pair(plan, image, mask)
 
     def generate_normals(self, seeds: Sequence[int], references: Sequence[Image]) -> Iterator[Image]:
+        """Yield one normal image per seed, each started from one of the references in turn; see `Generator`."""
         if not references:
-            raise InputError("seas: no normal images to begin from; expected at least one")
+            raise InputError(f"{self.name}: no normal images to start from; expected at least one")
         config, backbone = self.config, self.backbone
-        with torch.no_grad():
-            states, empty = self.words.encode(backbone, [()]).states, backbone.encode_text([""])
+        conditioning = self._encode_prompts([()])
         for start in range(0, len(seeds), config.batch_size):
-            part = seeds[start : start + config.batch_size]
-            begun = [references[(start + index) % len(references)] for index in range(len(part))]
-            windows = [Window(0, 0, *image.shape[:2]) for image in begun]
-            canvases = [crop_image(i, w, backbone.resolution) for i, w in zip(begun, windows, strict=True)]
-            texts = states.expand(len(part), -1, -1)
-            drawn = draw(backbone, to_denoiser(backbone, to_tensor(canvases)), texts, empty, part, config)
-            for window, pixels in zip(windows, to_pixels(drawn.images), strict=True):
+            batch_seeds = seeds[start : start + config.batch_size]
+            batch = [references[(start + index) % len(references)] for index in range(len(batch_seeds))]
+            windows = [Window(0, 0, *image.shape[:2]) for image in batch]
+            canvases = [crop_image(i, w, backbone.resolution) for i, w in zip(batch, windows, strict=True)]
+            repeated = conditioning._replace(prompts=conditioning.prompts.expand(len(batch), -1, -1))
+            canvas_tensor = to_denoiser(backbone, to_tensor(canvases))
+            sampled = sample_images(backbone, canvas_tensor, repeated, batch_seeds, config)
+            for window, pixels in zip(windows, to_pixels(sampled.images), strict=True):
                 yield np.clip(np.rint(resize_to_window(pixels, window)), 0, 255).astype(np.uint8)
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokens = self.words.tokens.vectors
-        for name, state in (
-            ("unet", self.backbone.denoiser.state_dict()),
-            ("tokens", {name: tokens[name].detach() for name in (GOOD, *self.defects)}),
-            ("mask_branch", self.branch.state_dict()),
-        ):
-            save_file({key: value.half().contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
-        facts = {"product": self.product, "defects": list(self.defects)}
-        write_description(folder, self.name, self.config, **facts, backbone=backbone_metadata(self.backbone))
-        (folder / "training.json").write_text(json.dumps(self.training, sort_keys=True) + "\n")
+    def describe(self) -> dict[str, Any]:
+        """Return product and defects."""
+        return {"product": self.product, "defects": list(self.defects)}
+
+    def state_dicts(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return the weights of U-Net, tokens and RMP branch."""
+        tokens = self.prompt.tokens.embeddings
+        return {
+            "unet": self.backbone.denoiser.state_dict(),
+            "tokens": {name: tokens[name] for name in (GOOD, *self.defects)},
+            "mask_branch": self.branch.state_dict(),
+        }
 
     @classmethod
-    def load(cls, folder: Path, backbone: Backbone) -> "Seas":
-        described = read_description(folder, cls.name)
-        check_backbone(folder, described, backbone)
-        config = Config.model_validate(described["config"])
-        words = Words(ConceptTokens(load_file(folder / "tokens.safetensors")), config).requires_grad_(False)
-        made = cls(backbone, config, described["product"], described["defects"], words.to(backbone.device))
-        for network, name in ((backbone.denoiser, "unet"), (made.branch, "mask_branch")):
-            state = load_file(folder / f"{name}.safetensors")
-            network.load_state_dict({key: value.float() for key, value in state.items()})
-            network.requires_grad_(False).eval()
-        return made
+    def restore(cls, backbone: Backbone, config: SeasConfig, saved: SavedGenerator) -> "Seas":
+        """Return the fitted generator from a saved folder."""
+        generator = cls(backbone, config, saved.description["product"], saved.description["defects"])
+        prompt = UnbalancedAbnormalPrompt(ConceptTokens(saved.state_dict("tokens")), config)
+        generator.prompt = prompt.requires_grad_(False).to(backbone.device)
+        load_frozen(backbone.denoiser, saved.state_dict("unet"))
+        load_frozen(generator.branch, saved.state_dict("mask_branch"))
+        return generator
 
-    # the two stages of training
+    def _create_prompt(self) -> UnbalancedAbnormalPrompt:
+        prompt = UnbalancedAbnormalPrompt.from_init_words(self.backbone, self.defects, self.config)
+        return prompt.to(self.backbone.device)
 
-    def _tune(self, views: "_Views", work_dir: Path, seed: int) -> None:
-        config, backbone = self.config, self.backbone
-        sides = aligned_sides(backbone.latent_size, self._attention_sides())
-        trained = nn.ModuleDict({"denoiser": backbone.denoiser, "words": self.words}).requires_grad_(True)
-
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            batch = views.batch(config.batch_size, len(backbone.schedule), generator)
-            return finetune_loss(backbone, self.words, self._control, sides, batch, config).total
-
-        before = self._measure(views, sides, seed)
-        losses = train(
-            trained,
-            loss,
-            steps=config.steps,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            seed=seed,
-            work_dir=work_dir,
-            label=f"fine-tuning {self.name} on {self.product}",
-            overrides={"words": {"learning_rate": config.token_learning_rate, "weight_decay": 0.0}},
-        )
-        trained.requires_grad_(False)
-        round_to_half(trained)
-        after = self._measure(views, sides, seed)
-        self.training = {"loss": losses, "attention_iou": [before, after]}
-
-    def _tune_branch(self, views: "_Views", work_dir: Path, seed: int) -> None:
-        config, backbone = self.config, self.backbone
+    def _encode_prompts(self, defect_sets: Sequence[Sequence[str]], region: TokenRegion | None = None) -> Conditioning:
         with torch.no_grad():
-            kinds = [*((name,) for name in self.defects), ()]
-            states = self.words.encode(backbone, kinds).states
-        last = max(1, round(config.mask_times * len(backbone.schedule)))
+            prompts = self.prompt.encode(self.backbone, defect_sets).states
+            return Conditioning(prompts, self.backbone.encode_text([""]), region)
 
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            batch = views.batch(config.batch_size, last, generator)
-            count = len(batch.defects)
-            rows = [self.defects.index(name) for name in batch.defects]
-            texts = states[rows + [len(self.defects)] * (len(batch.latents) - count)]
-            levels = backbone.schedule[batch.times]
-            with torch.no_grad(), watch_features(backbone) as features:
-                noised = add_noise(to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise), levels)
-                predicted = backbone.denoiser(noised, to_denoiser(backbone, batch.times), texts).sample
-                fine = image_features(backbone, clean_latents(noised, predicted, levels)[:count])
-            return branch_loss(self.branch, (features[0], features[1]), fine, batch.masks, config.focal_gamma)
+    def _plan(self, request: SampleRequest) -> "_SamplePlan":
+        """Return the defects and the window of a request.
 
-        self.branch.requires_grad_(True)
-        self.training["mask_loss"] = train(
-            self.branch,
-            loss,
-            steps=config.mask_steps,
-            learning_rate=config.mask_learning_rate,
-            weight_decay=config.weight_decay,
-            seed=seed + 1,
-            work_dir=work_dir,
-            label=f"training the masks of {self.name} on {self.product}",
-        )
-        self.branch.requires_grad_(False)
-        round_to_half(self.branch)
-
-    def _measure(self, views: "_Views", sides: Sequence[int], seed: int) -> float:
-        """How well the anomaly tokens' attention finds the defects: mean IoU (`agreement`), fixed noise."""
-        found = []
-        count, size = min(_CHECK_VIEWS, len(views.names)), self.config.batch_size
-        with torch.no_grad():
-            for share in _CHECK_TIMES:
-                batch = views.batch(count, 1, torch.Generator().manual_seed(seed))
-                time = int(share * len(self.backbone.schedule))
-                batch = dataclasses.replace(batch, times=torch.full_like(batch.times, time))
-                for start in range(0, count, size):
-                    part = batch.part(start, start + size)
-                    parts: Parts = finetune_loss(self.backbone, self.words, self._control, sides, part, self.config)
-                    side = max(parts.masks)
-                    found.append(agreement(parts.maps.anomaly[side], parts.masks[side]))
-        return round(float(torch.cat(found).mean()), 4)
-
-    def _attention_sides(self) -> list[int]:
-        """Sides of the encoder's cross-attention layers, found by one call."""
-        backbone = self.backbone
-        shape = (1, backbone.latent_channels, backbone.latent_size, backbone.latent_size)
-        with torch.no_grad():
-            text = backbone.encode_text([""])
-            groups = torch.zeros(1, 1, text.shape[1], device=text.device)
-            with self._control.capture(groups) as maps:
-                backbone.denoiser(to_denoiser(backbone, torch.zeros(shape)), 0, text)
-        return [part.shape[-1] for name, part in maps.layers if name.startswith("down_blocks")]
-
-    # requests
-
-    def _place(self, requests: Sequence[SampleRequest], windows: Sequence[Window]) -> Place | None:
-        config, backbone = self.config, self.backbone
-        if config.reach is None:
-            return None
-        near = [
-            dilate_in_window(request.mask, window, config.reach, backbone.resolution)
-            for request, window in zip(requests, windows, strict=True)
-        ]
-        with torch.no_grad():
-            normal = self.words.encode(backbone, [()]).states
-        return Place(to_denoiser(backbone, latent_masks(backbone, near)), normal)
-
-    def _kinds(self, request: SampleRequest) -> tuple[str, ...]:
-        """The fitted defects of a request: its own, or those joined by "+"."""
-        kinds = (request.defect,) if request.defect in self.defects else tuple(request.defect.split("+"))
-        for kind in kinds:
-            check_request(dataclasses.replace(request, defect=kind), self.defects)
-        return kinds
-
-    def _finish(
-        self, request: SampleRequest, window: Window, pixels: np.ndarray, soft: np.ndarray, kinds: tuple[str, ...]
-    ) -> SyntheticPair:
+        Raises:
+            InputError: the request cannot be answered.
+        """
+        defects = (request.defect,) if request.defect in self.defects else tuple(request.defect.split("+"))
+        checked = [check_request(dataclasses.replace(request, defect=defect), self.defects) for defect in defects]
         config = self.config
-        back, soft = resize_to_window(pixels, window), np.clip(resize_to_window(soft, window), 0, 1)
-        near = np.ones(soft.shape, bool)
-        if config.reach is not None:
-            near = dilate_in_window(request.mask, window, config.reach, self.backbone.resolution)
-            soft = soft * near
-        mask, rule = threshold(soft, config.mask_threshold), "threshold"
-        if not mask.any():  # what lies out of reach comes last, and is no part of it
-            mask = strongest(np.where(near, soft, -1), EMPTY_MASK_SHARE) & near
-            rule = f"strongest {EMPTY_MASK_SHARE:.1%}"
+        window = choose_window(checked[0].mask, config.canvas, config.context, config.min_side)
+        return _SamplePlan(checked[0], defects, window)
+
+    def _token_region(self, plans: Sequence["_SamplePlan"]) -> TokenRegion | None:
+        """Return the dilated request masks on the grid of the latents; None if the tokens are not restricted."""
+        if self.config.mask_dilation is None:
+            return None
+        backbone, radius = self.backbone, self.config.mask_dilation
+        dilated = [dilate_in_window(p.request.mask, p.window, radius, backbone.resolution) for p in plans]
+        with torch.no_grad():
+            normal_prompt = self.prompt.encode(backbone, [()]).states
+        return TokenRegion(to_denoiser(backbone, latent_masks(backbone, dilated)), normal_prompt)
+
+    def _make_pair(
+        self, plan: "_SamplePlan", pixels: NDArray[np.floating], soft: NDArray[np.floating]
+    ) -> SyntheticPair:
+        """Return the pair of one request from its canvas [R, R, 3] and its mask probability [R, R]."""
+        config, request, window = self.config, plan.request, plan.window
+        resized, soft = resize_to_window(pixels, window), np.clip(resize_to_window(soft, window), 0, 1)
+        allowed = np.ones(soft.shape, bool)
+        if config.mask_dilation is not None:
+            allowed = dilate_in_window(request.mask, window, config.mask_dilation, self.backbone.resolution)
+            soft = soft * allowed
+        mask, rule = soft > config.mask_threshold, "threshold"
+        if not mask.any():
+            # Pixels outside the dilated mask rank last and are removed again: the fraction may exceed the region.
+            mask = select_strongest(np.where(allowed, soft, -1), EMPTY_MASK_FRACTION) & allowed
+            rule = f"strongest {EMPTY_MASK_FRACTION:.1%}"
         full_mask, full_soft = np.zeros(request.mask.shape, bool), np.zeros(request.mask.shape, np.float32)
         full_mask[window.slices], full_soft[window.slices] = mask, soft
         full = request.normal_image.astype(np.float32)
-        full[window.slices] = full[window.slices] + back if config.adds_difference else back
+        full[window.slices] = full[window.slices] + resized if config.adds_residual else resized
         image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
         if config.paste:
             image = composite(request.normal_image, full, full_mask, config.feather)
-        facts = {"prompt": self._prompt(kinds), "mask_rule": rule}
-        return SyntheticPair(request.sample_id, image, full_mask, full_soft, facts)
+        metadata = {"prompt": self._prompt_text(plan.defects), "mask_rule": rule}
+        return SyntheticPair(request.sample_id, image, full_mask, full_soft, metadata)
 
-    def _prompt(self, kinds: tuple[str, ...]) -> str:
-        """The prompt as text; each defect's learned words shown as its name."""
-        return self.config.defect_prompt.format(product=f"<{self.product}>", defect=" ".join(f"<{k}>" for k in kinds))
-
-
-METHOD = Seas
+    def _prompt_text(self, defects: Sequence[str]) -> str:
+        """Return the UA prompt as text, with a name in angle brackets for each set of tokens."""
+        names = " ".join(f"<{defect}>" for defect in defects)
+        return self.config.defect_prompt.format(product=f"<{self.product}>", defect=names)
 
 
-def _check_encoder(backbone: Backbone) -> None:
-    """The alignment reads the attention of the U-Net's encoder.
+@dataclasses.dataclass(frozen=True)
+class _SamplePlan:
+    """A checked request with the defects that it names and its window."""
+
+    request: CheckedRequest
+    defects: tuple[str, ...]
+    window: Window
+
+
+GENERATOR = Seas
+
+
+def _check_encoder_attention(backbone: Backbone) -> None:
+    """Check that the U-Net's encoder has cross-attention, which the DA loss reads.
 
     Raises:
         InputError: it has none.
@@ -310,41 +230,6 @@ def _check_encoder(backbone: Backbone) -> None:
     names = [name for name, _ in backbone.denoiser.down_blocks.named_modules()]
     if not any(name.endswith("attn2") for name in names):
         raise InputError(
-            "seas: the backbone's U-Net has no cross-attention in its encoder (down_blocks), which the alignment "
-            "needs; expected one that has, such as 'embedded' or Stable Diffusion 1.5"
+            "seas: the backbone's U-Net has no cross-attention in its encoder (down_blocks), which the DA loss needs; "
+            "expected a backbone such as 'embedded' or Stable Diffusion 1.5"
         )
-
-
-class _Views:
-    """Encoded views of defective and good examples, and mixed batches of them."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: Config,
-        defective: Sequence[Example],
-        good: Sequence[Example],
-        defects: Sequence[str],
-        seed: int,
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        chosen = [good[i] for i in sorted(rng.permutation(len(good))[: config.normals])]
-        shown, options = (config.canvas, config.context, config.min_side), _AUGMENTATIONS[config.augmentation]
-        bad = augmented_views(defective, config.variants, *shown, backbone.resolution, rng, options)
-        repeats = -(-len(bad) // len(chosen))
-        plain = augmented_views(chosen, repeats, *shown, backbone.resolution, rng, options)
-        if config.canvas == "local":  # normal images are drawn whole, whatever the canvas of the defects
-            plain += augmented_views(chosen, repeats, "whole", *shown[1:], backbone.resolution, rng, options)
-        self.names = [view.defect for view in bad]
-        self.masks = torch.from_numpy(np.stack([view.mask for view in bad]))[:, None]
-        self.defective = encode_views(backbone, bad, defects).latents
-        self.good = encode_views(backbone, plain, defects).latents
-
-    def batch(self, size: int, last: int, generator: torch.Generator) -> Batch:
-        """`size` defect views and as many good ones, at times below `last`, each with noise of its own."""
-        rows = torch.randint(len(self.defective), (size,), generator=generator)
-        others = torch.randint(len(self.good), (size,), generator=generator)
-        latents = torch.cat([self.defective[rows], self.good[others]])
-        times = torch.randint(last, (2 * size,), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        return Batch(latents, self.masks[rows].float(), [self.names[int(row)] for row in rows], noise, times)

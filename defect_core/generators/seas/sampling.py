@@ -1,4 +1,4 @@
-"""SeaS' inference (paper §3.4): a noised normal image as the beginning, DPM-Solver++, masks read in the last steps."""
+"""Sampling of SeaS (Dai et al. 2025, sec. 3.4): DPM-Solver++ from a noised normal image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,141 +6,168 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defect_core.backbones import Backbone
-from defect_core.diffusion.samplers import dpm_solver, guide, noise_from_seeds
-from defect_core.diffusion.schedule import add_noise
-from defect_core.generators.seas.config import Config
-from defect_core.generators.seas.mask_branch import MaskBranch, image_features, watch_features
+from defect_core.backbones.load import Backbone
+from defect_core.diffusion.guidance import combine_guidance
+from defect_core.diffusion.samplers import make_dpm_solver_step, noise_from_seeds, sample
+from defect_core.diffusion.schedule import add_noise, pred_original_sample
+from defect_core.generators.seas.config import SeasConfig
+from defect_core.generators.seas.mask_features import capture_unet_features, decode_image_features
+from defect_core.generators.seas.refined_mask_prediction import RefinedMaskPrediction
 from defect_core.generators.views import to_denoiser
-from defect_core.training.loop import bf16_inference
+from defect_core.training.precision import bf16_inference
 
-_EXTENDED_STEPS = 1500
+_EXTENDED_STEPS = 1500  # appendix A.3: "we use t = 1500 to perform diffusion forward on normal images"
 
 
-class Drawn(NamedTuple):
-    """`images` [B, 3, R, R] in [-1, 1], or what the defect changed in them; `masks` [B, R, R], how likely each pixel is
-    defect, None without a branch.
+class TokenRegion(NamedTuple):
+    """Region in which the UA prompts condition the predicted noise; the normal prompt does outside.
+
+    Attributes:
+        weight: weight of the UA prompt on the grid of the latents, [B, 1, h, w] in [0, 1].
+        normal_prompt: encoded normal prompt, [1, T, D].
+    """
+
+    weight: Tensor
+    normal_prompt: Tensor
+
+
+class Conditioning(NamedTuple):
+    """Encoded prompts of a batch.
+
+    Attributes:
+        prompts: UA prompt or normal prompt of each image, [B, T, D].
+        empty_prompt: empty prompt for classifier-free guidance, [1, T, D].
+        region: where the prompts apply; None: everywhere (paper).
+    """
+
+    prompts: Tensor
+    empty_prompt: Tensor
+    region: TokenRegion | None = None
+
+
+class SampledImages(NamedTuple):
+    """Result of `sample_images`.
+
+    Attributes:
+        images: [B, 3, R, R] in [-1, 1]; with a residual the difference of two images, in [-2, 2].
+        masks: defect probability of each pixel, [B, R, R]; None without an RMP branch.
     """
 
     images: Tensor
     masks: Tensor | None
 
 
-class Place(NamedTuple):
-    """Where the defects' prompts are heard: `region` [B, 1, h, w] in 0 to 1 on the latents' grid; elsewhere it is
-    `normal`, the encoded normal prompt [1, T, D].
-    """
-
-    region: Tensor
-    normal: Tensor
-
-
 @torch.no_grad()
-def draw(
+def sample_images(
     backbone: Backbone,
     references: Tensor,
-    states: Tensor,
-    empty: Tensor,
+    conditioning: Conditioning,
     seeds: Sequence[int],
-    config: Config,
-    branch: MaskBranch | None = None,
-    place: Place | None = None,
-) -> Drawn:
-    """Draw one image per reference and seed.
+    config: SeasConfig,
+    branch: RefinedMaskPrediction | None = None,
+) -> SampledImages:
+    """Sample one image per normal reference image and seed.
+
+    With a token region and `config.adds_residual` a second trajectory starts from the same noise without the anomaly
+    tokens. The result is then the difference of the two images. Changes that both trajectories make cancel.
 
     Args:
+        backbone: the fine-tuned backbone.
         references: normal images [B, 3, R, R] in [-1, 1].
-        states: encoded prompts [B, T, D].
-        empty: the encoded empty prompt [1, T, D], for the guidance.
-        seeds: B, each decides the noise of its image alone.
-        branch: reads the masks; None for normal images.
-        place: None where the prompts are heard everywhere. With it and `config.adds_difference` there is a second walk
-            from the same noise without any defect, and the images are the difference of the two, -2 to 2.
+        conditioning: encoded prompts.
+        seeds: seed of the noise of each image.
+        config: settings.
+        branch: predicts the masks; None samples normal images.
     """
-    solver = dpm_solver(backbone.schedule, config.sampling_steps)
-    skipped = round(config.ref_strength * config.sampling_steps)
-    times = solver.timesteps[min(skipped, len(solver.timesteps) - 1) :]
-    solver.set_begin_index(len(solver.timesteps) - len(times))
+    trajectory, step = make_dpm_solver_step(backbone.alphas_cumprod, config.sampling_steps)
+    start = max(1, trajectory.steps - round(config.ref_strength * config.sampling_steps))
     clean = backbone.encode(references)
     noise = noise_from_seeds(list(seeds), tuple(clean.shape[1:])).to(clean)
-    latents = begin_from(backbone, clean, noise, int(times[0]), config)
-    count, twice = len(latents), place is not None and config.adds_difference
-    if twice:
+    latents = noise_reference(backbone, clean, noise, int(trajectory.timesteps[start]), config)
+    count, has_residual = len(latents), conditioning.region is not None and config.adds_residual
+    if has_residual:
         latents = torch.cat([latents, latents])
-    scale = config.normal_guidance_scale if branch is None else config.guidance_scale
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []  # of the last steps: two features of the U-Net, the clean latents
-    with bf16_inference(backbone.denoiser):
-        for index, time in enumerate(times):
-            with watch_features(backbone) as features:
-                predicted = _guided(backbone, latents, time, states, empty, scale, place)
-            if branch is not None and index >= len(times) - config.mask_average:
-                level = backbone.schedule[int(time)].expand(count)
+    guidance_scale = config.normal_guidance_scale if branch is None else config.guidance_scale
+    branch_inputs: list[tuple[tuple[Tensor, Tensor], Tensor]] = []  # U-Net features and clean latents of the last steps
+
+    def denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
+        return _predict_noise(backbone, latents, timestep, conditioning, guidance_scale)
+
+    with bf16_inference(backbone.denoiser), capture_unet_features(backbone) as features:
+
+        def record_features(noise: Tensor, latents: Tensor, level: int) -> Tensor:
+            if branch is not None and level <= config.mask_average:
                 first, second = (feature[-count:] for feature in features)
-                seen.append((first, second, clean_latents(latents[:count], predicted[:count], level)))
-            latents = solver.step(predicted, time, latents).prev_sample
-    found = []
+                alphas_cumprod = trajectory.alphas_cumprod[level].expand(count)
+                original = pred_original_sample(latents[:count], noise[:count], alphas_cumprod)
+                branch_inputs.append(((first, second), original))
+            return noise
+
+        latents = sample(latents, denoiser, trajectory, step, path=range(start, -1, -1), after_noise=record_features)
+    masks = None
     if branch is not None:
-        found = [branch.probability((f, s), image_features(backbone, clean)) for f, s, clean in seen]
+        probabilities = [
+            branch.probability(unet_features, decode_image_features(backbone, original))
+            for unet_features, original in branch_inputs
+        ]
+        masks = torch.stack(probabilities).mean(0)
     images = backbone.decode(latents)
-    if twice:
+    if has_residual:
         images = images[:count] - images[count:]
-    return Drawn(images, torch.stack(found).mean(0) if found else None)
+    return SampledImages(images, masks)
 
 
-def begin_from(backbone: Backbone, clean: Tensor, noise: Tensor, time: int, config: Config) -> Tensor:
-    """The noised reference the sampling begins at, at `time` of the schedule.
+def noise_reference(backbone: Backbone, clean: Tensor, noise: Tensor, timestep: int, config: SeasConfig) -> Tensor:
+    """Return the noised normal images from which sampling starts, [B, C, h, w].
 
-    `compat` takes the unscaled latent and the last level of a schedule of 1500 steps, whatever the time: in Stable
-    Diffusion's latents that lets 1.4 times as much of the reference through as the last of 1000 steps.
+    `reference: official` noises the unscaled latents to the last step of a schedule of 1500 steps, whatever the
+    timestep. For Stable Diffusion the weight of the normal image is then 1.4 times that at the last of 1000 steps.
+
+    Args:
+        backbone: the backbone.
+        clean: latents of the normal images, [B, C, h, w].
+        noise: standard normal noise [B, C, h, w].
+        timestep: first timestep of the sampling.
+        config: settings.
     """
-    if config.reference == "compat":
+    if config.reference == "official":
         clean = clean / backbone.vae.config.scaling_factor
-        level = extended_alpha_bars(backbone.schedule, _EXTENDED_STEPS)[-1]
+        level = extended_alphas_cumprod(backbone.alphas_cumprod, _EXTENDED_STEPS)[-1]
     else:
-        level = backbone.schedule[time]
+        level = backbone.alphas_cumprod[timestep]
     return add_noise(clean, noise, level.expand(len(clean)))
 
 
-def extended_alpha_bars(schedule: Tensor, steps: int) -> Tensor:
-    """Cumulative alphas, float64 [steps], of a scaled-linear schedule with the same first and last beta.
+def extended_alphas_cumprod(alphas_cumprod: Tensor, steps: int) -> Tensor:
+    """Return the cumulative alphas of a scaled-linear schedule with the same first and last beta, float64 [steps].
 
     Args:
-        schedule: cumulative alphas [N] of a scaled-linear schedule, falling.
-        steps: with N, the schedule itself comes back.
+        alphas_cumprod: cumulative alphas of a scaled-linear schedule, [N], falling.
+        steps: length of the new schedule; N returns the schedule itself.
     """
-    bars = schedule.double().cpu()
+    bars = alphas_cumprod.double().cpu()
     first, last = 1 - bars[0], 1 - bars[-1] / bars[-2]
     betas = torch.linspace(float(first.sqrt()), float(last.sqrt()), steps, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0)
 
 
-def clean_latents(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The clean latents that predicted noise implies; one level per image, alpha_bar [B]."""
-    level = alpha_bar.to(latents).view(-1, 1, 1, 1)
-    return (latents - (1 - level).sqrt() * noise) / level.sqrt()
-
-
-def _guided(
-    backbone: Backbone,
-    latents: Tensor,
-    time: Tensor,
-    states: Tensor,
-    empty: Tensor,
-    scale: float,
-    place: Place | None,
+def _predict_noise(
+    backbone: Backbone, latents: Tensor, timestep: Tensor, conditioning: Conditioning, guidance_scale: float
 ) -> Tensor:
-    """Predicted noise; the images under their prompts are the last of the U-Net's batch.
+    """Return the guided noise, from one call of the U-Net on all prompts.
 
-    Latents beyond the number of prompts are those of a walk without defects.
+    The images under their own prompts are the last of the U-Net's batch, where `record_features` reads them. Latents
+    beyond the number of prompts belong to the trajectory without anomaly tokens.
     """
-    time, count = to_denoiser(backbone, time), len(states)
-    parts = [(latents, empty)] if scale != 1 else []
-    parts += [(latents, place.normal)] if place is not None else []
-    parts += [(latents[:count], states)]
+    prompts, empty_prompt, region = conditioning
+    timestep, count = to_denoiser(backbone, timestep), len(prompts)
+    parts = [(latents, empty_prompt)] if guidance_scale != 1 else []
+    parts += [(latents, region.normal_prompt)] if region is not None else []
+    parts += [(latents[:count], prompts)]
     texts = torch.cat([text.expand(len(part), -1, -1) for part, text in parts])
-    noises = backbone.denoiser(torch.cat([part for part, _ in parts]), time, texts).sample.to(latents.dtype)
+    noises = backbone.denoiser(torch.cat([part for part, _ in parts]), timestep, texts).sample.to(latents.dtype)
     *others, prompted = noises.split([len(part) for part, _ in parts])
-    if place is not None:
+    if region is not None:
         normal = others[-1]
-        prompted = torch.cat([place.region * prompted + (1 - place.region) * normal[:count], normal[count:]])
-    return prompted if scale == 1 else guide(others[0], (scale, prompted))
+        prompted = torch.cat([region.weight * prompted + (1 - region.weight) * normal[:count], normal[count:]])
+    return prompted if guidance_scale == 1 else combine_guidance(others[0], (guidance_scale, prompted))
