@@ -1,4 +1,4 @@
-"""Joint changes of an image and its mask that never lose the defect."""
+"""Joint augmentation of an image and its mask that keeps the defect in view."""
 
 from dataclasses import dataclass
 
@@ -6,16 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_TRIES = 5
+_ATTEMPTS = 5  # random geometric changes, until enough of the defect stays in view
 
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How far `augment` goes.
+    """Ranges of `augment_pair`. Each value v stands for a uniform choice from -v to v.
 
-    `rotation` in degrees, `scale` and `shift` as fractions (of size 1 and of the side), each drawn uniformly from
-    plus to minus; `brightness`, `contrast` and `colour` (per channel) as fractions of full scale; `keep` is the least
-    fraction of the defect's area that has to stay in view.
+    Attributes:
+        flips: whether to flip at random, horizontally and vertically.
+        rotate90: whether to rotate by a random multiple of 90 degrees.
+        rotation: in degrees.
+        scale: relative change of the size.
+        shift: as a fraction of the side.
+        brightness: as a fraction of full scale.
+        contrast: relative change.
+        colour: relative change of each channel.
+        keep: smallest fraction of the defect area that stays in view, 0 to 1.
     """
 
     flips: bool = True
@@ -29,51 +36,33 @@ class AugmentOptions:
     keep: float = 0.5
 
 
-def augment(
+def augment_pair(
     image: NDArray[np.uint8],
     mask: NDArray[np.bool_],
     rng: np.random.Generator,
     options: AugmentOptions | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Flip, turn, scale, shift image uint8 [H, W, 3] and mask bool [H, W] alike; change the light of the image only.
+    """Return the image and the mask after the same random flip, rotation, scaling and shift.
 
-    Quarter turns by 90 and 270 degrees are for square images only, so the size stays. The image is interpolated
-    bilinearly, the mask by nearest neighbour; what comes in over the border is the mirrored image. A mask with defect
-    pixels keeps at least `keep` of its area (several draws, then no geometric change at all).
+    Brightness, contrast and colour change in the image only. The size stays, so only square images are rotated by 90
+    or 270 degrees. The image is interpolated bilinearly, the mask by nearest neighbour. The image is mirrored at its
+    border. If several attempts leave less than `options.keep` of the defect in view, the geometry stays unchanged.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask: bool [H, W].
+        rng: source of all randomness.
+        options: ranges; None for the defaults.
     """
     options = options or AugmentOptions()
     area = int(mask.sum())
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         moved, moved_mask, zoom = _move(image, mask, rng, options)
         if area == 0 or moved_mask.sum() >= max(1, options.keep * area * zoom * zoom):
             break
     else:
         moved, moved_mask = image.copy(), mask.copy()
-    return _relight(moved, rng, options), moved_mask
-
-
-def random_crop_with_defect(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], size: tuple[int, int] | int, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Cut a random window of `size` (height, width; an int is both) that holds a defect pixel, if any is there.
-
-    An image smaller than the window is mirrored at its lower and right border first.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    pad = (max(0, height - mask.shape[0]), max(0, width - mask.shape[1]))
-    if any(pad):
-        image = np.pad(image, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="symmetric")
-        mask = np.pad(mask, ((0, pad[0]), (0, pad[1])), mode="symmetric")
-    corner = []
-    defect = np.argwhere(mask)
-    pixel = defect[rng.integers(len(defect))] if len(defect) else None
-    for axis, extent in enumerate((height, width)):
-        low, high = 0, mask.shape[axis] - extent
-        if pixel is not None:
-            low, high = max(low, int(pixel[axis]) - extent + 1), min(high, int(pixel[axis]))
-        corner.append(int(rng.integers(low, high + 1)))
-    window = (slice(corner[0], corner[0] + height), slice(corner[1], corner[1] + width))
-    return image[window].copy(), mask[window].copy()
+    return _change_light(moved, rng, options), moved_mask
 
 
 def _move(
@@ -98,15 +87,15 @@ def _move(
 def _warp(
     image: NDArray[np.uint8], mask: NDArray[np.bool_], angle: float, zoom: float, shift: NDArray[np.float64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Turn by `angle` and scale by `zoom` about the centre, then shift by (columns, rows)."""
+    """Rotate by `angle` (radians) and scale by `zoom` about the centre, then shift by (columns, rows)."""
     height, width = mask.shape
     centre = np.array([width, height]) / 2
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
+    inverse = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) - centre - shift
-    reach = np.abs(corners @ turn.T).max(axis=0) - centre
-    pad = int(np.clip(np.ceil(reach.max()) + 2, 0, min(height, width)))
-    offset = centre + pad - turn @ (centre + shift)
-    data = (turn[0, 0], turn[0, 1], offset[0], turn[1, 0], turn[1, 1], offset[1])
+    overhang = np.abs(corners @ inverse.T).max(axis=0) - centre
+    pad = int(np.clip(np.ceil(overhang.max()) + 2, 0, min(height, width)))
+    offset = centre + pad - inverse @ (centre + shift)
+    data = (inverse[0, 0], inverse[0, 1], offset[0], inverse[1, 0], inverse[1, 1], offset[1])
     wide = Image.fromarray(np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="symmetric"))
     wide_mask = Image.fromarray(np.pad(mask, pad, mode="symmetric").astype(np.uint8))
     affine = Image.Transform.AFFINE
@@ -115,7 +104,7 @@ def _warp(
     return np.array(moved), np.array(moved_mask) > 0
 
 
-def _relight(image: NDArray[np.uint8], rng: np.random.Generator, options: AugmentOptions) -> NDArray[np.uint8]:
+def _change_light(image: NDArray[np.uint8], rng: np.random.Generator, options: AugmentOptions) -> NDArray[np.uint8]:
     contrast = 1 + rng.uniform(-options.contrast, options.contrast)
     offset = rng.uniform(-options.brightness, options.brightness) * 255
     gains = contrast * (1 + rng.uniform(-options.colour, options.colour, 3))

@@ -1,22 +1,45 @@
-"""The parquet manifest of a synthetic set: one row per drawn pair, accepted or not."""
+"""The parquet manifest of a synthetic set: one row per generated pair, accepted or rejected."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from defect_core.data.records import read_table, write_table
+from defect_core.data.tables import Schema, frame_rows, read_frame, read_rows, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class ManifestRow:
     """One synthetic pair.
 
-    `image` and `mask` are posix paths relative to the manifest's folder (None when the pair was rejected and not
-    kept); `source_image` and `source_mask` the real images it was drawn from, relative to the project, the latter of
-    `source_product` (another one than `product` for a defect that the product has never had). `mask_area` is
-    in pixels, `quality` None where nothing scores it, `model_digest` empty for methods without weights,
-    `image_sha256` the pixel digest of the image. `seed` is at most 63 bits. The last five are what the filter measured,
-    of rejected pairs too: see `defect_core.synthesis.filter.PairMeasurements`; `nearest_image` is a real training example.
+    Attributes:
+        sample_id: unique in the manifest.
+        product: the product that the pair shows.
+        defect: its defect type.
+        image: POSIX path relative to the folder of the manifest; None if the pair was rejected and not stored.
+        mask: like `image`.
+        generator: name of the generator.
+        seed: at most 63 bits.
+        source_image: the real normal image, relative to the project.
+        source_mask: the real image whose mask was placed, relative to the project.
+        prompt: text that the generator was conditioned on.
+        strength: requested intensity of the defect.
+        mask_area: in pixels.
+        quality: None if nothing scores it.
+        accepted: whether the filter accepted the pair.
+        reject_reason: None for an accepted pair.
+        model_digest: digest of the generator's folder; empty for methods without weights.
+        image_sha256: pixel digest of the image.
+        source_product: product of `source_mask`; differs from `product` for a defect type of another product.
+        change_inside: measured by the filter, like the following fields, also for rejected pairs. See
+            `defect_core.synthesis.filter.PairMeasurements`.
+        change_outside: as above.
+        on_product: as above.
+        nearest_image: the most similar real training example.
+        nearest_distance: distance to it.
     """
 
     sample_id: str
@@ -44,21 +67,42 @@ class ManifestRow:
     nearest_distance: float | None = None
 
 
-_SCHEMA = {name: str for name in ManifestRow.__dataclass_fields__}
-_SCHEMA |= dict.fromkeys(("change_inside", "change_outside", "on_product", "nearest_distance"), float)
-_SCHEMA |= {"seed": int, "strength": float, "mask_area": int, "quality": float, "accepted": bool}
+_SCHEMA: Schema = dict.fromkeys(ManifestRow.__dataclass_fields__, str)
+_SCHEMA |= dict.fromkeys(("strength", "quality", "change_inside", "change_outside", "on_product"), float)
+_SCHEMA |= {"nearest_distance": float, "seed": int, "mask_area": int, "accepted": bool}
 MANIFEST_COLUMNS = tuple(_SCHEMA)
 
 
-def write_manifest(rows: Sequence[ManifestRow], path: Path) -> None:
-    """Write the manifest, rows in the given order; the same rows give the same bytes."""
-    write_table([asdict(row) for row in rows], _SCHEMA, Path(path))
+def write_manifest(rows: "Sequence[ManifestRow] | pd.DataFrame", path: Path) -> None:
+    """Write the manifest, rows in the given order; the same rows give the same bytes.
 
-
-def read_manifest(path: Path) -> list[ManifestRow]:
-    """Read a manifest written by `write_manifest`.
+    Args:
+        rows: rows, or a frame with the columns `MANIFEST_COLUMNS`.
+        path: the parquet file to write.
 
     Raises:
-        InputError: missing, no parquet, or other columns or types.
+        ValueError: a frame with other columns.
     """
-    return [ManifestRow(**row) for row in read_table(Path(path), _SCHEMA)]
+    write_table(rows, _SCHEMA, Path(path))
+
+
+def read_manifest(path: Path) -> "pd.DataFrame":
+    """Return a manifest as a frame with the columns `MANIFEST_COLUMNS`, one row per pair.
+
+    Text columns have the dtype object and None for a missing value. A missing number is NaN.
+
+    Raises:
+        InputError: the file is missing, is not parquet, or has other columns or types.
+    """
+    return read_frame(Path(path), _SCHEMA)
+
+
+def manifest_rows(source: "Path | pd.DataFrame") -> list[ManifestRow]:
+    """Return the rows of a manifest file, or of a frame that `read_manifest` returned; a missing value is None.
+
+    Raises:
+        InputError: as `read_manifest`.
+        ValueError: a frame with other columns.
+    """
+    rows = read_rows(Path(source), _SCHEMA) if isinstance(source, (str, Path)) else frame_rows(source, _SCHEMA)
+    return [ManifestRow(**row) for row in rows]

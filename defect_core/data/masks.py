@@ -1,4 +1,6 @@
-"""Binary masks: bringing them to another grid without losing a defect, components, bounding boxes."""
+"""Operations on binary masks: resampling that keeps every defect, connected components, bounding boxes."""
+
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,19 +8,24 @@ from PIL import Image
 from scipy import ndimage
 
 POLICIES = ("max", "area", "nearest", "bilinear")
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+_ROUNDING = 1e-9  # fraction of a cell; smaller coverage is a rounding error of the matrix product
 
 
 def downsample_mask(mask: NDArray[np.bool_], size: tuple[int, int] | int, policy: str = "max") -> NDArray[np.bool_]:
-    """Bring a mask bool [H, W] to `size` (height, width; an int is both), also when that is larger.
+    """Return a mask bool [H, W] resampled to `size`, which may also be larger.
 
-    `max`: a cell is set when any part of it is covered by the defect, so no component ever vanishes.
-    `area`: a cell is set when more than half of it is covered; a component (8-connected) that would vanish
-    falls back to `max`. `nearest`: the pixel under the cell's centre. `bilinear`: anti-aliased triangle filter,
-    at least one half. The last two may lose small defects.
+    Args:
+        mask: bool [H, W].
+        size: (height, width); an int stands for both.
+        policy: how a cell of the result is decided.
+            `max`: True if the defect covers any part of the cell, so no component vanishes.
+            `area`: True if the defect covers more than half of the cell. An 8-connected component that would vanish
+            is resampled by `max`.
+            `nearest`: the pixel under the centre of the cell; may lose small defects.
+            `bilinear`: antialiased triangle filter, at least one half; may lose small defects.
 
     Raises:
-        ValueError: unknown policy, or a size below one.
+        ValueError: unknown policy, or a size below 1.
     """
     mask = np.asarray(mask, dtype=bool)
     height, width = (size, size) if isinstance(size, int) else size
@@ -33,35 +40,59 @@ def downsample_mask(mask: NDArray[np.bool_], size: tuple[int, int] | int, policy
         columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
         return mask[np.ix_(rows, columns)]
     if policy == "bilinear":
-        soft = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(soft) >= 0.5
-    cover = _coverage(mask, height, width)
-    touched = cover > 1e-9
+        levels = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(levels) >= 0.5
+    coverage = _coverage(mask, height, width)
+    touched = coverage > _ROUNDING
     if policy == "max":
         return touched
-    result = cover > 0.5 + 1e-9
-    for part in components(mask):
-        touched_by_part = _coverage(part, height, width) > 1e-9
-        if not (result & touched_by_part).any():
-            result |= touched_by_part
+    result = coverage > 0.5 + _ROUNDING
+    for component in components(mask):
+        touched_by_component = _coverage(component, height, width) > _ROUNDING
+        if not (result & touched_by_component).any():
+            result |= touched_by_component
     return result
 
 
 def components(mask: NDArray[np.bool_], min_area: int = 1) -> list[NDArray[np.bool_]]:
-    """The 8-connected parts of a mask, each bool [H, W], largest first (ties in reading order)."""
-    labels, count = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+    """Return the 8-connected components of a mask, each bool [H, W], largest first (ties in reading order).
+
+    Args:
+        mask: bool [H, W].
+        min_area: smaller components, in pixels, are left out.
+    """
+    labels, count = label_components(mask)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     order = sorted(range(count), key=lambda index: (-areas[index], index))
     return [labels == index + 1 for index in order if areas[index] >= min_area]
 
 
+def label_components(mask: NDArray[np.bool_], connectivity: int = 8) -> tuple[NDArray[np.int32], int]:
+    """Return the labels int32 [H, W] of the connected components, 0 for the background, and their number.
+
+    Args:
+        mask: bool [H, W].
+        connectivity: 4 (pixels that share an edge) or 8 (pixels that share an edge or a corner).
+    """
+    structure = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
+    return cast(tuple[NDArray[np.int32], int], ndimage.label(mask, structure))
+
+
+def fill_small_holes(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+    """Return the mask bool [H, W] with its 4-connected holes of less than `area` pixels set."""
+    labels, count = label_components(~mask, connectivity=4)
+    small = np.bincount(labels.ravel(), minlength=count + 1) < area
+    small[0] = False
+    return mask | small[labels]
+
+
 def touches_border(mask: NDArray[np.bool_]) -> bool:
-    """Whether the border of the image cuts the mask, bool [H, W]."""
+    """Return whether a pixel of the mask bool [H, W] is at the border of the image."""
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of the set pixels; bottom and right are exclusive.
+    """Return top, left, bottom and right of the True pixels; bottom and right are exclusive.
 
     Raises:
         ValueError: the mask is empty.
@@ -73,14 +104,14 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def _coverage(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.float64]:
-    """Fraction of each cell that is set, exact also when the sizes do not divide."""
+    """Return the covered fraction of each cell, exact also if the sizes do not divide each other."""
     rows, columns = _overlap(mask.shape[0], height), _overlap(mask.shape[1], width)
-    cover: NDArray[np.float64] = rows @ mask.astype(np.float64) @ columns.T
-    return cover
+    coverage: NDArray[np.float64] = rows @ mask.astype(np.float64) @ columns.T
+    return coverage
 
 
 def _overlap(old: int, new: int) -> NDArray[np.float64]:
-    """[new, old] matrix: which fraction of each new cell every old pixel covers."""
+    """Return [new, old]: the fraction of each new cell that every old pixel covers."""
     edges_new = np.arange(new + 1) * (old / new)
     edges_old = np.arange(old + 1)
     low = np.maximum(edges_new[:-1, None], edges_old[None, :-1])

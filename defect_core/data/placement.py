@@ -1,4 +1,13 @@
-"""Where on a normal image a defect may lie: a real example's mask, moved to a place that suits it."""
+"""Placement of a defect: moves the mask of a real example to a plausible position on a normal image.
+
+Candidate 0 is the position in the source. The others follow the pose of the product, or go to any point of it. A
+valid candidate is not cut by the border and has enough of the mask on the product. One is chosen at random, with a
+higher probability for more similar surroundings. If none is valid, the candidate with the largest part on the product
+is used. If the border cuts all, the mask is shrunk to fit.
+
+A mask that is cut by the border of its own image stays at that border or moves to the opposite one. Elsewhere its
+straight edge would be implausible. Its height and width scale with those of the frame.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,184 +17,147 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from defect_core.data.foreground import Pose, estimate_pose, find_foreground, has_texture_direction
 from defect_core.data.masks import bounding_box, touches_border
 
-_THUMB = 96
-_GRAIN_SIDE = 256
-_GRAIN = 0.25  # coherence of the gradients from which a texture has a grain: brushed metal does, a weave does not
-_POINTS = 240
-_EDGE = 1e-6  # pixels; rounding
-_OUTSIDE = 60.0  # grey levels that a ring point outside the target counts as
-_TEMPERATURE = 3.0  # grey levels of context difference that make a place e times less likely
-_MIN_STEP = 18.0  # grey levels between ground and product below which nothing is decided
-_MIN_RATIO = 3.0  # the same in standard deviations of the ground
-_MIN_BORDER = 0.7  # part of the border that has to be ground
-_MIN_SHARP = 6.0  # times steeper the outline has to be than the ground: uneven light on a texture has no outline
-_PARTS, _MIN_IN_PARTS = 5, 0.85  # a product lies in a few connected parts
+Matrix = NDArray[np.float64]
+"""float64 [2, 3], maps source (x, y, 1) to target (x, y)."""
+
+# The values below have no published source. They were set by hand.
+_CONTEXT_SIDE = 96  # pixels of the longer side of the reduced image on which surroundings are compared
+_CONTEXT_BLUR = 0.8  # standard deviation in reduced pixels
+_MAX_POINTS = 240  # points of a mask, and of the ring around it, that are compared
+_RING_GAP = 2  # pixels between mask and ring, which the blurred edge of the defect may occupy
+_RING_FRACTION, _MIN_RING_WIDTH = 0.04, 3  # width of the ring: a fraction of the longer side, at least so many pixels
+_ROUNDING = 1e-6  # pixels
+_OUTSIDE_DIFFERENCE = 60.0  # grey levels assigned to a ring point outside the target
+_TEMPERATURE = 3.0  # grey levels of context difference that make a candidate e times less likely
+_SAME_ASPECT = 0.02  # relative difference of aspect ratios below which two sizes show the same view
+_MIRROR_PROBABILITY = 0.5
+_POSE_PROBABILITY = 0.6  # of following the pose of the product, where both images show one
+_MIN_ELONGATION = 1.3  # below it the long axis of a product is not reliable
+_POSE_JITTER, _POSE_SCALE = 0.3, 0.2  # factors of rotation and log scale where a candidate follows the pose
+_QUARTER_TURN_PROBABILITY = 0.7  # of a random quarter turn on a texture
+_DIRECTION_JITTER = 0.3  # factor of the rotation on a texture that has a direction
+_FIT_FRACTION = 0.9  # of the target that a mask which fits nowhere may span
+_MASK_LEVEL = 115  # of 255; slightly below one half, so that thin masks keep their pixels
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Settings of `place_defect`.
+
+    Attributes:
+        candidates: number of transforms that are tried.
+        min_foreground: fraction, 0 to 1. The part of the mask that must be on the target's product, relative to the
+            part that is on the source's product.
+        scale: smallest and largest relative size.
+        rotation: largest deviation in degrees from the pose, or from a quarter turn. On a texture that has a
+            direction it is the deviation from a half turn, and smaller.
+        flip: whether candidates may be mirrored.
+    """
+
+    candidates: int = 48
+    min_foreground: float = 0.85
+    scale: tuple[float, float] = (0.8, 1.2)
+    rotation: float = 10.0
+    flip: bool = True
 
 
 @dataclass(frozen=True)
 class Placement:
     """A source example moved onto a target image of size [H, W].
 
-    `mask` bool [H, W], never empty. `warped` uint8 [H, W, 3], the source image moved the same way; `valid` bool
-    [H, W] says where it has pixels (elsewhere it is the target). `matrix` float64 [2, 3] takes source (x, y, 1) to
-    target (x, y), pixel centres at halves.
+    Attributes:
+        mask: bool [H, W], never empty.
+        warped: uint8 [H, W, 3], the source image moved by `matrix`; the target where the source has no pixels.
+        valid: bool [H, W], True where the source has pixels.
+        matrix: float64 [2, 3], maps source (x, y, 1) to target (x, y); pixel centres are at halves.
     """
 
     mask: NDArray[np.bool_]
     warped: NDArray[np.uint8]
     valid: NDArray[np.bool_]
-    matrix: NDArray[np.float64]
+    matrix: Matrix
 
 
-def foreground(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """bool [H, W], True where the product is; all True for textures that fill the frame, and whenever unsure.
-
-    The ground is what looks like the border of the image: Otsu's threshold (1979) on the colour distance to the
-    border's median, on a reduced image. It is believed only when most of the border is ground, the product clearly
-    differs from it, at its outline too, and lies in a few connected parts.
-    """
-    height, width = image.shape[:2]
-    everything = np.ones((height, width), dtype=bool)
-    factor = max(1.0, max(height, width) / _THUMB)
-    size = (max(8, round(width / factor)), max(8, round(height / factor)))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), dtype=np.float32)
-    small = ndimage.gaussian_filter(small, (1.2, 1.2, 0), truncate=2.5)
-    edge = np.ones(small.shape[:2], dtype=bool)
-    edge[2:-2, 2:-2] = False
-    distance = np.sqrt(((small - np.median(small[edge], axis=0)) ** 2).sum(axis=2) / 3)
-    threshold = _otsu(distance)
-    product = distance > threshold
-    fraction = product.mean()
-    if not 0.02 < fraction < 0.92:
-        return everything
-    ground_level, ground_spread = distance[~product].mean(), distance[~product].std()
-    step = distance[product].mean() - ground_level
-    if step < _MIN_STEP or step < _MIN_RATIO * ground_spread or (~product[edge]).mean() < _MIN_BORDER:
-        return everything
-    slope = np.hypot(*np.gradient(distance))
-    outline = ndimage.binary_dilation(product) & ~ndimage.binary_erosion(product, border_value=1)
-    away = ~ndimage.binary_dilation(product, iterations=4)
-    if away.any() and slope[outline].mean() < _MIN_SHARP * slope[away].mean():
-        return everything
-    product = ndimage.binary_closing(product, iterations=1) | product
-    labels, count = ndimage.label(product)
-    areas = np.sort(np.bincount(labels.ravel(), minlength=count + 1)[1:])[::-1]
-    if areas[:_PARTS].sum() < _MIN_IN_PARTS * areas.sum():
-        return everything
-    product = _fill_small_holes(product, 0.004 * product.size)
-    large = Image.fromarray(product.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(large) > 0.5
-
-
-def has_texture_direction(image: NDArray[np.uint8], product: NDArray[np.bool_] | None = None) -> bool:
-    """Whether the image is all texture and that runs in one direction, as brushed metal does.
-
-    An image that shows ground beside the product (`product`: `foreground(image)` where the caller has it) has none.
-    The coherence of the structure tensor summed over the image, (λ1 − λ2) / (λ1 + λ2), without the strongest tenth of
-    the gradients, which are outlines and defects.
-    """
-    if not (foreground(image) if product is None else product).all():
-        return False
-    factor = max(1.0, max(image.shape[:2]) / _GRAIN_SIDE)
-    size = (max(8, round(image.shape[1] / factor)), max(8, round(image.shape[0] / factor)))
-    gray = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), np.float32).mean(2)
-    down, across = (ndimage.gaussian_filter(gray, 1, order=order) for order in ((1, 0), (0, 1)))
-    steep = np.hypot(down, across)
-    kept = steep <= np.quantile(steep, 0.9)
-    a, b, c = ((one * other)[kept].sum() for one, other in ((across, across), (across, down), (down, down)))
-    return bool(np.hypot(a - c, 2 * b) > _GRAIN * (a + c))
-
-
-def place(
+def place_defect(
     source_image: NDArray[np.uint8],
     source_mask: NDArray[np.bool_],
     target_image: NDArray[np.uint8],
     rng: np.random.Generator,
-    tries: int = 48,
-    min_foreground: float = 0.85,
-    scale: tuple[float, float] = (0.8, 1.2),
-    rotation: float = 10.0,
-    flip: bool = True,
+    config: PlacementConfig | None = None,
     source_foreground: NDArray[np.bool_] | None = None,
     target_foreground: NDArray[np.bool_] | None = None,
 ) -> Placement:
-    """Draw a similarity transform that lays the source's defect on the target where it could have happened.
-
-    Candidate 0 is the same place as in the source; others follow the product's pose (centre and long axis of the
-    foreground) or go anywhere on it. Kept are those where at least `min_foreground` times the part of the mask that
-    lay on its own product lies on the target's, and at least some of it, and that the border does not cut. One of them
-    is drawn, likelier the more the ring around the mask looks alike in both images. Where none is kept, the least bad
-    one is taken, shrunk until it fits.
-
-    A mask that the border of its own image cuts keeps to that border, or to the opposite one: in the middle of an image
-    its straight edge would be no defect's. It is scaled with the frame then, height and width each by its own ratio.
+    """Return a defect moved onto the target image by a random transform; the module docstring describes the choice.
 
     Args:
-        source_image: uint8 [H, W, 3]; may differ in size from the target. Equal shapes of different size
-            count as other resolutions of the same view, unequal ones as crops of the same resolution.
+        source_image: uint8 [H, W, 3]; may differ in size from the target. The same shape in another size counts as
+            another resolution of the same view, another shape as a crop at the same resolution.
         source_mask: bool [H, W], not empty.
         target_image: uint8 [H', W', 3].
-        rng: all randomness.
-        tries: candidates drawn.
-        min_foreground: see above, 0 to 1.
-        scale: least and greatest relative size.
-        rotation: jitter in degrees on top of the pose or of quarter turns; of half turns, and less, on a texture that
-            has a grain.
-        flip: whether mirrored candidates are drawn.
-        source_foreground: `foreground(source_image)` where the caller has it; likewise `target_foreground`.
+        rng: source of all randomness.
+        config: settings; None for the defaults.
+        source_foreground: `find_foreground(source_image)`, if the caller already has it.
+        target_foreground: `find_foreground(target_image)`, if the caller already has it.
 
     Raises:
-        ValueError: an empty mask, or one of another size than its image.
+        ValueError: the mask is empty or has another size than its image.
     """
     if source_mask.shape != source_image.shape[:2]:
         raise ValueError(f"mask is {source_mask.shape}, its image {source_image.shape[:2]}; expected the same size")
-    source_on = foreground(source_image) if source_foreground is None else source_foreground
-    target_on = foreground(target_image) if target_foreground is None else target_foreground
+    config = config or PlacementConfig()
+    source_on = find_foreground(source_image) if source_foreground is None else source_foreground
+    target_on = find_foreground(target_image) if target_foreground is None else target_foreground
     size = target_image.shape[:2]
     inside, ring = _sample_points(source_mask, rng)
-    outline = _outline(source_mask)
-    wanted = min_foreground * source_on[source_mask].mean()
-    source_small, target_small = _Thumb(source_image), _Thumb(target_image)
-    ring_colours = source_small.at(ring)
-
-    kept: list[tuple[float, NDArray[np.float64]]] = []
-    spare: list[tuple[float, NDArray[np.float64]]] = []
+    outline = _outline_points(source_mask)
+    required = config.min_foreground * source_on[source_mask].mean()
+    target_context, ring_colours = _Context(target_image), _Context(source_image).at(ring)
     if touches_border(source_mask):
-        candidates = _border_candidates(source_mask, size, rng, tries, scale, flip)
+        candidates = _border_candidates(source_mask, size, rng, config)
     else:
-        grained = has_texture_direction(target_image, target_on)
-        candidates = _candidates(source_mask, source_on, target_on, rng, tries, scale, rotation, flip, grained)
+        has_direction = has_texture_direction(target_image, target_on)
+        candidates = _candidates(source_mask, source_on, target_on, rng, config, has_direction)
+    valid: list[tuple[float, Matrix]] = []
+    partly_on_product: list[tuple[float, Matrix]] = []
     for matrix in candidates:
-        moved_outline = _apply(matrix, outline)
-        if not ((moved_outline >= -_EDGE) & (moved_outline <= np.array(size[::-1]) + _EDGE)).all():
+        moved = _transform(matrix, outline)
+        if not ((moved >= -_ROUNDING) & (moved <= np.array(size[::-1]) + _ROUNDING)).all():
             continue
-        on = _lookup(target_on, _apply(matrix, inside)).mean()
-        if on < wanted or on == 0:  # also where the example's own mask seemed to lie beside its product
-            spare.append((on, matrix))
-            continue
-        kept.append((_difference(ring_colours, target_small, _apply(matrix, ring), size), matrix))
-    if kept:
-        costs = np.array([cost for cost, _ in kept])
-        weights = np.exp(-(costs - costs.min()) / _TEMPERATURE)
-        chosen = kept[int(rng.choice(len(kept), p=weights / weights.sum()))][1]
-    elif spare:
-        chosen = max(spare, key=lambda entry: entry[0])[1]
+        on = _lookup(target_on, _transform(matrix, inside)).mean()
+        # `on == 0` matters if the mask of the example itself is beside its product
+        if on < required or on == 0:
+            partly_on_product.append((on, matrix))
+        else:
+            difference = _context_difference(ring_colours, target_context, _transform(matrix, ring), size)
+            valid.append((difference, matrix))
+    if valid:
+        chosen = _choose_by_context(valid, rng)
+    elif partly_on_product:
+        chosen = max(partly_on_product, key=lambda entry: entry[0])[1]
     else:
-        chosen = _fit(outline, size, target_on)
+        chosen = _shrink_to_fit(outline, size, target_on)
     return _warp(source_image, source_mask, target_image, chosen)
 
 
-class _Thumb:
-    """A reduced, slightly blurred image that is looked up at full-size coordinates."""
+def _choose_by_context(valid: list[tuple[float, Matrix]], rng: np.random.Generator) -> Matrix:
+    """Return a matrix at random, with the probability softmax(-difference / temperature)."""
+    differences = np.array([difference for difference, _ in valid])
+    weights = np.exp(-(differences - differences.min()) / _TEMPERATURE)
+    return valid[int(rng.choice(len(valid), p=weights / weights.sum()))][1]
+
+
+class _Context:
+    """A reduced, slightly blurred image whose colours are read at coordinates of the full size."""
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
-        factor = max(1.0, max(height, width) / _THUMB)
+        factor = max(1.0, max(height, width) / _CONTEXT_SIDE)
         size = (max(1, round(width / factor)), max(1, round(height / factor)))
         small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), dtype=np.float32)
-        self.pixels = ndimage.gaussian_filter(small, (0.8, 0.8, 0), truncate=2.5)
+        self.pixels = ndimage.gaussian_filter(small, (_CONTEXT_BLUR, _CONTEXT_BLUR, 0), truncate=2.5)
         self.ratio = np.array(size) / np.array([width, height])
 
     def at(self, points: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -197,117 +169,121 @@ def _candidates(
     source_on: NDArray[np.bool_],
     target_on: NDArray[np.bool_],
     rng: np.random.Generator,
-    tries: int,
-    scale: tuple[float, float],
-    rotation: float,
-    flip: bool,
-    grained: bool,
-) -> Iterator[NDArray[np.float64]]:
+    config: PlacementConfig,
+    has_direction: bool,
+) -> Iterator[Matrix]:
+    """Yield matrices for a mask that the border of its image does not cut."""
     (height, width), size = mask.shape, target_on.shape
     ratio = np.array([size[1] / width, size[0] / height])
-    base = float(ratio.mean()) if abs(ratio[0] / ratio[1] - 1) < 0.02 else 1.0
+    base = float(ratio.mean()) if abs(ratio[0] / ratio[1] - 1) < _SAME_ASPECT else 1.0
     middle = _middle(mask)
     yield _similarity(0, base, False, middle, middle * ratio)
-    is_object = not (source_on.all() or target_on.all())
-    source_pose, target_pose = (_pose(source_on), _pose(target_on)) if is_object else (None, None)
-    # where no ground is seen the product is a texture, and the whole frame is open
-    spots = np.flatnonzero(target_on)
-    for _ in range(tries - 1):
-        mirrored = flip and rng.random() < 0.5
-        zoom = base * np.exp(rng.uniform(*np.log(scale)))
-        jitter = np.deg2rad(rng.uniform(-rotation, rotation))
+    shows_object = not (source_on.all() or target_on.all())
+    poses = (estimate_pose(source_on), estimate_pose(target_on)) if shows_object else None
+    # A texture has no background, so every pixel of the frame is possible.
+    positions = np.flatnonzero(target_on)
+    log_scale = np.log(config.scale)
+    for _ in range(config.candidates - 1):
+        mirrored = config.flip and rng.random() < _MIRROR_PROBABILITY
+        zoom = base * np.exp(rng.uniform(*log_scale))
+        jitter = np.deg2rad(rng.uniform(-config.rotation, config.rotation))
         kind = rng.random()
-        if source_pose is not None and target_pose is not None and kind < 0.6:
-            # as if the same part lay here: about its centre, along its long axis or, if it has none, turned freely
-            if min(source_pose[2], target_pose[2]) > 1.3:
-                turn = target_pose[1] - (np.pi - source_pose[1] if mirrored else source_pose[1])
-                angle = turn + np.pi * rng.integers(2) + jitter * 0.3
-            else:
-                angle = rng.uniform(0, 2 * np.pi)
-            zoom = base * np.exp(rng.uniform(*(0.2 * np.log(scale))))
-            yield _similarity(angle, zoom, mirrored, source_pose[0], target_pose[0])
+        if poses is not None and kind < _POSE_PROBABILITY:
+            angle = _pose_angle(*poses, mirrored, jitter, rng)
+            zoom = base * np.exp(rng.uniform(*(_POSE_SCALE * log_scale)))
+            yield _similarity(angle, zoom, mirrored, poses[0].centre, poses[1].centre)
             continue
-        turned = rng.uniform(0, 2 * np.pi) if source_pose is not None else np.pi / 2 * rng.integers(4) * (kind < 0.7)
-        if grained:  # a patch across the grain would be a defect of its own
-            turned, jitter = 2 * turned, 0.3 * jitter
-        spot = int(spots[rng.integers(len(spots))])
-        to = np.array([spot % size[1] + 0.5, spot // size[1] + 0.5])
-        yield _similarity(turned + jitter, zoom, mirrored, middle, to)
+        if poses is not None:
+            turn = rng.uniform(0, 2 * np.pi)
+        else:
+            turn = np.pi / 2 * rng.integers(4) * (kind < _QUARTER_TURN_PROBABILITY)
+        if has_direction:  # A patch across the direction of the texture would be a defect in itself.
+            turn, jitter = 2 * turn, _DIRECTION_JITTER * jitter
+        position = int(positions[rng.integers(len(positions))])
+        to = np.array([position % size[1] + 0.5, position // size[1] + 0.5])
+        yield _similarity(turn + jitter, zoom, mirrored, middle, to)
+
+
+def _pose_angle(source: Pose, target: Pose, mirrored: bool, jitter: float, rng: np.random.Generator) -> float:
+    """Return an angle that aligns the long axes of two products, or any angle if one has no clear long axis."""
+    if min(source.elongation, target.elongation) > _MIN_ELONGATION:
+        turn = target.angle - (np.pi - source.angle if mirrored else source.angle)
+        return turn + np.pi * rng.integers(2) + jitter * _POSE_JITTER
+    return rng.uniform(0, 2 * np.pi)
 
 
 def _border_candidates(
-    mask: NDArray[np.bool_],
-    size: tuple[int, ...],
-    rng: np.random.Generator,
-    tries: int,
-    scale: tuple[float, float],
-    flip: bool,
-) -> Iterator[NDArray[np.float64]]:
-    """The frame's own place first; then, axis by axis, scaled from the border that cuts the mask, shifted freely where
-    none does, and mirrored."""
+    mask: NDArray[np.bool_], size: tuple[int, ...], rng: np.random.Generator, config: PlacementConfig
+) -> Iterator[Matrix]:
+    """Yield matrices for a mask that the border of its image cuts.
+
+    The first maps frame to frame. The others treat each axis separately: the mask is scaled from the border that
+    cuts it, shifted freely if none does, and mirrored.
+    """
     top, left, bottom, right = bounding_box(mask)
     frame = np.array(mask.shape[::-1], dtype=np.float64)
     ratio = np.array(size[::-1]) / frame
     yield np.column_stack([np.diag(ratio), np.zeros(2)])
-    for _ in range(tries - 1):
-        zoom = np.exp(rng.uniform(*np.log(scale)))
+    for _ in range(config.candidates - 1):
+        zoom = np.exp(rng.uniform(*np.log(config.scale)))
         factors, shifts = np.ones(2), np.zeros(2)
         for axis, (low, high) in enumerate(((left, right), (top, bottom))):
             at_start, at_end = low == 0, high == frame[axis]
             if not (at_start and at_end):
                 factors[axis] = min(zoom, frame[axis] / (high - low))
-                room = max(0.0, frame[axis] - factors[axis] * (high - low))  # rounding may leave less than none
+                # Rounding may make the remaining room negative.
+                room = max(0.0, frame[axis] - factors[axis] * (high - low))
                 start = 0.0 if at_start else room if at_end else rng.uniform(0, room)
                 shifts[axis] = start - factors[axis] * low
-            if flip and rng.random() < 0.5:
+            if config.flip and rng.random() < _MIRROR_PROBABILITY:
                 factors[axis], shifts[axis] = -factors[axis], frame[axis] - shifts[axis]
         yield np.column_stack([np.diag(ratio * factors), ratio * shifts])
 
 
 def _similarity(
     angle: float, zoom: float, mirrored: bool, origin: NDArray[np.float64], to: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Matrix that takes (x, y) `origin` to `to`, mirrors x first, then turns and scales."""
+) -> Matrix:
+    """Return the matrix [2, 3] that mirrors x, then rotates and scales, and maps (x, y) `origin` to `to`."""
     linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if mirrored:
         linear = linear @ np.diag([-1.0, 1.0])
     return np.column_stack([linear, to - linear @ origin])
 
 
-def _fit(outline: NDArray[np.float64], size: tuple[int, ...], target_on: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The mask at the middle of the product, shrunk and shifted until the border does not cut it."""
+def _shrink_to_fit(outline: NDArray[np.float64], size: tuple[int, ...], target_on: NDArray[np.bool_]) -> Matrix:
+    """Return the matrix that moves the mask to the middle of the product, shrunk until the border does not cut it."""
     low, high = outline.min(axis=0), outline.max(axis=0)
     room = np.array(size[::-1], dtype=np.float64)
-    zoom = min(1.0, float((0.9 * room / np.maximum(high - low, 1)).min()))
+    zoom = min(1.0, float((_FIT_FRACTION * room / np.maximum(high - low, 1)).min()))
     half = zoom * (high - low) / 2
     to = np.clip(_middle(target_on), half, room - half)
     return _similarity(0, zoom, False, (low + high) / 2, to)
 
 
-def _warp(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], target: NDArray[np.uint8], matrix: NDArray[np.float64]
-) -> Placement:
+def _warp(image: NDArray[np.uint8], mask: NDArray[np.bool_], target: NDArray[np.uint8], matrix: Matrix) -> Placement:
     height, width = target.shape[:2]
     shrink = int(1 / max(np.sqrt(abs(np.linalg.det(matrix[:, :2]))), 1e-6))
-    picture = Image.fromarray(image)
-    reduced = picture.reduce(shrink) if shrink > 1 else picture  # or the bilinear filter would alias
-    # the reduced picture is padded up to whole cells, so the cell size stays exactly `shrink`
+    full = Image.fromarray(image)
+    # The bilinear filter aliases when it shrinks, so the image is averaged over whole cells first.
+    reduced = full.reduce(shrink) if shrink > 1 else full
+    # `reduce` pads the image to whole cells, so the cell size is exactly `shrink`.
     cells = np.diag([1 / shrink, 1 / shrink]) if shrink > 1 else np.eye(2)
     inverse = np.linalg.inv(matrix[:, :2])
     offset = -inverse @ matrix[:, 2]
-    full = (*inverse[0], offset[0], *inverse[1], offset[1])
-    small_linear, small_offset = cells @ inverse, cells @ offset
-    small = (*small_linear[0], small_offset[0], *small_linear[1], small_offset[1])
+    full_affine = (*inverse[0], offset[0], *inverse[1], offset[1])
+    small_inverse, small_offset = cells @ inverse, cells @ offset
+    small_affine = (*small_inverse[0], small_offset[0], *small_inverse[1], small_offset[1])
     affine = Image.Transform.AFFINE
-    warped = np.array(reduced.transform((width, height), affine, small, Image.Resampling.BILINEAR))
+    warped = np.array(reduced.transform((width, height), affine, small_affine, Image.Resampling.BILINEAR))
     ones = Image.fromarray(np.full(mask.shape, 255, dtype=np.uint8))
-    valid = np.asarray(ones.transform((width, height), affine, full, Image.Resampling.NEAREST)) > 0
-    soft = Image.fromarray(mask.astype(np.uint8) * 255)
-    moved = np.asarray(soft.transform((width, height), affine, full, Image.Resampling.BILINEAR)) >= 115
+    valid = np.asarray(ones.transform((width, height), affine, full_affine, Image.Resampling.NEAREST)) > 0
+    levels = Image.fromarray(mask.astype(np.uint8) * 255)
+    moved = np.asarray(levels.transform((width, height), affine, full_affine, Image.Resampling.BILINEAR)) >= _MASK_LEVEL
     moved = moved & valid
-    if not moved.any():  # a defect of few pixels, shrunk: its pixels' new places
-        points = np.argwhere(mask)[:, ::-1] + 0.5
-        x, y = np.clip(np.floor(_apply(matrix, points)).astype(int), 0, [width - 1, height - 1]).T
+    if not moved.any():
+        # Shrinking removed a defect of few pixels, so its pixels are moved one by one.
+        points = np.argwhere(mask)[:, ::-1].astype(np.float64) + 0.5
+        x, y = np.clip(np.floor(_transform(matrix, points)).astype(int), 0, [width - 1, height - 1]).T
         moved = np.zeros((height, width), dtype=bool)
         moved[y, x] = True
     warped[~valid] = target[~valid]
@@ -317,25 +293,25 @@ def _warp(
 def _sample_points(
     mask: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Up to `_POINTS` points (x, y) inside the mask, and as many in the ring around it."""
+    """Return up to `_MAX_POINTS` points (x, y) inside the mask, and as many in the ring around it."""
     top, left, bottom, right = bounding_box(mask)
-    width = max(3, round(0.04 * max(mask.shape)))
-    pad = width + 3
+    width = max(_MIN_RING_WIDTH, round(_RING_FRACTION * max(mask.shape)))
+    pad = width + _RING_GAP + 1
     low = (max(0, top - pad), max(0, left - pad))
     crop = mask[low[0] : bottom + pad, low[1] : right + pad]
-    near = ndimage.maximum_filter(crop, 5)
-    ring = ndimage.maximum_filter(crop, 2 * (width + 2) + 1) & ~near
-    found = []
+    near = np.asarray(ndimage.maximum_filter(crop, 2 * _RING_GAP + 1), bool)
+    ring = np.asarray(ndimage.maximum_filter(crop, 2 * (width + _RING_GAP) + 1), bool) & ~near
+    samples = []
     for part in (crop, ring):
         points = np.argwhere(part) + low
-        if len(points) > _POINTS:
-            points = points[rng.choice(len(points), _POINTS, replace=False)]
-        found.append(points[:, ::-1] + 0.5)
-    return found[0], found[1]
+        if len(points) > _MAX_POINTS:
+            points = points[rng.choice(len(points), _MAX_POINTS, replace=False)]
+        samples.append(points[:, ::-1] + 0.5)
+    return samples[0], samples[1]
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Corners (x, y) of the mask's pixels that no straight cut at the border may lose: the convex hull's, at least."""
+def _outline_points(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the pixel corners (x, y) at the ends of every row of the mask; they include its convex hull."""
     rows = np.flatnonzero(mask.any(axis=1))
     first = mask[rows].argmax(axis=1)
     last = mask.shape[1] - mask[rows][:, ::-1].argmax(axis=1)
@@ -344,26 +320,15 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.stack([x, y], axis=1).astype(np.float64)
 
 
-def _difference(
-    colours: NDArray[np.float32], target: _Thumb, points: NDArray[np.float64], size: tuple[int, ...]
+def _context_difference(
+    colours: NDArray[np.float32], target: _Context, points: NDArray[np.float64], size: tuple[int, ...]
 ) -> float:
-    """Mean absolute grey-level difference over the ring; points outside the target count as `_OUTSIDE`."""
+    """Return the mean absolute difference over the ring in grey levels."""
     if not len(points):
         return 0.0
     within = ((points >= 0) & (points < np.array(size[::-1]))).all(axis=1)
     difference = np.abs(target.at(points) - colours).mean(axis=1)
-    return float(np.where(within, difference, _OUTSIDE).mean())
-
-
-def _pose(product: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float, float]:
-    """Centre (x, y), direction of the long axis in radians, and elongation (ratio of standard deviations)."""
-    step = max(1, max(product.shape) // _THUMB)
-    points = np.argwhere(product[::step, ::step])[:, ::-1] * step + step / 2
-    if len(points) < 3:
-        return np.array(product.shape[::-1]) / 2, 0.0, 1.0
-    centre = points.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov((points - centre).T))
-    return centre, float(np.arctan2(vectors[1, 1], vectors[0, 1])), float(np.sqrt(values[1] / max(values[0], 1e-9)))
+    return float(np.where(within, difference, _OUTSIDE_DIFFERENCE).mean())
 
 
 def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -371,31 +336,13 @@ def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.array([(left + right) / 2, (top + bottom) / 2])
 
 
-def _apply(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+def _transform(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
     moved: NDArray[np.float64] = points @ matrix[:, :2].T + matrix[:, 2]
     return moved
 
 
 def _lookup(values: NDArray, points: NDArray[np.float64]) -> NDArray:
-    """Values at (x, y), the border's beyond the border."""
+    """Return the values at (x, y); points outside are moved to the border."""
     x = np.clip(points[:, 0].astype(int), 0, values.shape[1] - 1)
     y = np.clip(points[:, 1].astype(int), 0, values.shape[0] - 1)
     return values[y, x]
-
-
-def _otsu(values: NDArray[np.float32]) -> float:
-    counts, edges = np.histogram(values, bins=128)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(edges[1:][np.nanargmax(np.where(above > 0, between, 0))])
-
-
-def _fill_small_holes(product: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
-    labels, count = ndimage.label(~product)
-    small = np.bincount(labels.ravel(), minlength=count + 1) < area
-    small[0] = False
-    return product | small[labels]

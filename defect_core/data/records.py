@@ -1,22 +1,26 @@
-"""Records of real images, their parquet table, and the one way images and masks are read and written."""
+"""Records of real images, their parquet table, and the functions that read and write images and masks."""
 
 import hashlib
-import os
 import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from defect_core.data.tables import Schema, frame_rows, read_frame, read_rows, write_table
 from defect_core.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 GOOD = "good"
+"""Value of `defect` for normal images, as in MVTec AD."""
 SPLITS = ("train", "test", "")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -25,11 +29,17 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 
 @dataclass(frozen=True)
 class Record:
-    """A real image.
+    """One real image.
 
-    `image` and `mask` are posix paths relative to the folder of the table; `mask` is None exactly for `good`.
-    `split` is `train`, `test` or empty (not split). `sha256` is `pixel_digest` of the decoded image, so a renamed
-    or losslessly re-encoded copy has the same one. `width` and `height` are in pixels.
+    Attributes:
+        product: the product that the image shows.
+        defect: its defect type, or `GOOD`.
+        image: POSIX path relative to the folder of the table.
+        mask: like `image`; None exactly for normal images.
+        split: `train`, `test`, or empty if the image is not assigned.
+        sha256: `pixel_digest` of the decoded image. A renamed or losslessly re-encoded copy has the same one.
+        width: in pixels.
+        height: in pixels.
     """
 
     product: str
@@ -42,12 +52,19 @@ class Record:
     height: int
 
 
+_SCHEMA: Schema = {field.name: (int if field.type is int else str) for field in fields(Record)}
+
+
 def check_name(name: str, what: str) -> str:
     """Return `name` if it can name a product, defect or generator in paths, commands and DVC addresses.
 
+    Args:
+        name: the name to check.
+        what: the start of the error message, such as the key in params.yaml.
+
     Raises:
-        InputError: it is empty, longer than 64, starts with '.' or '-', contains '..' or anything but ASCII
-            letters, digits, '_', '-', '.'.
+        InputError: the name is empty, longer than 64 characters, starts with '.' or '-', contains '..', or has a
+            character other than ASCII letters, digits, '_', '-' and '.'.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name or name.endswith("."):
         raise InputError(
@@ -58,35 +75,56 @@ def check_name(name: str, what: str) -> str:
 
 
 def natural_key(text: str) -> tuple[list[Any], str]:
-    """Sort key that puts 'img10' after 'img9': runs of digits compare as numbers, ties by the raw text."""
+    """Return a sort key that puts 'img10' after 'img9': digits compare as numbers, and ties by the text itself."""
     parts: list[Any] = re.split(r"([0-9]+)", text)
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return parts, text
 
 
-def write_records(records: Sequence[Record], path: Path) -> None:
-    """Write the table as parquet, rows in the given order; the same records give the same bytes."""
-    write_table([asdict(record) for record in records], _SCHEMA, Path(path))
+def write_records(records: "Sequence[Record] | pd.DataFrame", path: Path) -> None:
+    """Write records as parquet, rows in the given order; the same records give the same bytes.
 
-
-def read_records(path: Path) -> list[Record]:
-    """Read a table written by `write_records`.
+    Args:
+        records: records, or a frame with the fields of `Record` as columns.
+        path: the parquet file to write.
 
     Raises:
-        InputError: the file is missing, is no parquet, or has other columns or types.
+        ValueError: a frame with other columns.
     """
-    return [Record(**row) for row in read_table(Path(path), _SCHEMA)]
+    write_table(records, _SCHEMA, Path(path))
+
+
+def read_records(path: Path) -> "pd.DataFrame":
+    """Return a table of records as a frame, one row per real image and the fields of `Record` as columns.
+
+    Text columns have the dtype object and None for a missing value.
+
+    Raises:
+        InputError: the file is missing, is not parquet, or has other columns or types.
+    """
+    return read_frame(Path(path), _SCHEMA)
+
+
+def record_rows(source: "Path | pd.DataFrame") -> list[Record]:
+    """Return the records of a file, or of a frame that `read_records` returned; a missing value is None.
+
+    Raises:
+        InputError: as `read_records`.
+        ValueError: a frame with other columns.
+    """
+    rows = read_rows(Path(source), _SCHEMA) if isinstance(source, (str, Path)) else frame_rows(source, _SCHEMA)
+    return [Record(**row) for row in rows]
 
 
 def load_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image to uint8 [H, W, 3], 0 to 255.
+    """Return the decoded image, uint8 [H, W, 3], 0 to 255.
 
-    Gray is replicated to three channels. Alpha is dropped: the stored colours stay as they are, nothing is blended.
-    16-bit values v become round(v / 257), so that 65535 is 255. Palettes are looked up. EXIF rotation is
-    ignored, because masks lie on the stored pixels. Of several frames the first is taken.
+    Grey is replicated to three channels. Alpha is dropped without blending. 16-bit values v become round(v / 257),
+    so that 65535 is 255. Palettes are applied. EXIF rotation is ignored, because masks refer to the stored pixels.
+    Of several frames the first is read.
 
     Raises:
-        InputError: missing, unreadable, or of a pixel type other than 8 or 16 bits.
+        InputError: the file is missing or unreadable, or has a pixel type other than 8 or 16 bits.
     """
     path = Path(path)
     try:
@@ -106,14 +144,18 @@ def load_image(path: Path) -> NDArray[np.uint8]:
 
 
 def load_mask(path: Path, size: tuple[int, int] | None = None, any_value: bool = False) -> NDArray[np.bool_]:
-    """Decode a mask to bool [H, W]: True where the brightest channel is at least half of the file's maximum.
+    """Return the decoded mask, bool [H, W]: True where the largest channel is at least half of the file's maximum.
 
-    So 0/1, 0/255, RGB and anti-aliased masks all read alike; a mask of zeros is empty. Alpha is ignored.
-    With `any_value` every value above 0 is True: for masks that number kinds of defects. With `size` =
-    (height, width) it is resized to that by nearest neighbour.
+    So masks with values 0/1, 0/255, in RGB or with smooth edges are read in the same way. A mask of zeros is empty.
+    Alpha is ignored.
+
+    Args:
+        path: the image file.
+        size: (height, width) to which the mask is resized by nearest neighbour.
+        any_value: True where the value is above 0; for masks whose values are numbers of defect types.
 
     Raises:
-        InputError: missing or unreadable.
+        InputError: the file is missing or unreadable.
     """
     path = Path(path)
     try:
@@ -135,7 +177,15 @@ def load_mask(path: Path, size: tuple[int, int] | None = None, any_value: bool =
 
 
 def save_png(array: NDArray[Any], path: Path) -> None:
-    """Write uint8 [H, W] or [H, W, 3], or bool [H, W] as 0/255; makes the folder; no metadata, stable bytes."""
+    """Write a PNG file without metadata; the same array gives the same bytes, and missing folders are created.
+
+    Args:
+        array: uint8 [H, W] or [H, W, 3], or bool [H, W], which is written as 0 and 255.
+        path: the file to write.
+
+    Raises:
+        ValueError: another type or shape.
+    """
     array = np.asarray(array)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
@@ -147,59 +197,11 @@ def save_png(array: NDArray[Any], path: Path) -> None:
 
 
 def pixel_digest(image: NDArray[np.uint8]) -> str:
-    """sha256 over mode, size and bytes of a decoded RGB image [H, W, 3]."""
+    """Return the sha256 (hex) over mode, size and bytes of a decoded RGB image [H, W, 3]."""
     height, width = image.shape[:2]
     digest = hashlib.sha256(f"RGB {width} {height} ".encode())
     digest.update(np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()
-
-
-_SCHEMA = {field.name: (int if field.type is int else str) for field in fields(Record)}
-_ARROW_NAMES = {str: "string", int: "int64", float: "float64", bool: "bool"}
-
-
-def write_table(rows: Sequence[dict[str, Any]], schema: dict[str, type], path: Path) -> None:
-    """Write rows as parquet with exactly the columns of `schema`; through a temporary file, so never half."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrow = pa.schema(
-        [(name, getattr(pa, _ARROW_NAMES[kind].replace("bool", "bool_"))()) for name, kind in schema.items()]
-    )
-    table = pa.Table.from_pylist([{name: row[name] for name in schema} for row in rows], schema=arrow)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
-    os.replace(partial, path)
-
-
-def read_table(path: Path, schema: dict[str, type]) -> list[dict[str, Any]]:
-    """Read a parquet file that must have exactly the columns and types of `schema`.
-
-    Raises:
-        InputError: missing, no parquet, or another schema.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; expected a parquet table") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
-    for name, kind in schema.items():
-        if name not in table.column_names:
-            raise InputError(f"{path}: column {name!r} is missing; expected {', '.join(schema)}")
-        found = str(table.schema.field(name).type).removeprefix("large_").replace("double", "float64")
-        if found != _ARROW_NAMES[kind]:
-            raise InputError(f"{path}: column {name!r} is {found}; expected {_ARROW_NAMES[kind]}")
-    for name in table.column_names:
-        if name not in schema:
-            raise InputError(f"{path}: unknown column {name!r}; expected {', '.join(schema)}")
-    rows: list[dict[str, Any]] = table.select(list(schema)).to_pylist()
-    return rows
 
 
 def _from_16_bit(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Which files a layout takes in, and what ingest makes of them."""
+"""Folder layouts: which files they read, and what `ingest_source` writes."""
 
 import json
 import shutil
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defect_core.data.layouts import ingest, read_layout
-from defect_core.data.records import load_image, load_mask, pixel_digest, read_records, save_png
+from defect_core.data.layouts import ingest_source, read_layout
+from defect_core.data.records import load_image, load_mask, pixel_digest, record_rows, save_png
 from defect_core.data.splits import split_records
 from defect_core.errors import InputError
 
@@ -16,7 +16,7 @@ TILE = {"good": "MT_Free", "subfolder": "Imgs", "mask_suffix": ".png", "strip_pr
 
 
 def _picture(path, number, size=(24, 32)):
-    """A picture that differs by number, in the format of the path's suffix."""
+    """Write an image that differs by number, in the format of the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -36,7 +36,7 @@ def mvtec(tmp_path):
         _picture(root / f"train/good/{i:03}.png", i)
     for i in range(2):
         _picture(root / f"test/good/{i:03}.png", 10 + i)
-    for i in (0, 2, 9, 10):  # gaps, and jpg among png
+    for i in (0, 2, 9, 10):  # gaps in the numbers, and one jpg
         _picture(root / f"test/cut/{i}.{'jpg' if i == 9 else 'png'}", 20 + i)
         _mask(root / f"ground_truth/cut/{i}_mask.png")
     for i in range(3):
@@ -60,18 +60,18 @@ def _files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_mvtec_layout(mvtec, tmp_path):
+def test_mvtec_layout_is_ingested_completely(mvtec, tmp_path):
     items = read_layout(mvtec, "p")
     assert [(i.defect, i.image_path.name, i.split_hint) for i in items if i.defect != "dent"] == [
         *(("good", f"{i:03}.png", "train") for i in range(4)),
         *(("good", f"{i:03}.png", "test") for i in range(2)),
         *(("cut", name, "") for name in ("0.png", "2.png", "9.jpg", "10.png")),
     ]
-    summary = ingest(mvtec, "p", tmp_path / "out" / "p")
+    summary = ingest_source(mvtec, "p", tmp_path / "out" / "p")
     assert summary["layout"] == "mvtec" and summary["defects"] == {"cut": 4, "dent": 3}
     assert summary["splits"] == {"test": 2, "train": 4}
     out = tmp_path / "out" / "p"
-    records = read_records(out / "records.parquet")
+    records = record_rows(out / "records.parquet")
     assert {r.image for r in records if r.defect == "good" and r.split == "test"} == {
         "good/test_000.png",
         "good/test_001.png",
@@ -89,23 +89,23 @@ def test_mvtec_layout(mvtec, tmp_path):
     assert {r.image for r in done if r.defect == "cut" and r.split == "train"} == {"cut/0.png", "cut/2.png"}
 
 
-def test_ingest_twice_gives_the_same_bytes(mvtec, tmp_path):
+def test_ingestion_is_reproducible(mvtec, tmp_path):
     for name in ("a", "b", "b"):  # the second b replaces the first
-        ingest(mvtec, "p", tmp_path / "out" / name)
+        ingest_source(mvtec, "p", tmp_path / "out" / name)
     for name in _files(tmp_path / "out/a"):
         assert (tmp_path / "out/a" / name).read_bytes() == (tmp_path / "out/b" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
 
 
-def test_magnetic_tile_comes_in_by_options_alone(tile, tmp_path):
+def test_magnetic_tile_is_read_by_options_alone(tile, tmp_path):
     _mask(tile / "MT_Fray/Imgs/exp4_num_4.png", (24, 30), empty=True)
     with pytest.raises(InputError, match=r"exp4_num_4\.png: the mask is empty"):
-        ingest(tile, "tile", tmp_path / "out", options=TILE)
-    summary = ingest(tile, "tile", tmp_path / "out", options=TILE, empty_masks="leave_out")
+        ingest_source(tile, "tile", tmp_path / "out", options=TILE)
+    summary = ingest_source(tile, "tile", tmp_path / "out", options=TILE, empty_masks="leave_out")
     assert summary["layout"] == "folder" and summary["good"] == 5 and summary["defects"] == {"Crack": 5, "Fray": 4}
     assert summary["left_out"] == [{"image": "MT_Fray/Imgs/exp4_num_4.jpg", "reason": "empty mask"}]
     assert json.loads((tmp_path / "out/left_out.json").read_text())["left_out"] == summary["left_out"]
-    only = ingest(tile, "tile", tmp_path / "out", "folder", {**TILE, "defects": ["Crack"]})
+    only = ingest_source(tile, "tile", tmp_path / "out", "folder", {**TILE, "defects": ["Crack"]})
     assert only["defects"] == {"Crack": 5} and only["left_out"] == []
 
 
@@ -137,32 +137,32 @@ def test_folder_layout_finds_masks(tmp_path, place):
     assert [(item.defect, item.image_path.name) for item in items] == [
         (defect, name) for defect in ("good", "hole") for name in names
     ]
-    summary = ingest(root, "p", tmp_path / "out", options=options)
+    summary = ingest_source(root, "p", tmp_path / "out", options=options)
     assert summary["images"] == 6
-    assert "hole/IMG_7_a_.png" in {r.image for r in read_records(tmp_path / "out/records.parquet")}
+    assert "hole/IMG_7_a_.png" in {r.image for r in record_rows(tmp_path / "out/records.parquet")}
 
 
-def test_missing_masks_of_good_images_do_not_matter(tile, tmp_path):
+def test_masks_of_normal_images_are_optional(tile, tmp_path):
     for path in (tile / "MT_Free/Imgs").glob("*.png"):
         path.unlink()
-    assert ingest(tile, "tile", tmp_path / "out", options=TILE)["good"] == 5
+    assert ingest_source(tile, "tile", tmp_path / "out", options=TILE)["good"] == 5
 
 
-def test_duplicates(mvtec, tmp_path):
+def test_duplicates_are_left_out_or_refused(mvtec, tmp_path):
     with Image.open(mvtec / "test/cut/2.png") as image:
         image.save(mvtec / "test/cut/77.bmp")  # the same pixels in another format
     _mask(mvtec / "ground_truth/cut/77_mask.png")
-    summary = ingest(mvtec, "p", tmp_path / "out")
+    summary = ingest_source(mvtec, "p", tmp_path / "out")
     assert summary["duplicates"] == [{"image": "test/cut/77.bmp", "same_as": "test/cut/2.png"}]
     assert summary["defects"]["cut"] == 4
     shutil.copy(mvtec / "test/cut/2.png", mvtec / "test/dent/2_again.png")
     _mask(mvtec / "ground_truth/dent/2_again_mask.png")
     with pytest.raises(InputError, match=r"2_again\.png \(dent\) and .*2\.png \(cut\) hold the same image"):
-        ingest(mvtec, "p", tmp_path / "out2")
+        ingest_source(mvtec, "p", tmp_path / "out2")
 
 
 def _broken(root, what):
-    """Spoil the MVTec tree; returns (arguments of ingest, what the error has to name)."""
+    """Damage the MVTec tree; return the arguments of `ingest_source` and a pattern of the expected error."""
     if what == "no mask":
         (root / "ground_truth/cut/9_mask.png").unlink()
         return {}, r"cut/9\.jpg: has no mask; expected .*9_mask\.png"
@@ -179,7 +179,7 @@ def _broken(root, what):
     if what == "broken image":
         (root / "test/dent/001.png").write_bytes(b"no")
         return {}, r"dent/001\.png: not a readable image"
-    if what == "broken good image":
+    if what == "broken normal image":
         (root / "train/good/001.png").write_bytes(b"")
         return {}, r"good/001\.png: not a readable image"
     if what == "tiny image":
@@ -195,17 +195,17 @@ def _broken(root, what):
         (root / "test/dent").rename(root / "test/masks")
         (root / "ground_truth/dent").rename(root / "ground_truth/masks")
         return {}, "'masks' is reserved"
-    if what == "no good":
+    if what == "no normal images":
         for path in root.glob("*/good/*.png"):
             path.unlink()
-        return {}, "no good images found; expected some in train/good"
+        return {}, "no normal images found; expected some in train/good"
     if what == "no defects":
         shutil.rmtree(root / "test/cut")
         shutil.rmtree(root / "test/dent")
         return {}, "no defect images found"
     if what == "not recognised":
         (root / "train").rename(root / "training")
-        return {}, "layout not recognised; expected mvtec .* folder .* demo"
+        return {}, r"layout not recognised; expected mvtec .* folder .* demo"
     return {
         "unknown layout": ({"layout": "coco"}, "unknown layout 'coco'; expected one of auto, mvtec, .* demo"),
         "unknown option": ({"options": {"godo": "x"}}, "options.godo: unknown layout option; expected one of good"),
@@ -215,7 +215,7 @@ def _broken(root, what):
         "unknown defect": ({"options": {"defects": ["hole"]}}, "no folder of defect 'hole'.*found cut, dent"),
         "empty_masks": ({"empty_masks": "skip"}, "empty_masks: 'skip'; expected error or leave_out"),
         "product": ({"product": "a|b"}, "'a|b' is not a usable name".replace("|", r"\|")),
-        "demo with path": ({"layout": "demo"}, "layout demo draws its own images"),
+        "demo with path": ({"layout": "demo"}, "layout demo renders its own images"),
         "no source": ({"source": None}, "needs a source folder"),
         "no folder": ({"source": root / "none"}, "none: not a folder"),
     }[what]
@@ -223,44 +223,44 @@ def _broken(root, what):
 
 @pytest.mark.parametrize(
     "what",
-    """no mask|mask size|empty mask|empty masks leave too few|broken image|broken good image|tiny image|too few|name
-    reserved|no good|no defects|not recognised|unknown layout|unknown option|option type|option outside
+    """no mask|mask size|empty mask|empty masks leave too few|broken image|broken normal image|tiny image|too few|name
+    reserved|no normal images|no defects|not recognised|unknown layout|unknown option|option type|option outside
     option of other layout|unknown defect|empty_masks|product|demo with path|no source|no folder""".replace(
         "\n    ", "|"
     ).split("|"),
 )
-def test_bad_input_is_one_line_and_leaves_nothing(mvtec, tmp_path, what):
+def test_bad_input_gives_one_line_and_writes_nothing(mvtec, tmp_path, what):
     arguments, expected = _broken(mvtec, what)
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=expected) as caught:
-        ingest(**{"source": mvtec, "product": "p", "out": tmp_path / "out/p", **arguments})
+        ingest_source(**{"source": mvtec, "product": "p", "out": tmp_path / "out/p", **arguments})
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_failed_ingest_keeps_the_earlier_one(mvtec, tmp_path):
-    ingest(mvtec, "p", tmp_path / "out")
+def test_failed_ingestion_keeps_the_earlier_output(mvtec, tmp_path):
+    ingest_source(mvtec, "p", tmp_path / "out")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in _files(tmp_path / "out")}
     (mvtec / "test/dent/001.png").write_bytes(b"no")
     with pytest.raises(InputError):
-        ingest(mvtec, "p", tmp_path / "out")
+        ingest_source(mvtec, "p", tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in _files(tmp_path / "out")} == before
 
 
-def test_ingest_does_not_overwrite_what_it_did_not_write(mvtec, tmp_path):
+def test_foreign_folders_are_not_overwritten(mvtec, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
     with pytest.raises(InputError, match="mine: exists and was not written by ingest"):
-        ingest(mvtec, "p", tmp_path / "mine")
+        ingest_source(mvtec, "p", tmp_path / "mine")
     for out in (mvtec, mvtec / "out", tmp_path):
         with pytest.raises(InputError, match="overlaps the source"):
-            ingest(mvtec, "p", out)
+            ingest_source(mvtec, "p", out)
 
 
-def test_ambiguous_twins_ask_for_the_option(tmp_path):
+def test_ambiguous_masks_require_an_option(tmp_path):
     root = tmp_path / "source"
     for folder in ("good", "hole"):
         for suffix in ("bmp", "tif"):
             _picture(root / folder / f"a.{suffix}", 1)
-    with pytest.raises(InputError, match=r"a\.bmp and a\.tif: which is the mask\? expected option mask_suffix"):
+    with pytest.raises(InputError, match=r"a\.bmp and a\.tif: the mask is ambiguous; expected the option mask_suffix"):
         read_layout(root, "p")

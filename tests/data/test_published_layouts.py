@@ -1,11 +1,11 @@
-"""VisA, MVTec LOCO and MVTec 3D-AD as they are published, in small."""
+"""Layouts of VisA, MVTec LOCO AD and MVTec 3D-AD on small copies of their folder trees."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from defect_core.data.layouts import ingest, read_layout
-from defect_core.data.records import load_mask, read_records
+from defect_core.data.layouts import ingest_source, read_layout
+from defect_core.data.records import load_mask, record_rows
 from defect_core.data.splits import split_records
 from defect_core.errors import InputError
 
@@ -16,11 +16,11 @@ def _picture(path, number):
     Image.fromarray(pixels).save(path)
 
 
-def _mask(path, *spots):
-    """A mask with one pixel row per (row, value)."""
+def _mask(path, *rows_and_values):
+    """Write a mask with one row of pixels per (row, value)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.zeros((24, 32), np.uint8)
-    for row, value in spots:
+    for row, value in rows_and_values:
         mask[row, 4:9] = value
     Image.fromarray(mask).save(path)
 
@@ -73,28 +73,28 @@ def mvtec3d(tmp_path):
     return root
 
 
-def _taken_in(source, tmp_path, layout="auto"):
-    summary = ingest(source, "thing", tmp_path / "out", layout)
-    return summary, read_records(tmp_path / "out/records.parquet")
+def _ingest(source, tmp_path, layout="auto"):
+    summary = ingest_source(source, "thing", tmp_path / "out", layout)
+    return summary, record_rows(tmp_path / "out/records.parquet")
 
 
-def test_visa_keeps_the_split_of_its_file_and_every_value_of_its_masks(visa, tmp_path):
-    summary, records = _taken_in(visa, tmp_path)
+def test_visa_keeps_its_split_and_all_mask_values(visa, tmp_path):
+    summary, records = _ingest(visa, tmp_path)
     assert summary["layout"] == "visa" and summary["defects"] == {"anomaly": 4}
     assert summary["splits"] == {"test": 2, "train": 4}
     mask = load_mask(tmp_path / "out" / next(r.mask for r in records if r.mask))
     assert mask.any(1).nonzero()[0].tolist() == [3, 9]  # value 1 beside value 5
     divided = split_records(records, "first_third")
     assert [r.split for r in divided if r.mask] == ["train", "test", "test", "test"]
-    held = [r.image[-8:] for r in divided if not r.mask and r.split == "test"]
-    assert held == ["0001.jpg", "0004.jpg"]
+    test_images = [r.image[-8:] for r in divided if not r.mask and r.split == "test"]
+    assert test_images == ["0001.jpg", "0004.jpg"]
 
 
-def test_visa_without_its_split_file_has_no_hints_and_a_wrong_file_is_named(visa, tmp_path):
+def test_visa_split_file_is_optional_and_checked(visa, tmp_path):
     file = visa.parent / "split_csv/1cls.csv"
     lines = file.read_text().splitlines()
     file.write_text("\n".join(line for line in lines if "Normal/0003" not in line))
-    with pytest.raises(InputError, match="has no row for candle/Data/Images/Normal/0003.JPG"):
+    with pytest.raises(InputError, match=r"has no row for candle/Data/Images/Normal/0003\.JPG"):
         read_layout(visa, "candle")
     file.write_text("\n".join(line.replace("train", "fit") for line in lines))
     with pytest.raises(InputError, match="split 'fit'; expected train or test"):
@@ -106,8 +106,8 @@ def test_visa_without_its_split_file_has_no_hints_and_a_wrong_file_is_named(visa
     assert {item.split_hint for item in read_layout(visa, "candle")} == {""}
 
 
-def test_loco_unites_the_masks_of_an_image_and_keeps_both_kinds(loco, tmp_path):
-    summary, records = _taken_in(loco, tmp_path)
+def test_loco_unites_the_masks_of_an_image(loco, tmp_path):
+    summary, records = _ingest(loco, tmp_path)
     assert summary["layout"] == "loco"
     assert summary["defects"] == {"logical_anomalies": 3, "structural_anomalies": 3}
     assert summary["splits"] == {"test": 3, "train": 6}
@@ -116,24 +116,24 @@ def test_loco_unites_the_masks_of_an_image_and_keeps_both_kinds(loco, tmp_path):
     assert masks["logical_anomalies/000.png"].any(1).nonzero()[0].tolist() == [2]
 
 
-def test_mvtec3d_reads_the_pictures_and_leaves_the_points(mvtec3d, tmp_path):
-    summary, records = _taken_in(mvtec3d, tmp_path)
+def test_mvtec3d_reads_images_and_ignores_point_clouds(mvtec3d, tmp_path):
+    summary, records = _ingest(mvtec3d, tmp_path)
     assert summary["layout"] == "mvtec3d" and summary["defects"] == {"hole": 3}
     assert summary["splits"] == {"test": 2, "train": 4}
     assert all(r.image.endswith(".png") for r in records)
 
 
 @pytest.mark.parametrize("layout", ["visa", "loco", "mvtec3d"])
-def test_a_missing_mask_is_named_and_options_of_folder_are_refused(layout, request):
+def test_missing_masks_and_options_of_other_layouts_are_errors(layout, request):
     source = request.getfixturevalue(layout)
-    with pytest.raises(InputError, match=f"options.good: not an option of layout {layout}"):
+    with pytest.raises(InputError, match=f"options\\.good: not an option of layout {layout}"):
         read_layout(source, "thing", layout, {"good": "x"})
-    gone = {"visa": "Data/Masks/Anomaly/001.png", "loco": "ground_truth/logical_anomalies/002/000.png"}
-    (source / gone.get(layout, "test/hole/gt/001.png")).unlink()
+    missing = {"visa": "Data/Masks/Anomaly/001.png", "loco": "ground_truth/logical_anomalies/002/000.png"}
+    (source / missing.get(layout, "test/hole/gt/001.png")).unlink()
     with pytest.raises(InputError, match="has no mask; expected"):
         read_layout(source, "thing", layout)
 
 
-def test_only_the_defects_asked_for(loco):
+def test_option_defects_selects_defect_types(loco):
     items = read_layout(loco, "thing", "auto", {"defects": ["structural_anomalies"]})
     assert {item.defect for item in items} == {"good", "structural_anomalies"}

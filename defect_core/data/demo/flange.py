@@ -1,4 +1,4 @@
-"""A turned metal flange with a bolt circle, on a plain ground: scratch, dent, chip."""
+"""A turned metal flange with a bolt circle on a plain background, and its defects: scratch, dent, chip."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,13 @@ from defect_core.data.demo.camera import (
 BOLTS = 6
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> Scene:
-    """The flange in a random pose: turning marks, the fan of light that they throw, chamfers, holes, its shadow."""
+def render_scene(rng: np.random.Generator, size: int) -> Scene:
+    """Return the flange in a random pose, with turning marks and their highlights, chamfers, holes and shadow.
+
+    Args:
+        rng: source of randomness.
+        size: side of the scene in pixels.
+    """
     outer = rng.uniform(0.385, 0.415) * size
     centre = size / 2 + np.clip(rng.normal(0, 0.02, 2), -0.05, 0.05) * size
     pose = rng.uniform(0, 2 * np.pi)
@@ -29,7 +34,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     radius, theta = np.hypot(dr, dc), np.arctan2(dr, dc)
 
     holes, hole_side = _holes(centre, outer, pose, size, light_angle)
-    depth = np.minimum(outer - radius, radius - 0.30 * outer)  # pixels inside the nearest rim
+    depth = np.minimum(outer - radius, radius - 0.30 * outer)  # pixels to the nearest rim, positive inside
     depth = np.minimum(depth, holes)
     metal = smoothstep(depth, -0.7, 0.7)
 
@@ -49,13 +54,13 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     part = steel * np.clip(shade, 0.02, None)[..., None]
 
     ground_colour = (np.array([0.055, 0.075, 0.10]) * rng.uniform(0.8, 1.3)).astype(np.float32)
-    grain = 1 + 0.05 * smooth_field(rng, 60, size) + 0.04 * smooth_field(rng, 4, size)
-    reach = rng.uniform(4, 8)
-    offset = (float(np.sin(light_angle)) * reach, float(np.cos(light_angle)) * reach)
+    mottling = 1 + 0.05 * smooth_field(rng, 60, size) + 0.04 * smooth_field(rng, 4, size)
+    shadow_length = rng.uniform(4, 8)
+    offset = (float(np.sin(light_angle)) * shadow_length, float(np.cos(light_angle)) * shadow_length)
     shifted = np.hypot(dr + offset[0], dc + offset[1])
     away = np.minimum(outer - shifted, shifted - 0.30 * outer)
     shadow = smoothstep(away.astype(np.float32), -5, 4)
-    ground = ground_colour * (grain * (1 - 0.65 * shadow))[..., None]
+    ground = ground_colour * (mottling * (1 - 0.65 * shadow))[..., None]
     light = (ground + metal[..., None] * (part - ground)) * lamp[..., None]
     light = light.astype(np.float32)
 
@@ -75,7 +80,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def scratch(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A groove across the turning marks: a bright flank, a dark one; one to three strokes side by side."""
+    """Add a scratch in place and return its mask: one to three grooves, each with a bright and a dark flank."""
     size = scene.light.shape[0]
     start = _on_metal(scene, rng, 5)
     visible = np.exp(rng.uniform(np.log(0.3), np.log(1.7)))
@@ -95,21 +100,21 @@ def scratch(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
             continue
         taper = np.clip(np.minimum(along, 1 - along) * 6, 0, 1) ** 0.5
         pressure = np.clip(1 + 0.35 * smooth_field(rng, 24, size)[window], 0.25, 1.6)
-        half = width * (0.5 + 0.5 * taper)
+        half_width = width * (0.5 + 0.5 * taper)
         metal = scene.surface[window]
-        core = np.exp(-((distance / half) ** 2)) * metal * (distance < 2 * half + 0.3)
+        core = np.exp(-((distance / half_width) ** 2)) * metal * (distance < 2 * half_width + 0.3)
         facing = np.sin(angle - scene.extra["light_angle"])
-        flank = side * np.sign(facing) * np.clip(distance / half, 0, 1.2)
+        flank = side * np.sign(facing) * np.clip(distance / half_width, 0, 1.2)
         gain = visible * pressure * taper * core * (0.45 - 0.75 * flank)
         bright = scene.extra["steel"] * lamp[window][..., None]
         scene.light[window] += (gain * (0.4 + 0.6 * abs(facing)))[..., None] * bright.astype(np.float32)
         np.maximum(scene.light, 0, out=scene.light)
-        mask[window] |= (distance < 1.3 * half + 0.2) & metal & (taper > 0.12)
+        mask[window] |= (distance < 1.3 * half_width + 0.2) & metal & (taper > 0.12)
     return mask
 
 
 def dent(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A blow: a smooth hollow, dark on the side of the light and bright on the other, turning marks bent in it."""
+    """Add a dent in place and return its mask: a smooth hollow, dark towards the light and bright away from it."""
     size = scene.light.shape[0]
     radius = np.exp(rng.uniform(np.log(7.5), np.log(21)))
     visible = np.exp(rng.uniform(np.log(0.25), np.log(1.15)))
@@ -122,7 +127,7 @@ def dent(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
     slope_r, slope_c = np.gradient(bowl.astype(np.float32) * radius)
     tilt = np.sin(scene.extra["light_angle"]) * slope_r + np.cos(scene.extra["light_angle"]) * slope_c
     hollow = inside > 0
-    # light comes from light_angle: the wall that falls away from the lamp is dark
+    # Light comes from `light_angle`, so the wall that faces away from the lamp is dark.
     gain = np.clip(1 + visible * (0.55 * tilt - 0.12 * bowl), 0.08, 2.6)
     glint = visible * 0.5 * np.clip(tilt - 0.45, 0, None)
     factor = np.where(hollow & scene.surface, gain, 1)
@@ -133,13 +138,13 @@ def dent(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def chip(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A piece broken out of an edge: a ragged outline with a grainy, facetted fracture face."""
+    """Add a chip in place and return its mask: a piece broken out of an edge, with a rough fracture surface."""
     size = scene.light.shape[0]
     depth = scene.extra["depth"]
     edge = np.argwhere(np.abs(depth - 0.5) < 0.5)
-    spot = edge[rng.integers(len(edge))].astype(np.float64)
+    centre = edge[rng.integers(len(edge))].astype(np.float64)
     radius = np.exp(rng.uniform(np.log(5.5), np.log(20)))
-    outline = blob(rng, (spot[0], spot[1]), radius, size, 0.16) + 0.9 * smooth_field(rng, 45, size)
+    outline = blob(rng, (centre[0], centre[1]), radius, size, 0.16) + 0.9 * smooth_field(rng, 45, size)
     gone = smoothstep(outline, -0.5, 0.8) * smoothstep(depth, -0.7, 0.7)
     facets = smooth_field(rng, int(rng.integers(28, 50)), size)
     slope_r, slope_c = np.gradient(facets)
@@ -160,12 +165,12 @@ DEFECTS = {"scratch": scratch, "dent": dent, "chip": chip}
 def _holes(
     centre: NDArray[np.float64], outer: float, pose: float, size: int, light_angle: float
 ) -> tuple[Field, Field]:
-    """Pixels outside the nearest hole (negative inside, 1e3 far away), and the cosine between light and its outside."""
+    """Return the distance to the nearest hole (negative inside, 1e3 far away), and the cosine of light and its rim."""
     away = np.full((size, size), 1e3, dtype=np.float32)
     side = np.zeros((size, size), dtype=np.float32)
     for r, c, radius in _hole_list(centre, outer, pose):
-        reach = radius + 16
-        bounds = np.clip([r - reach, r + reach + 2, c - reach, c + reach + 2], 0, size).astype(int)
+        extent = radius + 16
+        bounds = np.clip([r - extent, r + extent + 2, c - extent, c + extent + 2], 0, size).astype(int)
         window = (slice(*bounds[:2]), slice(*bounds[2:]))
         y, x = np.mgrid[window].astype(np.float32) - np.array([r, c], np.float32)[:, None, None]
         distance = np.hypot(y, x)
@@ -188,11 +193,11 @@ def _hole_list(centre: NDArray[np.float64], outer: float, pose: float) -> list[t
 
 
 def _finish(rng: np.random.Generator, radius: Field, theta: Field, light_angle: float, size: int) -> Field:
-    """Reflectance of a turned face: rings of fine grooves, and the bright fan across them that they throw."""
+    """Return the reflectance of a turned face: rings of fine grooves, and the highlights across them."""
     samples = np.arange(2 * size)
-    feed = rng.uniform(5.0, 7.5)  # drawn pixels per turn of the lathe, wide enough not to alias
+    feed = rng.uniform(5.0, 7.5)  # scene pixels per turn of the lathe, wide enough to avoid aliasing
     profile = 0.05 * np.sin(2 * np.pi * samples / 2 / feed + rng.uniform(0, 6)) + 0.045 * rng.standard_normal(2 * size)
-    profile += (rng.random(2 * size) < 0.02) * rng.normal(0, 0.16, 2 * size)  # tool marks, harmless
+    profile += (rng.random(2 * size) < 0.02) * rng.normal(0, 0.16, 2 * size)  # tool marks, no defect
     profile = profile.astype(np.float32)
     position = radius * 2
     low = np.clip(position.astype(np.int32), 0, 2 * size - 2)
@@ -206,7 +211,7 @@ def _finish(rng: np.random.Generator, radius: Field, theta: Field, light_angle: 
 
 
 def _smudges(light: Field, rng: np.random.Generator, size: int) -> None:
-    """Thin oil films and water marks, harmless: low contrast, soft all around."""
+    """Add oil films and water marks in place: low contrast and smooth edges, no defect."""
     for _ in range(int(rng.poisson(0.7))):
         place = rng.uniform(0.1, 0.9, 2) * size
         film = smoothstep(blob(rng, (place[0], place[1]), rng.uniform(8, 24), size, 0.15), -6, 10)

@@ -1,4 +1,4 @@
-"""A plain-woven fabric: snag (a thread pulled out), stain, cut."""
+"""A plain-woven fabric, and its defects: snag (a thread pulled out), stain, cut."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,13 @@ from defect_core.data.demo.camera import (
 )
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> Scene:
-    """The fabric under oblique light: dye lot, thread pitch, tilt, slubs, light and lint differ from piece to piece."""
+def render_scene(rng: np.random.Generator, size: int) -> Scene:
+    """Return the fabric under oblique light, with random colour, thread spacing, tilt, slubs, light and lint.
+
+    Args:
+        rng: source of randomness.
+        size: side of the scene in pixels.
+    """
     pitch = rng.uniform(12, 16)
     tilt = rng.normal(0, 0.06)
     row, column = np.mgrid[:size, :size].astype(np.float32)
@@ -30,7 +35,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     across_warp, across_weft = 2 * (u - warp_index) - 1, 2 * (v - weft_index) - 1
     warp_on_top = (warp_index + weft_index) % 2 == 0
 
-    # a thread is a tube that arches over its crossing: it falls off to both sides and, less, to both ends
+    # A thread is a tube that arches over its crossing: its height falls to both sides and, less, to both ends.
     across = np.where(warp_on_top, across_warp, across_weft)
     along = np.where(warp_on_top, across_weft, across_warp)
     width = 0.97 + 0.05 * _per_thread(rng, warp_index, weft_index, warp_on_top)
@@ -41,13 +46,15 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     twist = np.sin(2 * np.pi * (2.2 * along + 0.9 * across)).astype(np.float32)
     along_rows = ndimage.uniform_filter1d(fibres, 7, axis=0)
     along_columns = ndimage.uniform_filter1d(fibres, 7, axis=1)
-    grain = np.where(warp_on_top, along_rows, along_columns) * 0.22 + 0.07 * twist
+    fibre_texture = np.where(warp_on_top, along_rows, along_columns) * 0.22 + 0.07 * twist
 
     light_angle = rng.normal(-2.2, 0.35)
     slope_r, slope_c = np.gradient(height)
     shading = 0.20 + 0.85 * height - pitch * 0.11 * (np.sin(light_angle) * slope_r + np.cos(light_angle) * slope_c)
     shade = (
-        np.clip(shading, 0.12, 1.4) * (1 + grain) * (1 + 0.08 * _per_thread(rng, warp_index, weft_index, warp_on_top))
+        np.clip(shading, 0.12, 1.4)
+        * (1 + fibre_texture)
+        * (1 + 0.08 * _per_thread(rng, warp_index, weft_index, warp_on_top))
     )
 
     base = (np.array([0.22, 0.27, 0.36]) * rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.04, 3))).astype(np.float32)
@@ -69,7 +76,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def snag(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A thread pulled out: a loop standing over the fabric with its shadow, and the dark run that it left."""
+    """Add a snag in place and return its mask: a pulled loop above the fabric, its shadow, and the dark gap it left."""
     size, pitch = scene.light.shape[0], scene.extra["pitch"]
     visible = np.exp(rng.uniform(np.log(0.45), 0))
     angle = scene.extra["tilt"] + rng.integers(0, 2) * np.pi / 2 + rng.normal(0, 0.06)
@@ -118,7 +125,7 @@ def snag(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def stain(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A dried spill: absorbs light by wavelength, often with a darker rim and splashes."""
+    """Add a stain in place and return its mask: a dried spill, often with a dark rim and splashes."""
     size = scene.light.shape[0]
     strength = np.exp(rng.uniform(np.log(0.12), np.log(1.0)))
     tint = np.array([[0.25, 0.55, 1.0], [0.8, 0.85, 0.9], [1.0, 0.7, 0.45]])[rng.integers(0, 3)] * rng.uniform(
@@ -141,7 +148,7 @@ def stain(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def cut(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A slit: the dark ground shows between severed threads, whose ends fray over it."""
+    """Add a cut in place and return its mask: a dark opening between severed threads, with frayed ends over it."""
     size, pitch = scene.light.shape[0], scene.extra["pitch"]
     length = np.exp(rng.uniform(np.log(1.6), np.log(9))) * pitch
     gape = np.exp(rng.uniform(np.log(0.12), np.log(0.6))) * pitch
@@ -185,14 +192,14 @@ DEFECTS = {"snag": snag, "stain": stain, "cut": cut}
 def _per_thread(
     rng: np.random.Generator, warp: NDArray[np.int32], weft: NDArray[np.int32], warp_on_top: NDArray[np.bool_]
 ) -> Field:
-    """One value per thread, standard normal with a few heavier threads (slubs)."""
+    """Return one value per thread, standard normal with a few heavier threads (slubs)."""
     tables = rng.standard_normal((2, 128)).astype(np.float32)
     tables += (rng.random(tables.shape) < 0.03) * rng.choice([-2.0, 2.0], tables.shape).astype(np.float32)
     return np.where(warp_on_top, tables[0][warp % 128], tables[1][weft % 128])
 
 
 def _lamp(rng: np.random.Generator, size: int) -> Field:
-    """Uneven lighting [size, size]: a slope across the field and fall-off from a lamp's centre."""
+    """Return uneven lighting [size, size]: a slope across the field, and a decrease from the centre of the lamp."""
     row, column = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)
     slope = rng.normal(0, 0.14, 2).astype(np.float32)
     centre = rng.normal(0, 0.15, 2).astype(np.float32)

@@ -1,6 +1,5 @@
-"""Taking a source in: every file checked, images copied byte for byte, masks made uniform, one table written."""
+"""Ingestion of a source: checks every file, copies images byte for byte, normalises masks, writes the table."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.data.files import write_json
 from defect_core.data.layouts.options import LayoutOptions, SourceItem, check_options
-from defect_core.data.layouts.read import read_layout, recognise
+from defect_core.data.layouts.read import detect_layout, read_layout
 from defect_core.data.records import (
     GOOD,
     Record,
@@ -30,10 +30,11 @@ from defect_core.progress import track
 TABLE = "records.parquet"
 LEFT_OUT = "left_out.json"
 MIN_SIDE = 16
+"""Smallest width and height of an image in pixels."""
 _RESERVED = ("masks", TABLE, LEFT_OUT)
 
 
-def ingest(
+def ingest_source(
     source: Path | None,
     product: str,
     out: Path,
@@ -43,18 +44,27 @@ def ingest(
     min_per_defect: int = 3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Check a source and lay it down: `out/<defect>/<id>.<ext>`, `out/masks/<defect>/<id>.png`, `out/records.parquet`.
+    """Check a source and copy it to `out/<defect>/<id>.<ext>`, `out/masks/<defect>/<id>.png`, `out/records.parquet`.
 
-    Ids keep the natural order of the file names. Masks are made 0/255 (see `load_mask`); those of good images are
-    ignored. Of images with the same pixels and the same defect the first is kept. With `empty_masks` = `leave_out`
-    defect images with an empty mask are left out. Both are listed in `out/left_out.json`. `layout` `demo` draws the
-    demo product (`seed`) instead of reading `source`. An earlier `out` is replaced; on failure nothing changes.
+    Ids keep the natural order of the file names. Masks are written as 0 and 255 (see `load_mask`); masks of normal
+    images are ignored. Of several images with the same pixels and defect type only the first is copied. What is left
+    out is listed in `out/left_out.json`. An earlier `out` is replaced; after an error nothing has changed.
+
+    Args:
+        source: folder of one product; None for the layout `demo`.
+        product: name of the product.
+        out: folder to create.
+        layout: one of `LAYOUTS`; `demo` renders the demo product instead of reading a source.
+        options: options of the layout.
+        empty_masks: what happens to a defect image with an empty mask: `error` or `leave_out`.
+        min_per_defect: smallest number of usable images of a defect type.
+        seed: seed of the demo product.
 
     Returns:
         layout, images, good, defects {name: count}, splits {name: count}, left_out, duplicates.
 
     Raises:
-        InputError: anything in the source that cannot be used, naming the file.
+        InputError: something in the source cannot be used; the message names the file.
     """
     out = Path(out)
     check_name(product, "product")
@@ -62,12 +72,12 @@ def ingest(
     if empty_masks not in ("error", "leave_out"):
         raise InputError(f"empty_masks: {empty_masks!r}; expected error or leave_out")
     if layout == "demo":
-        from defect_core.data.demo import make_demo
+        from defect_core.data.demo.render import write_demo_product
 
         if source is not None:
-            raise InputError(f"{product}: layout demo draws its own images; expected no path, found {source}")
+            raise InputError(f"{product}: layout demo renders its own images; expected no path, found {source}")
         with tempfile.TemporaryDirectory() as folder:
-            make_demo(product, Path(folder), seed)
+            write_demo_product(product, Path(folder), seed)
             summary = _ingest(Path(folder), product, out, "mvtec", checked, empty_masks, min_per_defect)
         return {**summary, "layout": "demo"}
     if source is None:
@@ -80,7 +90,7 @@ def _ingest(
 ) -> dict[str, Any]:
     items = read_layout(source, product, layout, options)
     if layout == "auto":
-        layout = recognise(source, options)
+        layout = detect_layout(source, options)
     _check_target(source, out)
     ids = _unique_ids(items)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +102,7 @@ def _ingest(
         _check_counts(source, items, counts, min_per_defect)
         write_records(records, partial / TABLE)
         notes = {"left_out": left_out, "duplicates": duplicates}
-        (partial / LEFT_OUT).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / LEFT_OUT, notes, sort_keys=False, ensure_ascii=True)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
@@ -116,13 +126,13 @@ def _copy(
     records: list[Record] = []
     left_out: list[dict[str, str]] = []
     duplicates: list[dict[str, str]] = []
-    seen: dict[str, SourceItem] = {}
+    first_items: dict[str, SourceItem] = {}
     for item, stem in track(list(zip(items, ids, strict=True)), f"ingest {product}"):
         image = load_image(item.image_path)
         height, width = image.shape[:2]
         if min(height, width) < MIN_SIDE:
             raise InputError(f"{item.image_path}: {width}x{height} pixels; expected at least {MIN_SIDE} each way")
-        mask = None if item.mask_path is None else _checked_mask(item, image)
+        mask = None if item.mask_path is None else load_united_mask(item, item.mask_path, image)
         name = item.image_path.relative_to(source).as_posix()
         if mask is not None and not mask.any():
             if empty_masks == "error":
@@ -133,8 +143,8 @@ def _copy(
             left_out.append({"image": name, "reason": "empty mask"})
             continue
         digest = pixel_digest(image)
-        if digest in seen:
-            first = seen[digest]
+        if digest in first_items:
+            first = first_items[digest]
             if first.defect != item.defect:
                 raise InputError(
                     f"{item.image_path} ({item.defect}) and {first.image_path} ({first.defect}) hold the same image; "
@@ -142,7 +152,7 @@ def _copy(
                 )
             duplicates.append({"image": name, "same_as": first.image_path.relative_to(source).as_posix()})
             continue
-        seen[digest] = item
+        first_items[digest] = item
         path = f"{item.defect}/{stem}{item.image_path.suffix.lower()}"
         mask_path = None if mask is None else f"masks/{item.defect}/{stem}.png"
         (target / item.defect).mkdir(exist_ok=True)
@@ -153,10 +163,10 @@ def _copy(
     return records, left_out, duplicates
 
 
-def _checked_mask(item: SourceItem, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    assert item.mask_path is not None
+def load_united_mask(item: SourceItem, mask_path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return the union of all masks of an image, after a check of their sizes."""
     united = np.zeros(image.shape[:2], bool)
-    for path in (item.mask_path, *item.more_masks):
+    for path in (mask_path, *item.more_masks):
         mask = load_mask(path, any_value=item.any_value)
         if mask.shape != united.shape:
             raise InputError(
@@ -169,10 +179,10 @@ def _checked_mask(item: SourceItem, image: NDArray[np.uint8]) -> NDArray[np.bool
 
 def _check_counts(source: Path, items: list[SourceItem], counts: Counter[str], min_per_defect: int) -> None:
     for defect in sorted({item.defect for item in items}):
-        least = 1 if defect == GOOD else min_per_defect
-        if counts[defect] < least:
+        required = 1 if defect == GOOD else min_per_defect
+        if counts[defect] < required:
             raise InputError(
-                f"{source}: defect {defect!r} has {counts[defect]} usable example(s); expected at least {least} "
+                f"{source}: defect {defect!r} has {counts[defect]} usable example(s); expected at least {required} "
                 "(ingest.min_per_defect), or options.defects without it"
             )
 
@@ -180,13 +190,13 @@ def _check_counts(source: Path, items: list[SourceItem], counts: Counter[str], m
 def _check_target(source: Path, out: Path) -> None:
     inside, outside = out.resolve(), source.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise InputError(f"{out}: overlaps the source {source}; expected a folder apart from it")
+        raise InputError(f"{out}: overlaps the source {source}; expected a folder outside it")
     if out.exists() and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
         raise InputError(f"{out}: exists and was not written by ingest; expected an empty or a new folder")
 
 
 def _unique_ids(items: list[SourceItem]) -> list[str]:
-    """File stems that are plain and unique per defect; where a layout has train and test, both are in the id."""
+    """Return file stems of safe characters, unique per defect type; a repeated stem gets `train_` or `test_` first."""
     for item in items:
         if item.defect.lower() in _RESERVED:
             raise InputError(

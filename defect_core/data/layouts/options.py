@@ -1,4 +1,4 @@
-"""What a layout can be told, and what it gives back."""
+"""Options of the folder layouts, and the items that a layout returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True)
 class SourceItem:
-    """One image of a source: `defect` is `good` or a type; `mask_path` is None for good images.
+    """One image of a source.
 
-    `split_hint` is `train` or `test` where the layout says so, else empty. `more_masks` are united with `mask_path`.
-    `any_value`: every value of a mask above 0 is a defect (masks that number kinds of defects), not only the upper
-    half of them.
+    Attributes:
+        defect: `good` or a defect type.
+        image_path: the image file.
+        mask_path: the mask file; None for normal images.
+        split_hint: `train` or `test` if the layout defines it, otherwise empty.
+        more_masks: further masks of the same image, which are united with `mask_path`.
+        any_value: whether every mask value above 0 is a defect, for masks whose values are numbers of defect types.
     """
 
     defect: str
@@ -31,38 +35,39 @@ class SourceItem:
 
 
 class LayoutOptions(BaseModel):
-    """How a source deviates from its layout; `folder` takes all, other layouts `defects` and `image_suffixes`.
+    """Options of a source. The layout `folder` accepts all, other layouts `defects` and `image_suffixes` only.
 
-    Magnetic-Tile, for one, comes in with
-    `layout: folder`, `{good: MT_Free, subfolder: Imgs, mask_suffix: .png, strip_prefix: MT_}`.
+    For example, Magnetic-Tile is read by `layout: folder` and
+    `{good: MT_Free, subfolder: Imgs, mask_suffix: .png, strip_prefix: MT_}`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    good: str | None = Field(None, description="folder of the good images; else good, ok, normal or defect_free")
-    subfolder: str = Field("", description="folder inside each class folder where the images lie")
-    image_suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="suffixes that images may have")
+    good: str | None = Field(None, description="folder of the normal images; default: good, ok, normal or defect_free")
+    subfolder: str = Field("", description="folder in each class folder that holds the images")
+    image_suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="suffixes of image files")
     mask_suffix: str | None = Field(
-        None, description="what a mask's name adds to the image's stem: '.png' or '_mask.png'; else both are tried"
+        None, description="what a mask's name adds to the image's stem: '.png' or '_mask.png'; default: both"
     )
-    masks: str = Field(
-        "auto", description="'beside' the images, or the name of a parallel folder; 'auto' looks for both"
-    )
-    strip_prefix: str = Field("", description="prefix of folder names that defect names drop")
+    masks: str = Field("auto", description="'beside' the images, or the name of a parallel folder; 'auto' tries both")
+    strip_prefix: str = Field("", description="prefix of folder names that is not part of the defect name")
     defects: tuple[str, ...] | None = Field(None, description="only these defects, after strip_prefix")
 
 
 def check_options(options: LayoutOptions | Mapping[str, Any] | None) -> LayoutOptions:
-    """Validate options given as a mapping (from params.yaml).
+    """Return validated options.
+
+    Args:
+        options: options, a mapping from params.yaml, or None for the defaults.
 
     Raises:
         InputError: an unknown key, or a value of a wrong type.
     """
     if isinstance(options, LayoutOptions):
         return options
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
     try:
-        checked = LayoutOptions.model_validate(given)
+        checked = LayoutOptions.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

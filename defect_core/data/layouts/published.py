@@ -1,4 +1,7 @@
-"""Layouts of published data sets beside MVTec AD: VisA, MVTec LOCO and MVTec 3D-AD, one product's folder each."""
+"""Layouts of published data sets other than MVTec AD: VisA, MVTec LOCO AD and MVTec 3D-AD.
+
+Each function reads the folder of one product.
+"""
 
 import csv
 from collections.abc import Callable, Mapping
@@ -10,31 +13,32 @@ from defect_core.data.records import GOOD
 from defect_core.errors import InputError
 
 SPLIT_FILE = "split_csv/1cls.csv"
-_GOOD_SPLITS = {
-    "train": "train",
-    "validation": "train",
-    "test": "test",
-}  # validation images are good, and nobody's test
+# The validation images are normal and not part of the published test set, so they are used for training.
+_NORMAL_SPLITS = {"train": "train", "validation": "train", "test": "test"}
 
 
-def recognise_published(path: Path) -> str:
-    """`visa`, `mvtec3d` or `loco` where a product's folder is one of these, else empty."""
+def detect_published(path: Path) -> str:
+    """Return `visa`, `mvtec3d` or `loco` if the folder of a product has this layout, otherwise an empty string."""
     if (path / "Data/Images/Normal").is_dir():
         return "visa"
     if (path / "train" / GOOD / "rgb").is_dir():
         return "mvtec3d"
-    truth = list_folders(path / "ground_truth")
-    return "loco" if any(list_folders(folder) for folder in truth) and (path / "train" / GOOD).is_dir() else ""
+    mask_folders = list_folders(path / "ground_truth")
+    return "loco" if any(map(list_folders, mask_folders)) and (path / "train" / GOOD).is_dir() else ""
 
 
 def read_visa(path: Path, options: LayoutOptions) -> list[SourceItem]:
-    """Data/Images/Normal, Data/Images/Anomaly and Data/Masks/Anomaly of one object.
+    """Read VisA: Data/Images/Normal, Data/Images/Anomaly and Data/Masks/Anomaly of one object.
 
-    VisA does not part defects into types: all are `anomaly`. Its masks number kinds of flaws; every value above 0
-    counts. Where the data set's `split_csv/1cls.csv` lies beside the object's folder, good images keep its split.
+    VisA has no defect types, so all defects are `anomaly`. Its mask values are numbers of flaw types; every value
+    above 0 is a defect. Normal images keep the split of `split_csv/1cls.csv` if this file is beside the object folder.
+
+    Args:
+        path: folder of the object.
+        options: options of the layout.
 
     Raises:
-        InputError: a mask is missing, or the split file has other columns or does not know an image.
+        InputError: a mask is missing, or the split file has other columns or no row for an image.
     """
     hints = _visa_hints(path)
     images, masks = path / "Data/Images", images_by_stem(path / "Data/Masks/Anomaly")
@@ -53,35 +57,43 @@ def read_visa(path: Path, options: LayoutOptions) -> list[SourceItem]:
 
 
 def read_loco(path: Path, options: LayoutOptions) -> list[SourceItem]:
-    """train/good, validation/good, test/good, test/<kind>; ground_truth/<kind>/<stem>/*.png, several masks per image.
+    """Read MVTec LOCO AD: {train,validation,test}/good, test/<type>, ground_truth/<type>/<stem>/*.png.
 
-    The kinds are `logical_anomalies` and `structural_anomalies`. The masks of an image are united; their values say
-    what the defect is, so every value above 0 counts. Validation images train, like train/good.
+    The types are `logical_anomalies` and `structural_anomalies`. The masks of an image are united. Their values are
+    numbers of defect types, so every value above 0 is a defect. Validation images are used for training.
+
+    Args:
+        path: folder of the product.
+        options: options of the layout.
 
     Raises:
         InputError: an image has no mask.
     """
-    items = _good_items(path, options, "")
+    items = _normal_items(path, options, "")
     folders = {folder.name: folder for folder in list_folders(path / "test") if folder.name != GOOD}
     for folder in selected_folders(path, folders, options):
         for file in list_images(folder, options):
-            place = path / "ground_truth" / folder.name / file.stem
-            masks = [mask for mask in list_files(place) if mask.suffix.lower() == ".png"]
+            mask_folder = path / "ground_truth" / folder.name / file.stem
+            masks = [mask for mask in list_files(mask_folder) if mask.suffix.lower() == ".png"]
             if not masks:
-                raise InputError(f"{file}: has no mask; expected at least one in {place}")
+                raise InputError(f"{file}: has no mask; expected at least one in {mask_folder}")
             items.append(SourceItem(folder.name, file, masks[0], "", tuple(masks[1:]), any_value=True))
     return items
 
 
 def read_mvtec3d(path: Path, options: LayoutOptions) -> list[SourceItem]:
-    """{train,validation,test}/good/rgb, test/<defect>/rgb and test/<defect>/gt; the point clouds (xyz) are not read.
+    """Read MVTec 3D-AD: {train,validation,test}/good/rgb, test/<defect>/rgb and test/<defect>/gt.
 
-    Validation images train, like train/good.
+    The point clouds (xyz) are not read. Validation images are used for training.
+
+    Args:
+        path: folder of the product.
+        options: options of the layout.
 
     Raises:
         InputError: an image has no mask.
     """
-    items = _good_items(path, options, "rgb")
+    items = _normal_items(path, options, "rgb")
     folders = {folder.name: folder for folder in list_folders(path / "test") if folder.name != GOOD}
     for folder in selected_folders(path, folders, options):
         masks = images_by_stem(folder / "gt")
@@ -99,16 +111,16 @@ PUBLISHED: Mapping[str, Callable[[Path, LayoutOptions], list[SourceItem]]] = {
 }
 
 
-def _good_items(path: Path, options: LayoutOptions, inside: str) -> list[SourceItem]:
+def _normal_items(path: Path, options: LayoutOptions, subfolder: str) -> list[SourceItem]:
     return [
         SourceItem(GOOD, file, None, hint)
-        for split, hint in _GOOD_SPLITS.items()
-        for file in list_images(path / split / GOOD / inside, options)
+        for split, hint in _NORMAL_SPLITS.items()
+        for file in list_images(path / split / GOOD / subfolder, options)
     ]
 
 
 def _visa_hints(path: Path) -> dict[str, str]:
-    """Split of every image of an object, by its path below the data set's folder; empty without a split file."""
+    """Return the split of every image of an object by its path in the data set; empty if there is no split file."""
     file = path.parent / SPLIT_FILE
     if not file.is_file():
         return {}
