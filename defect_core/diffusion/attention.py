@@ -1,19 +1,19 @@
-"""Look into the cross-attention of a diffusers U-Net, and steer it: capture maps, re-weight tokens, mask two texts.
+"""Capture and control of the cross-attention of a diffusers U-Net: attention maps, re-weighted tokens, text by region.
 
     control = control_attention(denoiser)
     with control.capture(groups) as maps, control.reweight(tokens, weights):
-        noise = denoiser(latents, time, text).sample
+        noise = denoiser(latents, timestep, text).sample
     maps.mean(16)  # [B, G, 16, 16]
 
-The three requests combine and nest, and end with their blocks. While nothing is asked, every layer runs the processor
-it had before, torch's fused attention, bit for bit. Everything is differentiable and stays on the device; explicit
-attention probabilities are computed only in the layers, and only while, something needs them.
+The three context managers combine and nest. Outside of them every layer runs its original processor, bit for bit.
+Everything is differentiable and stays on the device. Explicit attention probabilities are computed only in the layers
+and during the calls that need them.
 """
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,22 @@ Weights = Tensor | Callable[[int], Tensor]
 
 
 def control_attention(denoiser: nn.Module) -> "AttentionControl":
-    """The control over all cross-attention layers (`attn2`) of a diffusers U-Net; one per U-Net, made at first asking.
+    """Return the control of all cross-attention layers (`attn2`) of a diffusers U-Net; each U-Net has one control.
+
+    Args:
+        denoiser: the U-Net; the first call replaces the attention processors of its layers.
 
     Raises:
         InputError: the U-Net has no cross-attention layers.
     """
-    layers = {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
+    layers: dict[str, Any] = {name: module for name, module in denoiser.named_modules() if name.endswith("attn2")}
     if not layers:
         raise InputError(
-            "the backbone's U-Net has no cross-attention layers (attn2); expected one that reads text, such as "
+            "the backbone's U-Net has no cross-attention layers (attn2); expected a text-conditioned one such as "
             "'embedded' or Stable Diffusion 1.5"
         )
-    present = {layer.processor.control for layer in layers.values() if isinstance(layer.processor, _Processor)}
-    control = present.pop() if present else AttentionControl()
+    existing = {layer.processor.control for layer in layers.values() if isinstance(layer.processor, _Processor)}
+    control = existing.pop() if existing else AttentionControl()
     for name, layer in layers.items():
         if not isinstance(layer.processor, _Processor):
             layer.set_processor(_Processor(control, name, layer.processor))
@@ -48,21 +51,30 @@ def control_attention(denoiser: nn.Module) -> "AttentionControl":
 
 
 def check_text_width(denoiser: nn.Module, width: int) -> None:
-    """Refuse a U-Net whose cross-attention reads text of another width than `width`, the text encoder's.
+    """Check that the cross-attention of a U-Net reads text of the text encoder's width.
+
+    Args:
+        denoiser: the U-Net.
+        width: of the text encoder's hidden states.
 
     Raises:
         InputError: the widths differ.
     """
     for name, module in denoiser.named_modules():
-        if name.endswith("attn2") and module.to_k.in_features != width:
+        if name.endswith("attn2.to_k") and isinstance(module, nn.Linear) and module.in_features != width:
             raise InputError(
-                f"the backbone's U-Net reads text of width {module.to_k.in_features}, its text encoder gives {width}; "
+                f"the backbone's U-Net reads text of width {module.in_features}, its text encoder gives {width}; "
                 "expected the same width: take both from one model"
             )
 
 
-def attention_sides(denoiser: nn.Module, latent_size: int) -> set[int]:
-    """The sides, in places, of the cross-attention layers of a U-Net that halves its latents at each level."""
+def attention_sides(denoiser: Any, latent_size: int) -> set[int]:
+    """Return the sides, in positions, of the cross-attention maps of a diffusers U-Net.
+
+    Args:
+        denoiser: a U-Net that halves its latents at each level.
+        latent_size: side of the latents.
+    """
     deepest = len(denoiser.config.block_out_channels) - 1
     sides = set()
     for name, _ in denoiser.named_modules():
@@ -78,21 +90,28 @@ class AttentionMaps:
     """Captured attention.
 
     Attributes:
-        layers: (layer name, [B, G, s, s]) for each call of each captured layer: the attention that the layer's s²
-            places pay to the tokens of each group, mean over heads, weighted mean over the group's tokens.
+        layers: (layer name, [B, G, s, s]) for each call of each captured layer: the attention of the layer's s²
+            positions to the tokens of each group, as a mean over heads and a weighted mean over the group's tokens.
     """
 
     layers: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def mean(self, side: int) -> Tensor:
-        """Mean over layers, each brought to `side` first (bilinear, antialiased downward): [B, G, side, side]."""
+        """Return the mean over layers, [B, G, side, side], each layer first resized by `resize_map`.
+
+        Args:
+            side: height and width of the result.
+
+        Raises:
+            ValueError: nothing was captured.
+        """
         if not self.layers:
-            raise ValueError("no attention was captured: no layer ran, or none has a wanted side")
-        return torch.stack([resize_map(part, side) for _, part in self.layers]).mean(0)
+            raise ValueError("no attention was captured: no layer ran, or none has one of the requested sides")
+        return torch.stack([resize_map(layer, side) for _, layer in self.layers]).mean(0)
 
 
 class AttentionControl:
-    """What the cross-attention layers of one U-Net are asked for; shared by their processors."""
+    """The active captures, re-weightings and regions of one U-Net, shared by the processors of its layers."""
 
     def __init__(self) -> None:
         self._captures: list[_Capture] = []
@@ -103,55 +122,59 @@ class AttentionControl:
     def capture(
         self, groups: Tensor, softmax: Softmax = "tokens", sides: Collection[int] | None = None
     ) -> Iterator[AttentionMaps]:
-        """Keep the attention maps of groups of tokens; the layers' outputs do not change by it.
+        """Capture the attention maps of groups of tokens; the outputs of the layers do not change.
+
+        The captured attention is that before any re-weighting, and inside `regions` that to the inside text.
 
         Args:
-            groups: [B, G, T], float or bool: the share of each token in each group; a group's map is the mean over
-                its tokens with these weights (zero for an empty group).
-            softmax: `tokens` normalises each place over all tokens, as attention does; `pixels` each token over all
-                places (SeaS, DefectDiffu).
-            sides: sides in places of the layers to keep, or None for all.
-
-        What is kept is the attention before any re-weighting, and inside `regions` that to the inside text.
+            groups: [B, G, T], float or bool: the weight of each token in each group. The map of a group is the mean
+                over its tokens with these weights, and zero for an empty group.
+            softmax: `tokens` normalises each position over all tokens, as attention does. `pixels` normalises each
+                token over all positions (SeaS, DefectDiffu).
+            sides: sides of the layers to capture; None is all.
         """
-        shares = groups.float()
-        shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
-        asked = _Capture(AttentionMaps(), shares, softmax, None if sides is None else frozenset(sides))
-        with _pushed(self._captures, asked):
-            yield asked.maps
+        weights = groups.float()
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+        capture = _Capture(AttentionMaps(), weights, softmax, None if sides is None else frozenset(sides))
+        with _active(self._captures, capture):
+            yield capture.maps
 
     @contextmanager
     def reweight(self, tokens: Tensor, weights: Weights, where: Where = "probabilities") -> Iterator[None]:
-        """Multiply the attention to some tokens by a spatial map.
-
-        Where the weight is exactly 1 the layer's output stays bit for bit what it was.
+        """Multiply the attention to some tokens by a spatial map; a weight of exactly 1 changes no bit.
 
         Args:
             tokens: bool [B, T].
-            weights: [B, 1, h, w], brought to each layer's side as in `resize_map`; or a function from that side s to
-                [B, 1, s, s], where resizing needs another rule.
-            where: `probabilities` after the softmax, not normalised again (Prompt-to-Prompt, CADiff); `logits`
-                before it (AnomalyDiffusion's code).
+            weights: [B, 1, h, w], resized to each layer's side by `resize_map`; or a function of that side s that
+                returns [B, 1, s, s].
+            where: `probabilities` multiplies after the softmax, without a second normalisation (Prompt-to-Prompt,
+                CADiff); `logits` multiplies before the softmax (AnomalyDiffusion's public code).
         """
-        with _pushed(self._reweights, _Reweight(tokens, weights, where)):
+        with _active(self._reweights, _Reweight(tokens, weights, where)):
             yield
 
     @contextmanager
     def regions(self, outside: Tensor, mask: Tensor) -> Iterator[None]:
-        """Read the U-Net's text inside `mask` only, and `outside` around it (disentangled DDIM inversion).
+        """Apply the U-Net's text inside `mask` and another text around it (disentangled DDIM inversion).
 
-        out = m'·softmax(Q K_in / √d) V_in + (1 − m')·softmax(Q K_out / √d) V_out, m' the mask at the layer's side.
+        out = m'·softmax(Q K_in / √d) V_in + (1 − m')·softmax(Q K_out / √d) V_out, where m' is the mask at the layer's
+        side.
 
         Args:
-            outside: [B, T, D], or [1, T, D] for all.
-            mask: [B, 1, h, w] in {0, 1}; max-pooled to each layer, so that nothing is lost.
+            outside: the encoded text around the mask, [B, T, D], or [1, T, D] for the whole batch.
+            mask: [B, 1, h, w] in {0, 1}; max-pooled to each layer, so that small masks remain.
         """
-        with _pushed(self._regions, _Regions(outside, mask)):
+        with _active(self._regions, _Regions(outside, mask)):
             yield
 
 
 def resize_map(maps: Tensor, side: int) -> Tensor:
-    """Maps [B, C, h, w] at `side`, bilinear, antialiased downward; of this size already, they come back unchanged."""
+    """Return maps [B, C, h, w] at [B, C, side, side], bilinear, antialiased when reduced.
+
+    Args:
+        maps: returned unchanged if they have this side already.
+        side: height and width of the result.
+    """
     if maps.shape[-2:] == (side, side):
         return maps
     return F.interpolate(maps.float(), size=(side, side), mode="bilinear", antialias=side < maps.shape[-1])
@@ -159,7 +182,7 @@ def resize_map(maps: Tensor, side: int) -> Tensor:
 
 class _Capture(NamedTuple):
     maps: AttentionMaps
-    shares: Tensor
+    weights: Tensor
     softmax: Softmax
     sides: frozenset[int] | None
 
@@ -175,20 +198,23 @@ class _Regions(NamedTuple):
     mask: Tensor
 
 
+_Control = TypeVar("_Control", _Capture, _Reweight, _Regions)
+
+
 @contextmanager
-def _pushed(asked: list[Any], request: Any) -> Iterator[None]:
-    asked.append(request)
+def _active(controls: list[_Control], control: _Control) -> Iterator[None]:
+    controls.append(control)
     try:
         yield
     finally:
-        asked.pop()
+        controls.pop()
 
 
 class _Processor:
-    """A diffusers attention processor (interface of `diffusers.models.attention_processor`)."""
+    """An attention processor as in `diffusers.models.attention_processor`; `attn` is a diffusers `Attention`."""
 
-    def __init__(self, control: AttentionControl, name: str, plain: Any) -> None:
-        self.control, self.name, self.plain = control, name, plain
+    def __init__(self, control: AttentionControl, name: str, original: Any) -> None:
+        self.control, self.name, self.original = control, name, original
 
     def __call__(
         self,
@@ -200,18 +226,18 @@ class _Processor:
     ) -> Tensor:
         control = self.control
         if not (control._captures or control._reweights or control._regions):
-            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if attention_mask is not None:
             raise ValueError("controlled cross-attention takes no attention mask")
         residual = hidden_states
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        query = _heads(attn.to_q(hidden_states), attn.heads)
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)
         inside = self._attend(attn, query, hidden_states if encoder_hidden_states is None else encoder_hidden_states)
         if control._regions:
             outside_text, mask = control._regions[-1]
             key, value = _key_and_value(attn, outside_text)
-            outside = _fused(attn, query, key, value)
+            outside = _fused_attention(attn, query, key, value)
             region = resize_mask(mask, round(query.shape[2] ** 0.5)).flatten(2)
             inside = torch.where(region[..., None] > 0.5, inside, outside)
         out = inside.transpose(1, 2).flatten(2).to(query.dtype)
@@ -223,50 +249,52 @@ class _Processor:
     def _attend(self, attn: Any, query: Tensor, text: Tensor) -> Tensor:
         side = round(query.shape[2] ** 0.5)
         key, value = _key_and_value(attn, text)
-        out = _fused(attn, query, key, value)
-        captures = [asked for asked in self.control._captures if asked.sides is None or side in asked.sides]
+        out = _fused_attention(attn, query, key, value)
+        captures = [capture for capture in self.control._captures if capture.sides is None or side in capture.sides]
         if not (captures or self.control._reweights):
             return out
         logits = (query @ key.transpose(-1, -2)).float() * attn.scale
-        for asked in captures:
-            over = logits.softmax(-1 if asked.softmax == "tokens" else -2).mean(1)
-            maps = torch.einsum("bpt,bgt->bgp", over, asked.shares.to(over)).unflatten(2, (side, side))
-            asked.maps.layers.append((self.name, maps))
+        for capture in captures:
+            probabilities = logits.softmax(-1 if capture.softmax == "tokens" else -2).mean(1)
+            maps = torch.einsum("bpt,bgt->bgp", probabilities, capture.weights.to(probabilities))
+            capture.maps.layers.append((self.name, maps.unflatten(2, (side, side))))
         if self.control._reweights:
-            # the change alone is added to the fused result, so that a weight of 1 changes no bit
-            change = _reweighted(logits, self.control._reweights, side) - logits.softmax(-1)
+            # Only the change is added to the fused result, so that a weight of 1 changes no bit.
+            change = _reweighted_probabilities(logits, self.control._reweights, side) - logits.softmax(-1)
             out = out + change.to(value.dtype) @ value
         return out
 
 
-def _reweighted(logits: Tensor, reweights: list[_Reweight], side: int) -> Tensor:
-    for asked in reweights:
-        if asked.where == "logits":
-            logits = logits * _factor(asked, side, logits)
+def _reweighted_probabilities(logits: Tensor, reweights: list[_Reweight], side: int) -> Tensor:
+    for reweight in reweights:
+        if reweight.where == "logits":
+            logits = logits * _token_factors(reweight, side, logits)
     probabilities = logits.softmax(-1)
-    for asked in reweights:
-        if asked.where == "probabilities":
-            probabilities = probabilities * _factor(asked, side, probabilities)
+    for reweight in reweights:
+        if reweight.where == "probabilities":
+            probabilities = probabilities * _token_factors(reweight, side, probabilities)
     return probabilities
 
 
-def _factor(asked: _Reweight, side: int, like: Tensor) -> Tensor:
-    """[B, 1, positions, T]: the weight for the asked tokens, 1 for the others."""
-    weights = asked.weights(side) if callable(asked.weights) else resize_map(asked.weights, side)
-    places = weights.to(like).flatten(2)[..., None]
-    return torch.where(asked.tokens.bool().to(like.device)[:, None, None, :], places, torch.ones_like(places))
+def _token_factors(reweight: _Reweight, side: int, like: Tensor) -> Tensor:
+    """Return [B, 1, positions, T]: the weight for the selected tokens and 1 for the others."""
+    weights = reweight.weights
+    weights = resize_map(weights, side) if isinstance(weights, Tensor) else weights(side)
+    factors = weights.to(like).flatten(2)[..., None]
+    return torch.where(reweight.tokens.bool().to(like.device)[:, None, None, :], factors, torch.ones_like(factors))
 
 
 def _key_and_value(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
     if attn.norm_cross:
         text = attn.norm_encoder_hidden_states(text)
-    return _heads(attn.to_k(text), attn.heads), _heads(attn.to_v(text), attn.heads)
+    return _split_heads(attn.to_k(text), attn.heads), _split_heads(attn.to_v(text), attn.heads)
 
 
-def _fused(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    key, value = (each.expand(len(query), -1, -1, -1) for each in (key, value))  # one text may stand for all
+def _fused_attention(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    # One text may serve the whole batch.
+    key, value = (each.expand(len(query), -1, -1, -1) for each in (key, value))
     return F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)

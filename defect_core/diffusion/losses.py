@@ -1,6 +1,6 @@
-"""Losses on noise, attention maps and masks, and the ways to bring a mask to the size they need.
+"""Losses on predicted noise, attention maps and masks, and the resizing of masks.
 
-z is a latent [B, C, h, w], a mask float [B, 1, H, W] in [0, 1], 1 on the defect.
+z is a latent [B, C, h, w]; a mask is float [B, 1, H, W] in [0, 1] and 1 on the defect.
 """
 
 from typing import Literal
@@ -17,17 +17,15 @@ AlignmentForm = Literal["token", "paper"]
 def noise_loss(
     noise: Tensor, predicted: Tensor, mask: Tensor | None = None, reduction: Reduction = "global_mean"
 ) -> Tensor:
-    """‖m⊙(ε − ε_θ)‖²; what lies outside the mask has no influence, and gets no gradient.
+    """Return ‖m⊙(ε − ε_θ)‖², a scalar; elements outside the mask get no gradient, and an empty mask gives 0.
 
     Args:
-        noise, predicted: ε and ε_θ, [B, C, h, w].
+        noise: ε, [B, C, h, w].
+        predicted: ε_θ, [B, C, h, w].
         mask: m, [B, 1, h, w]; None is 1 everywhere.
         reduction: `global_mean` divides by all B·C·h·w elements, so a small mask gives a small loss (AnomalyDiffusion's
-            public code); `masked_mean` by the mask's own area, at least one element, so a small defect weighs as much
-            as a large one; `sum` is the norm as papers print it.
-
-    Returns:
-        A scalar; 0 for an empty mask.
+            public code). `masked_mean` divides by the mask's own area, at least one element, so all defects have the
+            same weight. `sum` is the norm as printed in papers.
     """
     squares = (noise - predicted) ** 2
     if mask is None:
@@ -41,13 +39,17 @@ def noise_loss(
 
 
 def resize_mask(mask: Tensor, side: int, policy: MaskPolicy = "max") -> Tensor:
-    """A mask [B, 1, H, W] at side × side, float.
+    """Return a mask [B, 1, H, W] resized to [B, 1, side, side], float.
 
     Args:
         mask: values in [0, 1].
-        policy: `max` takes the largest value under a cell, so no defect is ever lost; `area` the covered share of it,
-            soft; `bilinear_half` interpolates without smoothing and sets what is at least one half (AnomalyDiffusion's
-            public code: small defects vanish); `nearest` the pixel under the cell's corner.
+        side: height and width of the result.
+        policy: `max` takes the largest value in each cell, so no defect is lost. `area` is the covered fraction of each
+            cell. `bilinear_half` interpolates without antialiasing and rounds at one half (AnomalyDiffusion's public
+            code), so small defects vanish. `nearest` takes the pixel under the corner of each cell.
+
+    Raises:
+        ValueError: unknown policy.
     """
     mask = mask.float()
     if mask.shape[-2:] == (side, side):
@@ -64,26 +66,32 @@ def resize_mask(mask: Tensor, side: int, policy: MaskPolicy = "max") -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """−(1 − p)^γ·ln p of the true class, mean over pixels (Lin et al. 2017, eq. 4, alpha 1); γ = 0: cross-entropy.
+    """Return the mean over pixels of −(1 − p)^γ·ln p, where p is the probability of the true class.
+
+    Lin et al. 2017, eq. 4 with alpha 1. γ = 0 is the cross-entropy.
 
     Args:
         logits: [B, K, H, W].
         target: int64 [B, H, W], the true class 0 … K − 1.
         gamma: at least 0.
     """
-    true = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
-    missing = (-torch.expm1(true)).clamp(min=1e-12)  # 1 − p; at 0 the power's gradient would not be finite
-    return -(missing**gamma * true).mean()
+    log_p = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+    # At 1 − p = 0 the gradient of the power would not be finite.
+    one_minus_p = (-torch.expm1(log_p)).clamp(min=1e-12)
+    return -(one_minus_p**gamma * log_p).mean()
 
 
 def alignment_loss(maps: Tensor, masks: Tensor, form: AlignmentForm = "token") -> Tensor:
-    """How far attention maps are from the masks of what their tokens mean; the mean over batch and places.
+    """Return the squared difference between attention maps and the masks of their tokens, a mean over positions.
 
     Args:
-        maps: A, [B, G, s, s], the attention paid to G concepts.
-        masks: M, [B, G, s, s], where each of them is.
-        form: `token` is mean over i of (A_i − M_i)²; `paper` is ((1/G)·Σ_i (A_i − M_i))², as CADiff prints it (its
-            localising loss), where opposite errors of two concepts cancel.
+        maps: A, [B, G, s, s], the attention to G concepts.
+        masks: M, [B, G, s, s], the position of each concept.
+        form: `token` is the mean over i of (A_i − M_i)². `paper` is ((1/G)·Σ_i (A_i − M_i))² as CADiff prints its
+            localising loss; opposite errors of two concepts cancel there.
+
+    Raises:
+        ValueError: unknown form.
     """
     errors = maps - masks.to(maps)
     if form == "token":
@@ -93,17 +101,18 @@ def alignment_loss(maps: Tensor, masks: Tensor, form: AlignmentForm = "token") -
     raise ValueError(f"unknown form of the alignment loss {form!r}; expected token or paper")
 
 
-def agreement(maps: Tensor, masks: Tensor) -> Tensor:
-    """IoU of each mask with the map's strongest places, as many as the mask has; [B], NaN for an empty mask.
+def map_mask_iou(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return the IoU of each mask with the strongest positions of its map, [B]; NaN for an empty mask.
 
-    A ranking, not a threshold: it asks where the attention goes, not how much of it there is.
+    As many positions are selected as the mask has. The score thus depends on where the attention is, not on its level.
 
     Args:
-        maps, masks: [B, 1, s, s].
+        maps: [B, 1, s, s].
+        masks: [B, 1, s, s].
     """
     scores = []
-    for values, wanted in zip(maps.detach().flatten(1), masks.flatten(1) > 0.5, strict=True):
-        chosen = torch.zeros_like(wanted)
-        chosen[values.topk(int(wanted.sum())).indices] = True
-        scores.append((chosen & wanted).sum() / (chosen | wanted).sum())
+    for values, is_defect in zip(maps.detach().flatten(1), masks.flatten(1) > 0.5, strict=True):
+        selected = torch.zeros_like(is_defect)
+        selected[values.topk(int(is_defect.sum())).indices] = True
+        scores.append((selected & is_defect).sum() / (selected | is_defect).sum())
     return torch.stack(scores)

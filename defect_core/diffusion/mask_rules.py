@@ -1,22 +1,20 @@
-"""From a soft map to a mask, and what makes a mask unfit: rules that the methods' mask makers share."""
+"""Rules that turn a soft map into a mask and reject unfit masks, shared by the methods."""
 
 import numpy as np
 from numpy.typing import NDArray
-
-from defect_core.data.masks import components
 
 Mask = NDArray[np.bool_]
 Values = NDArray[np.floating]
 
 
-def isodata(values: Values, tolerance: float = 1e-4) -> float:
-    """Ridler and Calvard's threshold: halfway between the means of what lies at or above it and of what lies below.
+def isodata_threshold(values: Values, tolerance: float = 1e-4) -> float:
+    """Return the threshold halfway between the mean of the values at or above it and the mean of those below it.
 
-    Begins at the overall mean and moves until the change is at most `tolerance`. A constant image gives its value.
+    Ridler and Calvard 1978. The iteration starts at the overall mean. A constant image gives its value.
 
     Args:
         values: any shape, not empty.
-        tolerance: in units of the values.
+        tolerance: the iteration ends when the threshold changes by at most this much.
     """
     flat = np.asarray(values, np.float64).ravel()
     level = float(flat.mean())
@@ -30,43 +28,29 @@ def isodata(values: Values, tolerance: float = 1e-4) -> float:
         level = moved
 
 
-def threshold(values: Values, level: float) -> Mask:
-    """What lies above `level`, which itself does not count; bool, of the values' shape."""
-    return np.asarray(values) > level
-
-
-def strongest(values: Values, share: float) -> Mask:
-    """The `share` (0 to 1) of pixels with the highest values, at least one; of equals the first in reading order."""
-    flat = np.asarray(values).ravel()
-    wanted = max(1, round(share * flat.size))
-    chosen = np.zeros(flat.size, bool)
-    chosen[np.argsort(-flat, kind="stable")[:wanted]] = True
-    return chosen.reshape(np.shape(values))
-
-
-def drop_small(mask: Mask, min_area: int) -> Mask:
-    """The mask without its 8-connected parts of fewer than `min_area` pixels."""
-    kept = np.zeros_like(mask, dtype=bool)
-    for part in components(mask, min_area):
-        kept |= part
-    return kept
-
-
-def touches_border_too_much(mask: Mask, share: float = 1 / 3) -> bool:
-    """Whether more than `share` of one of the four border rows and columns is set (AnomalyDiffusion's rule: a third).
-
-    A mask generator's failures are frames and half planes, and both show at the border.
-    """
-    mask = np.asarray(mask, bool)
-    return any(bool(line.mean() > share) for line in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-
-
-def inside_foreground(mask: Mask, foreground: Mask, share: float = 0.5) -> Mask:
-    """The part of a mask that lies on the object; empty where less than `share` of it does, for it missed the object.
+def select_strongest(values: Values, fraction: float) -> Mask:
+    """Return a mask of the pixels with the highest values; of equal values the first in reading order.
 
     Args:
-        mask, foreground: bool [H, W].
-        share: 0 to 1, of the mask's area.
+        values: any shape.
+        fraction: of the pixels, 0 to 1; at least one pixel is selected.
     """
-    kept = mask & foreground
-    return kept if kept.sum() >= share * mask.sum() else np.zeros_like(kept)
+    flat = np.asarray(values).ravel()
+    count = max(1, round(fraction * flat.size))
+    selected = np.zeros(flat.size, bool)
+    selected[np.argsort(-flat, kind="stable")[:count]] = True
+    return selected.reshape(np.shape(values))
+
+
+def touches_border_too_much(mask: Mask, fraction: float = 1 / 3) -> bool:
+    """Return whether more than a fraction of one border row or border column is set.
+
+    Failed generated masks are frames and half planes, and both show at the border. AnomalyDiffusion's public code uses
+    one third.
+
+    Args:
+        mask: bool [H, W].
+        fraction: of the pixels of a row or column.
+    """
+    mask = np.asarray(mask, bool)
+    return any(bool(line.mean() > fraction) for line in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))

@@ -1,7 +1,7 @@
-"""Learned words: vectors that stand in a prompt in the place of words (textual inversion, Gal et al. 2023).
+"""Learned tokens: trainable embeddings at named slots of a prompt (textual inversion, Gal et al. 2023).
 
-The vectors take the place of the text encoder's token embeddings; position embeddings and transformer stay as they
-are, frozen. Gradients reach the vectors, and whatever made them, only.
+The embeddings replace those of the text encoder's token table. Position embeddings and transformer stay frozen, so
+gradients reach only the learned embeddings and the networks that compute them.
 """
 
 import re
@@ -11,146 +11,160 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defect_core.backbones import Backbone
+from defect_core.backbones.load import Backbone
 from defect_core.errors import InputError
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 
 
 class ConceptTokens(nn.Module):
-    """The vectors of named concepts; these rows alone train and are saved.
+    """Trainable token embeddings of named concepts.
 
     Args:
-        vectors: concept name -> [k, D].
+        embeddings: concept name -> initial embeddings [k, D] of its k tokens.
+
+    Attributes:
+        names: the concepts, in order.
     """
 
-    def __init__(self, vectors: Mapping[str, Tensor]) -> None:
+    def __init__(self, embeddings: Mapping[str, Tensor]) -> None:
         super().__init__()
-        rows = {_attribute(name): nn.Parameter(value.detach().float().clone()) for name, value in vectors.items()}
-        self.names = tuple(vectors)
+        rows = {
+            _parameter_name(name): nn.Parameter(value.detach().float().clone()) for name, value in embeddings.items()
+        }
+        self.names = tuple(embeddings)
         self.rows = nn.ParameterDict(rows)
 
     @classmethod
-    def from_word(cls, backbone: Backbone, counts: Mapping[str, int], word: str) -> "ConceptTokens":
-        """k vectors for each concept, all begun at the embedding of `word` (the mean, if it is of several tokens).
+    def from_init_word(cls, backbone: Backbone, counts: Mapping[str, int], word: str) -> "ConceptTokens":
+        """Return concepts whose tokens are all initialised with the embedding of one word.
 
         Args:
-            counts: concept name -> k.
-            word: known to the backbone's tokenizer.
+            backbone: its tokenizer and token table are used.
+            counts: concept name -> number of tokens k.
+            word: the mean is taken if it has several tokens.
 
         Raises:
-            InputError: the word has no token.
+            InputError: the tokenizer gives no token for the word.
         """
         ids = backbone.tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise InputError(f"the word {word!r} has no token to begin learned words from; expected a word")
+            raise InputError(f"initial word {word!r} has no token in the backbone's tokenizer; expected a word")
         table = token_embedding(backbone).weight.detach().float().cpu()
-        begin = table[torch.tensor(ids)].mean(0)
-        return cls({name: begin.expand(count, -1) for name, count in counts.items()})
+        initial = table[torch.tensor(ids)].mean(0)
+        return cls({name: initial.expand(count, -1) for name, count in counts.items()})
 
     @property
-    def vectors(self) -> dict[str, nn.Parameter]:
-        """Concept name -> [k, D]."""
+    def embeddings(self) -> dict[str, nn.Parameter]:
+        """Concept name -> embeddings [k, D]."""
         return {name: self[name] for name in self.names}
 
     def __getitem__(self, name: str) -> nn.Parameter:
-        return self.rows[_attribute(name)]
+        return self.rows[_parameter_name(name)]
 
 
 class EncodedPrompts(NamedTuple):
-    """`states` [B, T, D], the text encoder's last hidden states; `spans` where each slot's tokens stand, per prompt.
+    """Encoded prompts with the positions of their slots.
 
-    The start token is position 0.
+    Attributes:
+        states: the text encoder's last hidden states, [B, T, D].
+        spans: for each prompt, slot name -> positions of its tokens; the start token has position 0.
     """
 
     states: Tensor
     spans: list[dict[str, slice]]
 
-    def marks(self, *slots: str) -> Tensor:
-        """bool [B, T] on the states' device, True on the tokens of these slots; every slot if none is named."""
-        marked = torch.zeros(self.states.shape[:2], dtype=torch.bool, device=self.states.device)
-        for row, spans in zip(marked, self.spans, strict=True):
+    def token_mask(self, *slots: str) -> Tensor:
+        """Return bool [B, T] on the states' device, True on the tokens of some slots.
+
+        Args:
+            *slots: names of slots; none selects all slots.
+        """
+        mask = torch.zeros(self.states.shape[:2], dtype=torch.bool, device=self.states.device)
+        for row, spans in zip(mask, self.spans, strict=True):
             for name in slots or spans:
                 row[spans[name]] = True
-        return marked
+        return mask
 
 
 def encode_prompts(
-    backbone: Backbone, prompts: Sequence[str], vectors: Sequence[Mapping[str, Tensor]]
+    backbone: Backbone, prompts: Sequence[str], embeddings: Sequence[Mapping[str, Tensor]]
 ) -> EncodedPrompts:
-    """Encode prompts whose slots, words in braces, are replaced by vectors: "a photo of a {context} with {scratch}".
+    """Encode prompts in which slots, words in braces, are replaced by embeddings.
 
-    Words before a slot of k vectors keep their positions, those after it move on by k − 1; every prompt is padded or
-    cut to the backbone's T tokens.
+    An example of a prompt is "a photo of a {context} with {scratch}". Tokens before a slot of k embeddings keep their
+    positions; those after it move by k − 1. Every prompt is padded or cut to the backbone's T tokens.
 
     Args:
-        backbone: only its tokenizer and text encoder are used.
-        prompts: B prompts; a slot stands at most once in each, and is a word of its own.
-        vectors: for each prompt, slot name -> [k, D], D the width of the token embedding; any k, zero included.
+        backbone: its tokenizer and text encoder are used.
+        prompts: B prompts; each slot occurs at most once in a prompt.
+        embeddings: for each prompt, slot name -> [k, D], where D is the width of the token table; k may be 0.
 
     Raises:
         InputError: a slot would be cut off.
-        ValueError: a slot without vectors, twice in one prompt, or vectors of another width.
+        ValueError: a slot has no embeddings, occurs twice, or has embeddings of another width.
     """
     table = token_embedding(backbone)
-    rows, spans = [], []
-    for prompt, given in zip(prompts, vectors, strict=True):
-        ids, found = _tokenise(backbone, prompt, {name: len(value) for name, value in given.items()})
-        rows.append(ids)
-        spans.append(found)
-    ids = torch.tensor(rows, device=backbone.device)
+    ids, spans = [], []
+    for prompt, slots in zip(prompts, embeddings, strict=True):
+        prompt_ids, prompt_spans = _tokenize(backbone, prompt, {name: len(value) for name, value in slots.items()})
+        ids.append(prompt_ids)
+        spans.append(prompt_spans)
 
-    def put_in(_module: nn.Module, _inputs: Any, words: Tensor) -> Tensor:
-        made = []
-        for row, found, given in zip(words, spans, vectors, strict=True):
-            parts, done = [], 0
-            for name, span in found.items():
-                if given[name].shape[-1] != row.shape[-1]:
-                    raise ValueError(
-                        f"slot {name!r}: vectors of width {given[name].shape[-1]}, expected {row.shape[-1]}"
-                    )
-                parts += [row[done : span.start], given[name].to(row)]
-                done = span.stop
-            made.append(torch.cat([*parts, row[done:]]))
-        return torch.stack(made)
+    def fill_slots(_module: nn.Module, _inputs: Any, token_embeddings: Tensor) -> Tensor:
+        rows = zip(token_embeddings, spans, embeddings, strict=True)
+        return torch.stack([_fill_slots(row, row_spans, slots) for row, row_spans, slots in rows])
 
-    hook = table.register_forward_hook(put_in)
+    hook = table.register_forward_hook(fill_slots)
     try:
-        return EncodedPrompts(backbone.text_encoder(input_ids=ids).last_hidden_state, spans)
+        states = backbone.text_encoder(input_ids=torch.tensor(ids, device=backbone.device)).last_hidden_state
+        return EncodedPrompts(states, spans)
     finally:
         hook.remove()
 
 
 def token_embedding(backbone: Backbone) -> nn.Embedding:
-    """The text encoder's table of words, [vocabulary, D]."""
+    """Return the token table of the text encoder, with weights [vocabulary, D]."""
     return backbone.text_encoder.get_input_embeddings()
 
 
-def _tokenise(backbone: Backbone, prompt: str, counts: Mapping[str, int]) -> tuple[list[int], dict[str, slice]]:
-    """T token ids, and where each slot stands, in the order of the prompt; ids in slots stand for nothing."""
+def _fill_slots(row: Tensor, spans: Mapping[str, slice], embeddings: Mapping[str, Tensor]) -> Tensor:
+    """Return the token embeddings [T, D] of one prompt with its slots filled."""
+    parts, end = [], 0
+    for name, span in spans.items():
+        width = embeddings[name].shape[-1]
+        if width != row.shape[-1]:
+            raise ValueError(f"slot {name!r}: embeddings of width {width}, expected {row.shape[-1]}")
+        parts += [row[end : span.start], embeddings[name].to(row)]
+        end = span.stop
+    return torch.cat([*parts, row[end:]])
+
+
+def _tokenize(backbone: Backbone, prompt: str, counts: Mapping[str, int]) -> tuple[list[int], dict[str, slice]]:
+    """Return T token ids, and the span of each slot in the order of the prompt; ids inside slots are placeholders."""
     tokenizer, length = backbone.tokenizer, backbone.text_length
-    # BERT's tokenizer, which latent diffusion has, calls them otherwise
-    begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    ids, spans, done = [begin], {}, 0
+    # BERT's tokenizer (latent diffusion) names its special tokens cls and sep.
+    start_id = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    end_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    ids, spans, position = [start_id], {}, 0
     for slot in _SLOT.finditer(prompt):
         name = slot.group(1)
         if name not in counts or name in spans:
-            raise ValueError(f"prompt {prompt!r}: slot {name!r} has no vectors or stands twice")
-        ids += tokenizer(prompt[done : slot.start()], add_special_tokens=False)["input_ids"]
+            raise ValueError(f"prompt {prompt!r}: slot {name!r} has no embeddings or occurs twice")
+        ids += tokenizer(prompt[position : slot.start()], add_special_tokens=False)["input_ids"]
         spans[name] = slice(len(ids), len(ids) + counts[name])
-        ids += [begin] * counts[name]
-        done = slot.end()
+        ids += [start_id] * counts[name]
+        position = slot.end()
         if len(ids) > length - 1:
             raise InputError(
-                f"prompt {prompt!r}: slot {{{name}}} ends at token {len(ids)}, the text encoder reads {length} with "
-                "the end token; expected a shorter prompt or fewer learned words"
+                f"prompt {prompt!r}: slot {{{name}}} ends at token {len(ids)}, but the text encoder reads {length} "
+                "tokens with the end token; expected a shorter prompt or fewer learned tokens"
             )
-    ids += tokenizer(prompt[done:], add_special_tokens=False)["input_ids"]
-    ids = [*ids[: length - 1], end]
+    ids += tokenizer(prompt[position:], add_special_tokens=False)["input_ids"]
+    ids = [*ids[: length - 1], end_id]
     return ids + [tokenizer.pad_token_id] * (length - len(ids)), spans
 
 
-def _attribute(name: str) -> str:
-    """A name that torch takes for a parameter: no dot, and never that of a method (a defect may be called "double")."""
+def _parameter_name(name: str) -> str:
+    """Return a valid parameter name: without dots, and never the name of a method (a defect may be "double")."""
     return ":" + name.replace(":", "::").replace(".", ":;")

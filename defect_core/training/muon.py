@@ -62,8 +62,8 @@ class Muon:
             nesterov = [torch.lerp(gradients[index], self.momentum[index], self._decay).flatten(1) for index in indices]
             scale = -_UPDATE_RMS * max(shape) ** 0.5 * self._every * self._learning_rate
             updates = orthogonalize(torch.stack(nesterov)) * scale
-            kept = 1 - self._every * self._learning_rate * WEIGHT_DECAY
-            torch._foreach_mul_(weights, kept)  # pyright: ignore[reportPrivateImportUsage]
+            decay_factor = 1 - self._every * self._learning_rate * WEIGHT_DECAY
+            torch._foreach_mul_(weights, decay_factor)  # pyright: ignore[reportPrivateImportUsage]
             for weight, update in zip(weights, updates, strict=True):
                 weight.add_(update.reshape(weight.shape))
 

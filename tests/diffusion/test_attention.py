@@ -1,4 +1,4 @@
-"""Control of the cross-attention of a tiny U-Net of diffusers: maps, re-weighting, two texts."""
+"""Control of the cross-attention of a tiny diffusers U-Net: maps, re-weighting, text by region."""
 
 import pytest
 import torch
@@ -40,16 +40,16 @@ def _layer(unet):
 
 
 def _layer_output(unet, latents, time, inside):
-    seen = []
-    hook = _layer(unet).register_forward_hook(lambda *args: seen.append(args[-1]))
+    outputs = []
+    hook = _layer(unet).register_forward_hook(lambda *args: outputs.append(args[-1]))
     with torch.no_grad():
         unet(latents, time, inside)
     hook.remove()
-    return seen[0]
+    return outputs[0]
 
 
-def _direct(layer, hidden, text, change_logits=None, change_probabilities=None):
-    """Cross-attention written out, with the changes asked for."""
+def _cross_attention(layer, hidden, text, change_logits=None, change_probabilities=None):
+    """Return the output and the probabilities of cross-attention, computed by its formula with optional factors."""
     batch, positions, _ = hidden.shape
     query, key, value = layer.to_q(hidden), layer.to_k(text), layer.to_v(text)
     query, key, value = (x.view(batch, -1, layer.heads, x.shape[-1] // layer.heads) for x in (query, key, value))
@@ -63,13 +63,13 @@ def _direct(layer, hidden, text, change_logits=None, change_probabilities=None):
     return layer.to_out[0](out), probabilities
 
 
-def _half_mask(batch=2):
+def _rectangle_mask(batch=2):
     mask = torch.zeros(batch, 1, 8, 8)
     mask[..., 2:5, 3:7] = 1
     return mask
 
 
-def test_nothing_asked_gives_the_bits_of_diffusers_own_attention(unet):
+def test_without_requests_the_output_is_bit_identical_to_diffusers(unet):
     latents, time, text, *_ = _inputs()
     with torch.no_grad():
         before = unet(latents, time, text).sample
@@ -78,7 +78,7 @@ def test_nothing_asked_gives_the_bits_of_diffusers_own_attention(unet):
     assert torch.equal(before, after)
 
 
-def test_nothing_asked_calls_the_processor_that_was_there(unet):
+def test_without_requests_the_original_processor_runs(unet):
     latents, time, text, *_ = _inputs()
     calls = []
 
@@ -94,7 +94,7 @@ def test_nothing_asked_calls_the_processor_that_was_there(unet):
     assert calls == [1]
 
 
-def test_a_unet_has_one_control(unet):
+def test_each_unet_has_one_control(unet):
     assert control_attention(unet) is control_attention(unet)
 
 
@@ -105,26 +105,26 @@ def test_token_softmax_maps_sum_to_one_over_all_tokens(unet):
     latents, time, text, *_ = _inputs()
     with torch.no_grad(), control_attention(unet).capture(torch.eye(T).expand(2, -1, -1)) as maps:
         unet(latents, time, text)
-    assert {part.shape[-1] for _, part in maps.layers} == {8, 4}
-    for _, part in maps.layers:
-        assert torch.allclose(part.sum(1), torch.ones_like(part[:, 0]), atol=1e-5)
+    assert {layer.shape[-1] for _, layer in maps.layers} == {8, 4}
+    for _, layer in maps.layers:
+        assert torch.allclose(layer.sum(1), torch.ones_like(layer[:, 0]), atol=1e-5)
 
 
-def test_pixel_softmax_maps_sum_to_one_over_all_places(unet):
+def test_pixel_softmax_maps_sum_to_one_over_all_positions(unet):
     latents, time, text, *_ = _inputs()
     with torch.no_grad(), control_attention(unet).capture(torch.eye(T).expand(2, -1, -1), "pixels") as maps:
         unet(latents, time, text)
-    for _, part in maps.layers:
-        assert torch.allclose(part.sum((2, 3)), torch.ones(2, T), atol=1e-5)
+    for _, layer in maps.layers:
+        assert torch.allclose(layer.sum((2, 3)), torch.ones(2, T), atol=1e-5)
 
 
-def test_a_map_is_the_mean_over_heads_and_over_the_tokens_of_its_group(unet):
+def test_map_is_the_mean_over_heads_and_over_the_group_tokens(unet):
     _, _, text, *_ = _inputs()
     hidden = torch.randn((2, 64, 32), generator=torch.Generator().manual_seed(2))
     groups = torch.tensor([[[0, 1, 1, 0, 0, 0], [0, 0, 0, 3, 1, 0]]]).expand(2, -1, -1)
     with torch.no_grad(), control_attention(unet).capture(groups) as maps:
         _layer(unet)(hidden, text)
-        _, probabilities = _direct(_layer(unet), hidden, text)
+        _, probabilities = _cross_attention(_layer(unet), hidden, text)
     expected = probabilities.mean(1)
     pair, weighted = expected[..., 1:3].mean(-1), 0.75 * expected[..., 3] + 0.25 * expected[..., 4]
     assert torch.allclose(maps.layers[0][1].flatten(2), torch.stack([pair, weighted], 1), atol=1e-6)
@@ -140,13 +140,13 @@ def test_capture_changes_no_bit_of_the_output(unet):
     assert torch.equal(before, after)
 
 
-def test_only_layers_of_the_wanted_sides_are_kept(unet):
+def test_only_layers_with_the_requested_sides_are_captured(unet):
     latents, time, text, *_ = _inputs()
     control, groups = control_attention(unet), torch.eye(T).expand(2, -1, -1)
     with torch.no_grad(), control.capture(groups, sides={4}) as coarse, control.capture(groups, sides={8}) as fine:
         unet(latents, time, text)
-    assert {part.shape[-1] for _, part in coarse.layers} == {4}
-    assert {part.shape[-1] for _, part in fine.layers} == {8}
+    assert {layer.shape[-1] for _, layer in coarse.layers} == {4}
+    assert {layer.shape[-1] for _, layer in fine.layers} == {8}
     assert all(name.startswith(("down_blocks.0", "up_blocks.1")) for name, _ in fine.layers)
     with control.capture(groups, sides={5}) as none, torch.no_grad():
         unet(latents, time, text)
@@ -154,7 +154,7 @@ def test_only_layers_of_the_wanted_sides_are_kept(unet):
         none.mean(4)
 
 
-def test_the_mean_over_layers_has_the_asked_side(unet):
+def test_mean_over_layers_has_the_requested_side(unet):
     latents, time, text, *_ = _inputs()
     with torch.no_grad(), control_attention(unet).capture(torch.eye(T).expand(2, -1, -1)) as maps:
         unet(latents, time, text)
@@ -174,11 +174,11 @@ def test_gradients_flow_through_the_maps_to_the_text(unet, softmax):
     assert text.grad is not None and text.grad[:, 2].abs().max() > 0
 
 
-def test_the_sides_said_of_a_unet_are_those_its_layers_have(unet):
+def test_attention_sides_equal_those_of_the_layers(unet):
     latents, time, text, *_ = _inputs()
     with torch.no_grad(), control_attention(unet).capture(torch.ones(2, 1, T)) as maps:
         unet(latents, time, text)
-    assert attention_sides(unet, 8) == {part.shape[-1] for _, part in maps.layers} == {8, 4}
+    assert attention_sides(unet, 8) == {layer.shape[-1] for _, layer in maps.layers} == {8, 4}
 
 
 # re-weighting
@@ -195,7 +195,7 @@ def test_reweighting_by_ones_changes_no_bit(unet):
 
 
 @pytest.mark.parametrize("where", ["probabilities", "logits"])
-def test_reweighting_equals_the_formula_written_out(unet, where):
+def test_reweighting_equals_its_formula(unet, where):
     _, _, text, *_ = _inputs()
     hidden = torch.randn((2, 64, 32), generator=torch.Generator().manual_seed(2))
     weights = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(3)) * 3
@@ -203,15 +203,15 @@ def test_reweighting_equals_the_formula_written_out(unet, where):
     factor = torch.where(tokens[:, None, None, :], weights.flatten(2)[..., None], 1.0)
     change = {"logits": (factor, None), "probabilities": (None, factor)}[where]
     with torch.no_grad():
-        expected, _ = _direct(_layer(unet), hidden, text, *change)
+        expected, _ = _cross_attention(_layer(unet), hidden, text, *change)
         with control_attention(unet).reweight(tokens, weights, where):
-            found = _layer(unet)(hidden, text)
-    assert torch.allclose(found, expected, atol=1e-5)
+            output = _layer(unet)(hidden, text)
+    assert torch.allclose(output, expected, atol=1e-5)
 
 
-def test_places_of_weight_one_keep_their_bits(unet):
+def test_positions_of_weight_one_do_not_change(unet):
     latents, time, text, *_ = _inputs()
-    control, mask = control_attention(unet), _half_mask()
+    control, mask = control_attention(unet), _rectangle_mask()
     before = _layer_output(unet, latents, time, text)
     with control.reweight(torch.ones(2, T, dtype=torch.bool), 1 + 2 * mask):
         after = _layer_output(unet, latents, time, text)
@@ -220,7 +220,7 @@ def test_places_of_weight_one_keep_their_bits(unet):
     assert (before[:, inside] != after[:, inside]).any(-1).all()
 
 
-def test_weights_come_to_each_layers_side_by_the_callers_rule(unet):
+def test_weight_function_is_called_with_the_side_of_each_layer(unet):
     latents, time, text, *_ = _inputs()
     sides = []
 
@@ -233,7 +233,7 @@ def test_weights_come_to_each_layers_side_by_the_callers_rule(unet):
     assert set(sides) == {8, 4}
 
 
-def test_capture_keeps_the_attention_before_it_is_reweighted(unet):
+def test_captured_attention_is_that_before_reweighting(unet):
     _, _, text, *_ = _inputs()
     hidden = torch.randn((2, 64, 32), generator=torch.Generator().manual_seed(2))
     control, groups = control_attention(unet), torch.eye(T).expand(2, -1, -1)
@@ -245,7 +245,7 @@ def test_capture_keeps_the_attention_before_it_is_reweighted(unet):
     assert torch.equal(plain.layers[0][1], both.layers[0][1])
 
 
-# two texts
+# text by region
 
 
 def test_full_mask_equals_ordinary_attention_with_the_inside_text(unet):
@@ -263,18 +263,18 @@ def test_full_mask_equals_ordinary_attention_with_the_inside_text(unet):
     assert not torch.allclose(masked, other, atol=1e-3)
 
 
-def test_one_outside_text_serves_the_whole_batch(unet):
+def test_one_outside_text_can_serve_the_whole_batch(unet):
     latents, time, inside, outside, _ = _inputs()
-    control, mask = control_attention(unet), _half_mask()
+    control, mask = control_attention(unet), _rectangle_mask()
     with torch.no_grad(), control.regions(outside[:1].expand_as(outside), mask):
         repeated = unet(latents, time, inside).sample
     with torch.no_grad(), control.regions(outside[:1], mask):
         assert torch.allclose(unet(latents, time, inside).sample, repeated, atol=1e-5)
 
 
-def test_each_text_reaches_only_its_own_region(unet):
+def test_each_text_changes_only_its_own_region(unet):
     latents, time, inside, outside, third = _inputs()
-    control, mask = control_attention(unet), _half_mask()
+    control, mask = control_attention(unet), _rectangle_mask()
     flat = mask[0].flatten().bool()
     with control.regions(outside, mask):
         base = _layer_output(unet, latents, time, inside)
@@ -287,17 +287,17 @@ def test_each_text_reaches_only_its_own_region(unet):
     assert not torch.allclose(base[:, ~flat], new_outside[:, ~flat])
 
 
-def test_inside_regions_the_maps_are_those_of_the_inside_text(unet):
+def test_captured_maps_in_regions_are_those_of_the_inside_text(unet):
     latents, time, inside, outside, _ = _inputs()
     control, groups = control_attention(unet), torch.eye(T).expand(2, -1, -1)
     with torch.no_grad(), control.capture(groups) as plain:
         unet(latents, time, inside)
-    with torch.no_grad(), control.regions(outside, _half_mask()), control.capture(groups) as maps:
+    with torch.no_grad(), control.regions(outside, _rectangle_mask()), control.capture(groups) as maps:
         unet(latents, time, inside)
     assert torch.allclose(plain.layers[0][1], maps.layers[0][1], atol=1e-6)
 
 
-def test_every_request_ends_with_its_block(unet):
+def test_all_controls_end_with_their_context(unet):
     latents, time, inside, outside, _ = _inputs()
     control = control_attention(unet)
     with torch.no_grad():
@@ -314,21 +314,21 @@ def test_every_request_ends_with_its_block(unet):
     assert torch.equal(before, after) and maps.layers == []
 
 
-def test_a_map_of_the_asked_size_is_not_resized():
-    part = torch.rand(1, 1, 4, 4)
-    assert resize_map(part, 4) is part
+def test_map_with_the_requested_side_is_returned_unchanged():
+    maps = torch.rand(1, 1, 4, 4)
+    assert resize_map(maps, 4) is maps
     assert torch.allclose(resize_map(torch.ones(1, 1, 4, 4), 7), torch.ones(1, 1, 7, 7))
 
 
 # bad input
 
 
-def test_a_network_without_cross_attention_is_refused():
-    with pytest.raises(InputError, match="no cross-attention layers .attn2.; expected"):
+def test_network_without_cross_attention_is_rejected():
+    with pytest.raises(InputError, match=r"no cross-attention layers \(attn2\); expected"):
         control_attention(torch.nn.Linear(2, 2))
 
 
-def test_text_of_another_width_is_refused(unet):
+def test_text_of_another_width_is_rejected(unet):
     check_text_width(unet, 32)
     with pytest.raises(InputError, match="reads text of width 32, its text encoder gives 48; expected the same"):
         check_text_width(unet, 48)

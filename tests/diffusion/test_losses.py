@@ -1,17 +1,17 @@
-"""Losses against values worked out by hand, and the properties that make them safe."""
+"""Losses against values computed by hand, and their properties."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from defect_core.diffusion.losses import alignment_loss, focal_loss, noise_loss, resize_mask
+from defect_core.diffusion.losses import alignment_loss, focal_loss, map_mask_iou, noise_loss, resize_mask
 
 
 def _noises():
     return torch.randn((2, 2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
 
 
-def test_noise_loss_has_the_reference_values_of_its_reductions():
+def test_noise_loss_reductions_have_their_reference_values():
     noise, predicted = torch.zeros(1, 2, 4, 4), torch.full((1, 2, 4, 4), 3.0)
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 0, :2] = 1
@@ -22,7 +22,7 @@ def test_noise_loss_has_the_reference_values_of_its_reductions():
 
 
 @pytest.mark.parametrize("reduction", ["global_mean", "masked_mean", "sum"])
-def test_what_lies_outside_the_mask_has_no_influence_on_the_noise_loss(reduction):
+def test_noise_loss_ignores_elements_outside_the_mask(reduction):
     noise, predicted = _noises()
     mask = torch.zeros(2, 1, 4, 4)
     mask[..., 1:3, 1:3] = 1
@@ -41,7 +41,7 @@ def test_noise_loss_of_an_empty_mask_is_zero_and_finite(reduction):
     assert noise_loss(noise, predicted, torch.zeros(2, 1, 4, 4), reduction) == 0
 
 
-def test_a_single_pixel_survives_the_max_policy_at_every_side_and_not_bilinear_half():
+def test_single_pixel_remains_with_max_and_vanishes_with_bilinear_half():
     mask = torch.zeros(1, 1, 64, 64)
     mask[0, 0, 21, 44] = 1
     for side in (32, 16, 10, 4, 1):
@@ -51,7 +51,7 @@ def test_a_single_pixel_survives_the_max_policy_at_every_side_and_not_bilinear_h
     assert resize_mask(mask, 16, "bilinear_half").sum() == 0
 
 
-def test_resized_masks_have_the_reference_values_of_their_policies():
+def test_mask_policies_have_their_reference_values():
     mask = torch.tensor([[1.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]])[None, None]
     assert resize_mask(mask, 2, "max")[0, 0].tolist() == [[1, 0], [1, 1]]
     assert resize_mask(mask, 2, "area")[0, 0].tolist() == [[0.75, 0], [0.25, 0.25]]
@@ -62,7 +62,7 @@ def test_resized_masks_have_the_reference_values_of_their_policies():
         resize_mask(mask, 2, "middle")
 
 
-def test_focal_loss_of_a_certain_right_answer_is_zero_with_a_finite_gradient():
+def test_focal_loss_of_a_certain_correct_answer_is_zero_and_finite():
     target = torch.tensor([[[0, 1], [1, 0]]])
     logits = (60.0 * F.one_hot(target, 2).permute(0, 3, 1, 2)).requires_grad_(True)
     loss = focal_loss(logits, target, 2.0)
@@ -83,16 +83,28 @@ def test_focal_loss_has_its_reference_value():
     assert value == pytest.approx(-(0.8**2) * torch.tensor(0.2).log().item())
 
 
-def test_alignment_loss_is_zero_for_maps_that_are_the_masks():
+def test_alignment_loss_is_zero_if_maps_equal_masks():
     masks = torch.eye(4).expand(2, 3, 4, 4)
     assert alignment_loss(masks.clone(), masks, "token") == 0
     assert alignment_loss(masks.clone(), masks, "paper") == 0
 
 
-def test_opposite_errors_of_two_concepts_cancel_in_the_paper_form_only():
+def test_opposite_errors_cancel_in_the_paper_form_only():
     masks = torch.full((1, 2, 4, 4), 0.5)
     maps = masks + torch.tensor([0.25, -0.25])[None, :, None, None]
     assert alignment_loss(maps, masks, "paper") == 0
     assert alignment_loss(maps, masks, "token") == pytest.approx(0.0625)
     with pytest.raises(ValueError, match="unknown form"):
         alignment_loss(maps, masks, "official")
+
+
+def test_map_mask_iou_compares_the_strongest_positions_with_the_mask():
+    masks = torch.zeros(3, 1, 4, 4)
+    masks[:2, :, :2, :2] = 1
+    maps = torch.rand((3, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    maps[0] += 2 * masks[0]
+    maps[1, 0, 0, :2] += 2
+    maps[1, 0, 3, :2] += 2
+    scores = map_mask_iou(maps, masks)
+    assert scores[:2].tolist() == [1, pytest.approx(2 / 6)]
+    assert scores[2].isnan()
