@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from defect_core.data.files import folder_digest
 from defect_core.data.manifest import ManifestRow, manifest_rows
-from defect_core.data.records import Record, load_image, pixel_digest, record_rows
+from defect_core.data.records import GOOD, Record, load_image, pixel_digest, record_rows
 from defect_core.errors import InputError
 from defect_core.generators.base import SampleRequest, read_description
 from defect_core.generators.registry import generator_capabilities, generator_folder
 from defect_core.lineage.git import commit_of
 from defect_core.lineage.lock import output_digest, read_lock, recorded_params
 from defect_core.project.examples import split_records_of
-from defect_core.project.paths import Project
+from defect_core.project.paths import Project, synthetic_folder
 from defect_core.project.synthesis import load_project_generator, load_synthesis_job
 from defect_core.synthesis.batches import MANIFEST_FILE, PLAN_FILE
 from defect_core.synthesis.requests import SynthesisPlan, batch_indices, make_request, normal_examples
@@ -139,7 +139,7 @@ def print_trace(trace: Mapping[str, Any]) -> None:
     Args:
         trace: see `trace_image`.
     """
-    defects = [entry for entry in trace["training"] if entry["defect"] != "good"]
+    defects = [entry for entry in trace["training"] if entry["defect"] != GOOD]
     normals = len(trace["training"]) - len(defects)
     generator, commit = trace["generator"], trace["commit"]
     other = "" if generator["weights_here"] == generator["weights"] else "  (the present weights differ)"
@@ -149,7 +149,7 @@ def print_trace(trace: Mapping[str, Any]) -> None:
         ("defect", f"{trace['defect']} on {trace['product']}, sample {trace['sample_id']}"),
         ("generator", generator["name"]),
         ("weights", f"sha256 {generator['weights']}{other}"),
-        ("its settings", _short(generator["config"])),
+        ("its config", _short(generator["config"])),
         ("settings", _short(trace["settings"])),
         ("seed", trace["seed"]),
         ("normal image", _file(trace["source_image"])),
@@ -229,7 +229,7 @@ def _recorded(project: Project, folder: Path, row: ManifestRow) -> tuple[dict[st
     if folder.is_relative_to(project.path("data/release").resolve()):
         digest = output_digest(lock, f"release@{row.product}", release)
     else:
-        digest = output_digest(lock, address, f"data/synthetic/{row.product}/{row.generator}")
+        digest = output_digest(lock, address, synthetic_folder(row.product, row.generator))
     return recorded_params(lock, address), digest
 
 

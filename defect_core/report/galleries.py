@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.data.manifest import manifest_rows
-from defect_core.data.records import load_image, load_mask, save_png
+from defect_core.data.records import GOOD, load_image, load_mask, save_png
 from defect_core.project.examples import split_records_of
-from defect_core.project.paths import Project
+from defect_core.project.paths import Project, synthetic_folder
 from defect_core.report.nearest import nearest_pairs
 from defect_core.report.sheets import contact_sheet, read_score_map
 from defect_core.report.table import format_number
@@ -30,13 +30,14 @@ def real_sheets(project: Project, product: str, folder: Path) -> list[dict[str, 
         chosen = _evenly_spaced([record for record in records if record.defect == defect], SHOWN_PER_DEFECT)
         images = [load_image(raw / record.image) for record in chosen]
         masks = [None if record.mask is None else load_mask(raw / record.mask) for record in chosen]
-        sheets.append(write_sheet(folder, f"{product}-real-{defect}", f"real: {defect}", images, masks))
+        caption = f"real: {'normal' if defect == GOOD else defect}"
+        sheets.append(write_sheet(folder, f"{product}-real-{defect}", caption, images, masks))
     return sheets
 
 
 def synthetic_sheets(project: Project, product: str, generator: str, folder: Path) -> list[dict[str, str]]:
     """Write one sheet of accepted pairs per defect, first without and then with the outlines of the masks."""
-    synthetic = project.path(f"data/synthetic/{product}/{generator}")
+    synthetic = project.path(synthetic_folder(product, generator))
     accepted = [row for row in manifest_rows(synthetic / "manifest.parquet") if row.accepted]
     sheets = []
     for defect in sorted({row.defect for row in accepted}):
@@ -93,11 +94,12 @@ def score_map_sheet(project: Project, product: str, folder: Path) -> dict[str, s
     shown = [name for _, name in _evenly_spaced(sorted(maps[arms[0]].items()), COLUMNS)]
     if not shown:
         return None
-    images = [load_image(raw / name) for name in shown]
+    blank = _blank(COLUMNS - len(shown))
+    images = [*(load_image(raw / name) for name in shown), *blank]
     outlines: list[NDArray[np.bool_] | None] = [load_mask(raw / str(masks[name])) for name in shown]
     for arm in arms:
         files = {name: file for file, name in maps[arm].items()}
-        images += [read_score_map(folders[arm] / files[name]) for name in shown]
+        images += [*(read_score_map(folders[arm] / files[name]) for name in shown), *blank]
     rows = " · ".join(["test image with its true mask", *arms])
     outlines += [None] * (len(images) - len(outlines))
     return write_sheet(folder, f"{product}-maps", f"rows: {rows}", images, outlines)

@@ -11,7 +11,7 @@ from PIL import Image
 from defect_core.data.manifest import ManifestRow, manifest_rows
 from defect_core.data.records import load_image, load_mask
 from defect_core.project.examples import split_records_of
-from defect_core.project.paths import Project
+from defect_core.project.paths import Project, synthetic_folder
 
 PAIRS_PER_DEFECT = 2
 
@@ -48,7 +48,7 @@ class MaskAreas(NamedTuple):
 def nearest_pairs(project: Project, product: str, generator: str) -> NearestPairs:
     """Return the two pairs of each defect with the smallest feature distance, the nearest first."""
     scores = json.loads(project.path(f"metrics/score/{product}/{generator}.json").read_text(encoding="utf-8"))
-    synthetic, raw = project.path(f"data/synthetic/{product}/{generator}"), project.path(f"data/raw/{product}")
+    synthetic, raw = project.path(synthetic_folder(product, generator)), project.path(f"data/raw/{product}")
     pairs = NearestPairs([], [], [])
     for _, spaces in sorted(scores.get("nearest", {}).items()):
         for pair in spaces.get("features", [])[:PAIRS_PER_DEFECT]:
@@ -62,7 +62,7 @@ def nearest_pairs(project: Project, product: str, generator: str) -> NearestPair
 
 def mask_areas(project: Project, product: str, generator: str) -> list[MaskAreas]:
     """Return the mask areas of each defect, sorted by its name."""
-    synthetic, raw = project.path(f"data/synthetic/{product}/{generator}"), project.path(f"data/raw/{product}")
+    synthetic, raw = project.path(synthetic_folder(product, generator)), project.path(f"data/raw/{product}")
     real_areas: dict[str, list[float]] = {}
     for record in split_records_of(project, product, "train"):
         if record.mask is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from defect_core.generators.registry import generator_folder
 from defect_core.project.arms import BASELINE_ARM
-from defect_core.project.paths import Project
+from defect_core.project.paths import Project, synthetic_folder
 from defect_core.report.adapted import mixed_sheet
 from defect_core.report.galleries import (
     nearest_sheet,
@@ -168,7 +168,7 @@ def _generator_section(
     folder: Path,
     styles: Mapping[str, ArmStyle],
 ) -> dict[str, Any]:
-    synthetic = project.path(f"data/synthetic/{product}/{generator}")
+    synthetic = project.path(synthetic_folder(product, generator))
     training = json.loads(project.path(f"{generator_folder(product, generator)}/training.json").read_text())
     row = next((row for row in rows if row["arm"] == generator), {})
     scores = [(name, format_number(value)) for name, value in (row.get("scores") or {}).items()]

@@ -41,7 +41,7 @@ _SETTINGS = {
 
 
 class ArmStyle(NamedTuple):
-    """Look of one arm in every chart.
+    """Colour and line style of one arm in every chart.
 
     Attributes:
         colour: a colour of `LIGHT_THEME`.
@@ -117,7 +117,7 @@ def gain_chart(series: Mapping[str, Sequence[Point]], styles: Mapping[str, ArmSt
     with _figure(max(2.4, 0.4 + _LEGEND_LINE * len(series))) as (figure, axes):
         axes.axhline(0, color=_INK, linewidth=0.8, linestyle="--")
         for name, points in series.items():
-            line = sorted(points)
+            line = _by_fraction(points)
             axes.errorbar(
                 [100 * point.fraction for point in line],
                 [100 * (point.value or 0.0) for point in line],
@@ -181,7 +181,7 @@ def _to_svg(figure: "Figure", title: str, description: str) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg")
     text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", stream.getvalue(), flags=re.DOTALL)
-    # numbered identifiers repeat from chart to chart; nothing refers to them
+    # Numbered identifiers repeat from chart to chart, and nothing refers to them.
     text = re.sub(r' id="[\w.]+_\d{1,4}"', "", text)
     text = text.replace(_INK, "currentColor")
     for index, colour in enumerate(LIGHT_THEME):
@@ -203,5 +203,9 @@ def _percent(value: float | None) -> str:
     return "undefined" if value is None else f"{100 * value:.1f}"
 
 
+def _by_fraction(points: Sequence[Point]) -> list[Point]:
+    return sorted(points, key=lambda point: point.fraction)
+
+
 def _gains(points: Sequence[Point]) -> str:
-    return ", ".join(f"{100 * (p.value or 0.0):+.1f} at {100 * p.fraction:.0f} %" for p in sorted(points))
+    return ", ".join(f"{100 * (p.value or 0.0):+.1f} at {100 * p.fraction:.0f} %" for p in _by_fraction(points))
