@@ -1,1 +1,4 @@
-"""CADiff (Tong et al. 2026): context and anomaly tokens, a mask-controlled branch, and an intensity for each defect."""
+"""CADiff: context-aware diffusion for controllable anomaly generation (Tong et al. 2026).
+
+This package contains the code of this method only. The registry finds it by `config.CONFIG` and `generator.GENERATOR`.
+"""

@@ -1,4 +1,4 @@
-"""Settings and capabilities of CADiff."""
+"""Settings and capabilities of CADiff (Tong et al. 2026)."""
 
 from typing import Literal
 
@@ -9,63 +9,33 @@ from defect_core.generators.registry import Capabilities, GeneratorConfig
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, needs_mask=True, has_strength=True)
 
 SLOTS = ("{context}", "{anomaly}")
+MAX_STRENGTH = 2.0  # the paper's range of the intensity w is [-2, 2]
 
 
-class Config(GeneratorConfig):
-    """Settings. The defaults are for the embedded backbone; the paper's values, for Stable Diffusion 1.5, stand in
-    brackets. Where the paper says nothing, the choice is ours and marked *.
+class CADiffConfig(GeneratorConfig):
+    """Settings of CADiff. The defaults suit the embedded backbone on a CPU.
 
-    Attributes:
-        steps: optimiser steps over all defects of the product (paper: 1000 epochs).
-        learning_rate: of the control branch, constant in the paper, with warm-up and cosine here (paper: 1e-5).
-        token_learning_rate: of the tokens* (paper: 1e-5, the same for all).
-        weight_decay: of AdamW; none on the tokens*.
-        batch_size: examples a step (paper: 16).
-        variants: augmented views of each real defect that are encoded before training*.
-        normal_share: part of each batch that shows a good image in the place of a defective one, told of the defect
-            with its token's attention weighted 0 inside the mask*: it teaches what no intensity looks like (paper: 0).
-        init_word: the word whose embedding all tokens begin with (paper: anomaly).
-        templates: prompts with the slots {context} and {anomaly}; each example draws one, sampling takes the first*.
-        balance: `image` weighs the noise loss of all places alike (paper), `equal` gives the mask and the rest the same
-            weight however small the defect*.
-        localising_weight: γ (paper: 1e-3).
-        localising: `token` compares each token's map with its mask*, `balanced` with equal weight inside and outside*;
-            `paper` their mean, where errors cancel (eq. 5).
-        loss_sides: sides of the attention layers that the localising loss reads; empty is all (paper: all).
-        contrast_weight: β (paper: 5e-4).
-        temperature: τ of the contrast*.
-        contrast_views: views, templates drawn at random, of each token in the contrast* (paper: the batch).
-        joining: how the control branch meets the U-Net: `attention` is the paper's interaction module, `addition`
-            ControlNet's own sum, `both` the two together*.
-        control_scale: 1 is the whole control branch, 0 none*.
-        tune_denoiser: also train the U-Net, at `learning_rate`, which the embedded one needs; the paper says both that
-            it is frozen and that it is trained.
-        canvas: `local` draws in a window around the mask*, `whole` on the whole image (paper).
-        context: side of a local window over that of the defect's bounding box*.
-        min_side: least side of a local window, in pixels*.
-        sampling_steps: T, of DDIM (paper: 50).
-        guidance_scale: of classifier-free guidance; 1 is off*.
-        start: `normal` begins with the normal image noised to `start_level` of the T levels*, `noise` with pure noise
-            (paper).
-        start_level: see `start`.
-        paste: keep the normal image outside the mask: its noised latents at every step, its pixels in the end*. False
-            draws everything (paper), and then the background is no longer the normal image's.
-        strength_range: w of a request that names no strength is drawn evenly from this (paper: 0.5 to 1.5).
-        focus_threshold: α_thr (paper: 0.75).
-        focus_latched: once focused, a sample stays re-weighted*; False decides anew at each step.
-        focus_side: α is measured on the layers of the side nearest to this (paper: 16).
-        masked_focus: re-weight inside the mask only (paper: yes).
-        feather: width in pixels of the pasted defect's soft edge, inside the mask*.
+    "Paper" is the value of the paper for Stable Diffusion 1.5. There is no public code.
     """
 
-    steps: int = Field(300, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    token_learning_rate: float = Field(1e-2, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    batch_size: int = Field(8, ge=1)
-    variants: int = Field(24, ge=1)
-    normal_share: float = Field(0.25, ge=0, lt=1)
-    init_word: str = Field("anomaly", min_length=1)
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps for all defects of the product together. Paper: 1000 epochs."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Learning rate of the control branch, with warm-up and cosine decay. Paper: 1e-5, constant."""
+    token_learning_rate: float = Field(default=1e-2, gt=0)
+    """Learning rate of the tokens. Paper: 1e-5."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """Weight decay of AdamW, except on the tokens (not in the paper)."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images per step. Paper: 16."""
+    variants: int = Field(default=24, ge=1)
+    """Augmented views of each defect image, encoded before training (not in the paper)."""
+    normal_fraction: float = Field(default=0.25, ge=0, lt=1)
+    """Fraction of each batch that is normal images (not in the paper). They are conditioned on an anomaly token whose
+    attention is 0 inside a mask, which teaches intensity 0.
+    """
+    init_word: str = Field(default="anomaly", min_length=1)
+    """Word whose embedding initialises all tokens. Paper: anomaly."""
     templates: tuple[str, ...] = Field(
         (
             "a photo of a {context} with {anomaly}",
@@ -77,34 +47,68 @@ class Config(GeneratorConfig):
         ),
         min_length=1,
     )
+    """Prompts with the slots {context} and {anomaly} (not in the paper). Training chooses one per image; sampling uses
+    the first.
+    """
     balance: Literal["image", "equal"] = "equal"
-    localising_weight: float = Field(1.0, ge=0)
+    """`image` averages the noise loss over the image (paper); `equal` gives mask and background the same weight (not in
+    the paper).
+    """
+    localising_weight: float = Field(default=1.0, ge=0)
+    """Weight γ of the localizing masked loss. Paper: 1e-3."""
     localising: Literal["balanced", "token", "paper"] = "balanced"
+    """Form of that loss: `paper` is eq. 5; `token` compares the map of each token with its mask, and `balanced` also
+    gives mask and background the same weight (not in the paper).
+    """
     loss_sides: tuple[int, ...] = ()
-    contrast_weight: float = Field(5e-4, ge=0)
-    temperature: float = Field(0.1, gt=0)
-    contrast_views: int = Field(4, ge=2)
-    joining: Literal["attention", "addition", "both"] = "both"
-    control_scale: float = Field(1.0, ge=0, le=1)
+    """Sides of the attention layers used in that loss; empty uses all. Paper: all."""
+    contrast_weight: float = Field(default=5e-4, ge=0)
+    """Weight β of the contrastive disentanglement loss. Paper: 5e-4."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Temperature τ of that loss (not in the paper)."""
+    contrast_views: int = Field(default=4, ge=2)
+    """Number of prompts per token in that loss (not in the paper). Paper: the batch."""
+    self_adaptive_interaction: Literal["attention", "addition", "both"] = "both"
+    """How the control branch enters the U-Net: `attention` is the paper's self-adaptive interaction module, `addition`
+    is the sum of ControlNet, `both` adds the two (not in the paper).
+    """
+    control_scale: float = Field(default=1.0, ge=0, le=1)
+    """Weight of the control branch from 0 to 1; 0 disables it (not in the paper)."""
     tune_denoiser: bool = True
+    """Also train the U-Net, at `learning_rate`. The paper states both that it is frozen and trained."""
     canvas: Literal["local", "whole"] = "local"
-    context: float = Field(2.5, ge=1)
-    min_side: int = Field(48, ge=8)
-    sampling_steps: int = Field(25, ge=1)
-    guidance_scale: float = Field(1.0, ge=1)
+    """`whole` generates the whole image (paper); `local` a window around the mask (not in the paper)."""
+    context: float = Field(default=2.5, ge=1)
+    """Side of a local window divided by the longer side of the mask's bounding box (not in the paper)."""
+    min_side: int = Field(default=48, ge=8)
+    """Smallest side of a local window in pixels (not in the paper)."""
+    sampling_steps: int = Field(default=25, ge=1)
+    """Steps of DDIM (Song et al. 2021). Paper: 50."""
+    guidance_scale: float = Field(default=1.0, ge=1)
+    """Weight of classifier-free guidance (Ho and Salimans 2022); 1 disables it (not in the paper)."""
     start: Literal["normal", "noise"] = "normal"
-    start_level: float = Field(1.0, gt=0, le=1)
+    """`noise` starts from pure noise (paper); `normal` from the noised normal image (not in the paper)."""
+    start_level: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the sampling steps to run with `start: normal` (not in the paper)."""
     paste: bool = True
+    """Keep the normal image outside the mask, in the latents of every step and in the final pixels (not in the paper).
+    """
     strength_range: tuple[float, float] = (0.5, 1.5)
-    focus_threshold: float = Field(0.75, ge=0, le=1)
+    """Range of the intensity w of a request without a strength, uniform. Paper: 0.5 to 1.5."""
+    focus_threshold: float = Field(default=0.75, ge=0, le=1)
+    """Threshold α_thr of the delayed focus scheduler. Paper: 0.75."""
     focus_latched: bool = True
-    focus_side: int = Field(16, ge=1)
+    """Re-weighting stays on once it has started (not in the paper); false decides at every step."""
+    focus_side: int = Field(default=16, ge=1)
+    """Α is measured on the attention layers whose side is nearest to this. Paper: 16."""
     masked_focus: bool = True
-    feather: float = Field(1.0, ge=0)
+    """Re-weight only inside the mask (masked focus attention). Paper: true."""
+    feather: float = Field(default=1.0, ge=0)
+    """Width in pixels of the soft edge inside the pasted mask (not in the paper)."""
 
     @field_validator("templates")
     @classmethod
-    def _has_slots(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_slots(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if any(template.count(slot) != 1 for slot in SLOTS):
                 raise ValueError(f"expected {{context}} and {{anomaly}} once in each template, not {template!r}")
@@ -112,7 +116,10 @@ class Config(GeneratorConfig):
 
     @field_validator("strength_range")
     @classmethod
-    def _is_a_range(cls, limits: tuple[float, float]) -> tuple[float, float]:
-        if not -2 <= limits[0] <= limits[1] <= 2:
+    def _check_range(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if not -MAX_STRENGTH <= limits[0] <= limits[1] <= MAX_STRENGTH:
             raise ValueError("expected two numbers from -2 to 2, the smaller first")
         return limits
+
+
+CONFIG = CADiffConfig

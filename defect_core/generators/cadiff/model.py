@@ -1,4 +1,4 @@
-"""The trained parts of CADiff (tokens, control branch, on demand the U-Net) and the loss of one step."""
+"""Trained networks of CADiff (tokens, control branch, optionally the U-Net) and the loss of a training step (eq. 8)."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -7,149 +7,213 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defect_core.backbones import Backbone
+from defect_core.backbones.load import Backbone
 from defect_core.diffusion.attention import AttentionMaps, control_attention
 from defect_core.diffusion.losses import noise_loss
 from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
-from defect_core.generators.cadiff.config import Config
-from defect_core.generators.cadiff.control import ControlBranch, hint_image
-from defect_core.generators.cadiff.intensity import spatial_weights
-from defect_core.generators.cadiff.objective import contrast_loss, localising_loss
-from defect_core.training.loop import bf16_autocast
+from defect_core.generators.cadiff.attention_reweighting import masked_focus_weights
+from defect_core.generators.cadiff.config import CADiffConfig
+from defect_core.generators.cadiff.control_branch import ControlBranch, hint_image
+from defect_core.generators.cadiff.losses import contrastive_disentanglement_loss, localizing_masked_loss
+from defect_core.training.precision import bf16_autocast
 
 CONTEXT = "context"
 
 
-class Batch(NamedTuple):
-    """One training step's examples: `latents` z_0 [B, C, h, w]; `masks` [B, 1, h, w] and `images` of the masks
-    [B, 1, R, R], both {0, 1}; `defects` int64 [B]; `noise` ε; `times` int64 [B]; `templates`, one for each; `shown`
-    bool [B], False for a good image, which is told of a defect at intensity 0."""
+class TrainingBatch(NamedTuple):
+    """Images of one training step.
+
+    Attributes:
+        latents: clean latents z_0, [B, C, h, w].
+        masks: masks at the latents' size, [B, 1, h, w] in {0, 1}.
+        canvas_masks: the same masks at the canvas' resolution, [B, 1, R, R] in {0, 1}.
+        defects: index of each image's defect, int64 [B].
+        noise: standard normal noise ε, [B, C, h, w].
+        timesteps: int64 [B].
+        templates: prompt template of each image.
+        is_defective: bool [B]. False is a normal image, conditioned on the defect at intensity 0.
+    """
 
     latents: Tensor
     masks: Tensor
-    images: Tensor
+    canvas_masks: Tensor
     defects: Tensor
     noise: Tensor
-    times: Tensor
+    timesteps: Tensor
     templates: Sequence[str]
-    shown: Tensor
+    is_defective: Tensor
+
+    def select(self, start: int, stop: int) -> "TrainingBatch":
+        """Return the images from `start` to `stop`."""
+        return TrainingBatch._make(field[start:stop] for field in self)
 
 
-class Terms(NamedTuple):
-    """The three losses, scalars; `contrast` and `localising` are 0 where their weight is."""
+class LossTerms(NamedTuple):
+    """The three terms of eq. 8, scalars without their weights.
+
+    Attributes:
+        noise: noise loss L_CALDM (eq. 4).
+        localising: localizing masked loss (eq. 5); 0 if its weight is 0.
+        contrast: contrastive disentanglement loss (eq. 7); 0 if its weight is 0.
+    """
 
     noise: Tensor
     localising: Tensor
     contrast: Tensor
 
 
-class Model(nn.Module):
-    """Tokens and control branch of one product; the backbone's own networks are used, but are not part of it."""
+class CADiffModel(nn.Module):
+    """Tokens and control branch of one product. The networks of the backbone are used but are no submodules.
 
-    def __init__(self, backbone: Backbone, config: Config, defect_count: int, seed: int) -> None:
+    Args:
+        backbone: the backbone.
+        config: settings; with `tune_denoiser` the U-Net is a submodule, too.
+        defect_count: number of defects, each of which gets one anomaly token.
+        seed: decides the weights of the new layers.
+    """
+
+    def __init__(self, backbone: Backbone, config: CADiffConfig, defect_count: int, seed: int) -> None:
         super().__init__()
-        counts = {CONTEXT: 1, **{_slot(number): 1 for number in range(defect_count)}}
-        self.tokens = ConceptTokens.from_word(backbone, counts, config.init_word)
-        self.control = ControlBranch(backbone.denoiser, config.joining, seed)
+        counts = {CONTEXT: 1, **{_slot(index): 1 for index in range(defect_count)}}
+        self.tokens = ConceptTokens.from_init_word(backbone, counts, config.init_word)
+        self.control = ControlBranch(backbone.denoiser, config.self_adaptive_interaction, seed)
         if config.tune_denoiser:
             self.denoiser = backbone.denoiser
         self.config, self.defect_count = config, defect_count
-        self._backbone = [backbone]  # in a list, so that its networks do not become part of this module
+        self._backbone = [backbone]  # A list keeps torch from registering the backbone's networks as submodules.
 
     @property
     def backbone(self) -> Backbone:
+        """The backbone whose networks the model uses."""
         return self._backbone[0]
 
     def encode(self, templates: Sequence[str], defects: Sequence[Sequence[int]]) -> EncodedPrompts:
-        """Texts of one context and one or several anomaly tokens each."""
+        """Encode context-aware text prompts: the context token and one or several anomaly tokens each.
+
+        Args:
+            templates: template of each prompt.
+            defects: defect indices of each prompt.
+        """
         prompts = [
-            template.format(context=f"{{{CONTEXT}}}", anomaly=" and ".join(f"{{{_slot(n)}}}" for n in numbers))
-            for template, numbers in zip(templates, defects, strict=True)
+            template.format(context=f"{{{CONTEXT}}}", anomaly=" and ".join(f"{{{_slot(n)}}}" for n in indices))
+            for template, indices in zip(templates, defects, strict=True)
         ]
-        return encode_prompts(self.backbone, prompts, [self.tokens.vectors] * len(prompts))
+        return encode_prompts(self.backbone, prompts, [self.tokens.embeddings] * len(prompts))
 
-    def predict(self, latents: Tensor, times: Tensor, text: Tensor, images: Tensor) -> Tensor:
-        """The controlled U-Net's noise; `images` are masks [B, 1, R, R]."""
+    def predict_noise(self, latents: Tensor, timesteps: Tensor, text: Tensor, masks: Tensor) -> Tensor:
+        """Return the noise that the U-Net predicts under the control of the masks, [B, C, h, w].
+
+        Args:
+            latents: noisy latents [B, C, h, w].
+            timesteps: int64 [B].
+            text: encoded prompts [B, T, D].
+            masks: [B, 1, R, R] in {0, 1}.
+        """
         backbone = self.backbone
-        hint = hint_image(images, backbone.latent_size).to(latents)
-        return self.control.predict(backbone.denoiser, latents, times, text, hint, self.config.control_scale)
+        hint = hint_image(masks, backbone.latent_size).to(latents)
+        return self.control.predict_noise(backbone.denoiser, latents, timesteps, text, hint, self.config.control_scale)
 
-    def terms(self, batch: Batch, generator: torch.Generator, reduced: bool = False) -> Terms:
-        """The losses of one step; `generator` draws the contrast's templates, `reduced` runs the U-Net in bfloat16."""
-        config, backbone = self.config, self.backbone
-        noised = add_noise(batch.latents, batch.noise, backbone.schedule[batch.times.cpu()])
-        encoded = self.encode(batch.templates, [[number] for number in batch.defects.tolist()])
-        groups = token_groups(encoded, [[CONTEXT, _slot(number)] for number in batch.defects.tolist()])
-        maps = AttentionMaps()
-        with ExitStack() as asked:
-            if config.localising_weight > 0:
-                control = control_attention(backbone.denoiser)
-                maps = asked.enter_context(control.capture(groups, sides=config.loss_sides or None))
-            if not batch.shown.all():
-                self.reweight(asked, groups[:, 1] > 0, spatial_weights(batch.masks, batch.shown, ~batch.shown))
-            asked.enter_context(
-                bf16_autocast(batch.latents.device, batch.latents.shape[-1]) if reduced else nullcontext()
-            )
-            predicted = self.predict(noised, batch.times, encoded.states, batch.images).float()
-        seen = AttentionMaps([(name, part[batch.shown]) for name, part in maps.layers])
-        zero = predicted.new_zeros(())
-        return Terms(
-            self._noise(batch, predicted),
-            localising_loss(seen, batch.masks[batch.shown], config.localising)
-            if config.localising_weight > 0
-            else zero,
-            self._contrast(generator) if config.contrast_weight > 0 else zero,
-        )
-
-    def attention(self, batch: Batch, side: int) -> Tensor:
-        """What the U-Net's layers of `side` pay to each example's anomaly token, [B, 1, side, side]."""
-        encoded = self.encode(batch.templates, [[number] for number in batch.defects.tolist()])
-        groups = token_groups(encoded, [[_slot(number)] for number in batch.defects.tolist()])
-        noised = add_noise(batch.latents, batch.noise, self.backbone.schedule[batch.times.cpu()])
-        with control_attention(self.backbone.denoiser).capture(groups, sides={side}) as maps:
-            self.predict(noised, batch.times, encoded.states, batch.images)
-        return maps.mean(side)
-
-    def reweight(self, asked: ExitStack, tokens: Tensor, weights: Callable[[int], Tensor]) -> None:
-        """Until `asked` ends, weigh the attention to tokens (bool [B, T]) in the U-Net and in the control branch, which
-        reads the same text; arguments as in `AttentionControl.reweight`."""
-        for network in (self.backbone.denoiser, self.control.net):
-            asked.enter_context(control_attention(network).reweight(tokens, weights))
-
-    def loss(self, batch: Batch, generator: torch.Generator, reduced: bool = False) -> Tensor:
-        """L = L_noise + γ·L_localising + β·L_contrast (eq. 8); arguments as in `terms`."""
-        terms = self.terms(batch, generator, reduced)
+    def loss(self, batch: TrainingBatch, generator: torch.Generator, use_bf16: bool = False) -> Tensor:
+        """Return L = L_CALDM + γ·L_loc + β·L_contrastive (eq. 8), a scalar; arguments as in `loss_terms`."""
+        terms = self.loss_terms(batch, generator, use_bf16)
         return (
             terms.noise
             + self.config.localising_weight * terms.localising
             + self.config.contrast_weight * terms.contrast
         )
 
-    def _noise(self, batch: Batch, predicted: Tensor) -> Tensor:
-        """The mean over the image, or the mean of the means inside and outside the mask."""
+    def loss_terms(self, batch: TrainingBatch, generator: torch.Generator, use_bf16: bool = False) -> LossTerms:
+        """Return the terms of the loss of one training step.
+
+        Args:
+            batch: images of the step.
+            generator: chooses the templates of the contrastive disentanglement loss.
+            use_bf16: run the U-Net in bfloat16 where the device supports it.
+        """
+        config, backbone = self.config, self.backbone
+        noised = self._add_noise(batch)
+        encoded = self.encode(batch.templates, [[index] for index in batch.defects.tolist()])
+        groups = token_groups(encoded, [[CONTEXT, _slot(index)] for index in batch.defects.tolist()])
+        maps = AttentionMaps()
+        with ExitStack() as stack:
+            if config.localising_weight > 0:
+                control = control_attention(backbone.denoiser)
+                maps = stack.enter_context(control.capture(groups, sides=config.loss_sides or None))
+            if not batch.is_defective.all():
+                weights = masked_focus_weights(batch.masks, batch.is_defective, ~batch.is_defective)
+                self.reweight(stack, groups[:, 1] > 0, weights)
+            precision = bf16_autocast(batch.latents.device, batch.latents.shape[-1]) if use_bf16 else nullcontext()
+            stack.enter_context(precision)
+            predicted = self.predict_noise(noised, batch.timesteps, encoded.states, batch.canvas_masks).float()
+        noise = self._noise_loss(batch, predicted)
+        localising = contrast = predicted.new_zeros(())
+        if config.localising_weight > 0:
+            defective = AttentionMaps([(name, part[batch.is_defective]) for name, part in maps.layers])
+            localising = localizing_masked_loss(defective, batch.masks[batch.is_defective], config.localising)
+        if config.contrast_weight > 0:
+            contrast = self._contrastive_loss(generator)
+        return LossTerms(noise, localising, contrast)
+
+    def anomaly_attention(self, batch: TrainingBatch, side: int) -> Tensor:
+        """Return the attention to each image's anomaly token in the U-Net's layers of a side, [B, 1, side, side]."""
+        encoded = self.encode(batch.templates, [[index] for index in batch.defects.tolist()])
+        groups = token_groups(encoded, [[_slot(index)] for index in batch.defects.tolist()])
+        noised = self._add_noise(batch)
+        with control_attention(self.backbone.denoiser).capture(groups, sides={side}) as maps:
+            self.predict_noise(noised, batch.timesteps, encoded.states, batch.canvas_masks)
+        return maps.mean(side)
+
+    def reweight(self, stack: ExitStack, tokens: Tensor, weights: Callable[[int], Tensor]) -> None:
+        """Re-weight the attention to tokens in the U-Net and the control branch until `stack` is closed.
+
+        Args:
+            stack: holds the two context managers.
+            tokens: which tokens are re-weighted, bool [B, T].
+            weights: as in `AttentionControl.reweight`.
+        """
+        for network in (self.backbone.denoiser, self.control.net):
+            stack.enter_context(control_attention(network).reweight(tokens, weights))
+
+    def _add_noise(self, batch: TrainingBatch) -> Tensor:
+        levels = self.backbone.alphas_cumprod[batch.timesteps.cpu()]
+        return add_noise(batch.latents, batch.noise, levels)
+
+    def _noise_loss(self, batch: TrainingBatch, predicted: Tensor) -> Tensor:
+        """Return the mean over the image, or the mean of the means inside and outside the mask (see `balance`)."""
         if self.config.balance == "image":
             return noise_loss(batch.noise, predicted)
-        parts = [noise_loss(batch.noise, predicted, part, "masked_mean") for part in (batch.masks, 1 - batch.masks)]
-        return sum(parts) / 2
+        inside, outside = (
+            noise_loss(batch.noise, predicted, region, "masked_mean") for region in (batch.masks, 1 - batch.masks)
+        )
+        return (inside + outside) / 2
 
-    def _contrast(self, generator: torch.Generator) -> Tensor:
-        """Of the text encoder's outputs at the tokens' positions: the tokens themselves are equal in every view."""
+    def _contrastive_loss(self, generator: torch.Generator) -> Tensor:
+        """Return the contrastive loss of the text encoder's outputs at the positions of the tokens.
+
+        The token embeddings themselves are equal in every view. Their outputs differ between templates.
+        """
         views, count, templates = self.config.contrast_views, self.defect_count, self.config.templates
-        drawn = torch.randint(len(templates), (views,), generator=generator).tolist()
-        chosen = [templates[number] for number in drawn for _ in range(count)]
-        encoded = self.encode(chosen, [[number] for _ in range(views) for number in range(count)])
-        places = [encoded.spans[i][_slot(i % count)].start for i in range(views * count)]
+        choices = torch.randint(len(templates), (views,), generator=generator).tolist()
+        prompts = [templates[choice] for choice in choices for _ in range(count)]
+        encoded = self.encode(prompts, [[index] for _ in range(views) for index in range(count)])
+        positions = [encoded.spans[i][_slot(i % count)].start for i in range(views * count)]
         rows = torch.arange(views * count, device=encoded.states.device)
-        anomalies = encoded.states[rows, places].unflatten(0, (views, count))
-        # the context's own vector from the text of one defect, another in each view
-        picked = [view * count + view % count for view in range(views)]
-        contexts = torch.stack([encoded.states[i, encoded.spans[i][CONTEXT].start] for i in picked])
-        return contrast_loss(torch.cat([contexts[:, None], anomalies], 1), self.config.temperature)
+        anomalies = encoded.states[rows, positions].unflatten(0, (views, count))
+        # The context vector of each view comes from the prompt of one defect, another one in each view.
+        prompt_rows = [view * count + view % count for view in range(views)]
+        contexts = torch.stack([encoded.states[i, encoded.spans[i][CONTEXT].start] for i in prompt_rows])
+        vectors = torch.cat([contexts[:, None], anomalies], 1)
+        return contrastive_disentanglement_loss(vectors, self.config.temperature)
 
 
 def token_groups(encoded: EncodedPrompts, slots: Sequence[Sequence[str | None]]) -> Tensor:
-    """Which tokens each slot of each prompt covers, float {0, 1} [B, G, T]; None is an empty group."""
+    """Return which tokens each slot of each prompt covers, float [B, G, T] in {0, 1}.
+
+    Args:
+        encoded: B encoded prompts.
+        slots: G slots of each prompt; None is an empty group.
+    """
     groups = torch.zeros(len(slots), max(len(names) for names in slots), encoded.states.shape[1])
     for row, names in enumerate(slots):
         for column, name in enumerate(names):
@@ -159,9 +223,9 @@ def token_groups(encoded: EncodedPrompts, slots: Sequence[Sequence[str | None]])
 
 
 def anomaly_slots(defects: Sequence[int], count: int) -> list[str | None]:
-    """Slots of the anomaly tokens of one prompt, filled up with None to `count`."""
-    return [*(_slot(number) for number in defects), *[None] * (count - len(defects))]
+    """Return the slots of a prompt's anomaly tokens, padded with None to `count`."""
+    return [*(_slot(index) for index in defects), *[None] * (count - len(defects))]
 
 
-def _slot(number: int) -> str:
-    return f"anomaly_{number}"
+def _slot(index: int) -> str:
+    return f"anomaly_{index}"

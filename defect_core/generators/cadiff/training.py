@@ -1,0 +1,139 @@
+"""Training of CADiff on one product: tokens, control branch and, with `tune_denoiser`, the U-Net (joint training)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defect_core.backbones.load import Backbone
+from defect_core.diffusion.losses import map_mask_iou, resize_mask
+from defect_core.generators.base import Example
+from defect_core.generators.cadiff.config import CADiffConfig
+from defect_core.generators.cadiff.model import CADiffModel, TrainingBatch
+from defect_core.generators.trained import freeze_in_half_precision
+from defect_core.generators.views import View, augmented_views, encode_views, to_denoiser
+from defect_core.training.loop import TrainingConfig, train
+
+EVALUATION_VIEWS = 32  # largest number of defect views in `attention_iou`
+
+
+class TrainingViews:
+    """Encoded views of defect and normal examples, and random batches of them.
+
+    Args:
+        backbone: encodes the views.
+        config: settings.
+        defective: defect examples.
+        normal: normal examples, used if `config.normal_fraction` gives at least one per batch.
+        defects: names of the fitted defects.
+        seed: decides the augmentation.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: CADiffConfig,
+        defective: Sequence[Example],
+        normal: Sequence[Example],
+        defects: Sequence[str],
+        seed: int,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+
+        def augment_all(examples: Sequence[Example], variants: int) -> list[View]:
+            return augmented_views(
+                examples, variants, config.canvas, config.context, config.min_side, backbone.resolution, rng
+            )
+
+        views = augment_all(defective, config.variants)
+        self.backbone, self.config = backbone, config
+        self.normal_count = round(config.normal_fraction * config.batch_size) if normal else 0
+        self.defect_views = encode_views(backbone, views, defects)
+        self.canvas_masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
+        self.normal_latents = self.defect_views.latents[:0]
+        if self.normal_count:
+            repeats = max(1, len(views) // len(normal))
+            self.normal_latents = encode_views(backbone, augment_all(normal, repeats), defects).latents
+
+    def sample_batch(self, size: int, normal_count: int, generator: torch.Generator) -> TrainingBatch:
+        """Return a random batch.
+
+        Args:
+            size: number of images.
+            normal_count: number of normal images among them, at the end. They replace the latents of defect views and
+                keep the masks and defects of these.
+            generator: decides views, noise, timesteps and templates.
+        """
+        backbone, views, templates = self.backbone, self.defect_views, self.config.templates
+        chosen = torch.randint(len(views.latents), (size,), generator=generator)
+        noise = torch.randn(chosen.shape + views.latents.shape[1:], generator=generator)
+        timesteps = torch.randint(len(backbone.alphas_cumprod), chosen.shape, generator=generator)
+        template_indices = torch.randint(len(templates), chosen.shape, generator=generator).tolist()
+        latents, is_defective = views.latents[chosen], torch.ones(len(chosen), dtype=torch.bool)
+        if normal_count:
+            rows = torch.randint(len(self.normal_latents), (normal_count,), generator=generator)
+            latents = torch.cat([latents[:-normal_count], self.normal_latents[rows]])
+            is_defective[-normal_count:] = False
+        return TrainingBatch(
+            to_denoiser(backbone, latents),
+            to_denoiser(backbone, views.masks[chosen]),
+            to_denoiser(backbone, self.canvas_masks[chosen].float()),
+            views.defects[chosen],
+            to_denoiser(backbone, noise),
+            to_denoiser(backbone, timesteps),
+            [templates[index] for index in template_indices],
+            to_denoiser(backbone, is_defective),
+        )
+
+
+def train_model(
+    model: CADiffModel, views: TrainingViews, attention_side: int, seed: int, work_dir: Path, label: str
+) -> dict[str, list[float]]:
+    """Train the model and freeze it.
+
+    Args:
+        model: tokens, control branch and, with `tune_denoiser`, the U-Net.
+        views: training images.
+        attention_side: side of the attention layers that `attention_iou` measures.
+        seed: decides all random choices.
+        work_dir: folder for checkpoints.
+        label: text of the progress bar.
+
+    Returns:
+        `loss` of every step, and `attention_iou` before and after the training.
+    """
+    config = model.config
+
+    def loss(_step: int, generator: torch.Generator) -> Tensor:
+        batch = views.sample_batch(config.batch_size, views.normal_count, generator)
+        return model.loss(batch, generator, use_bf16=True)
+
+    iou_before = attention_iou(model, views, attention_side, seed)
+    if config.tune_denoiser:
+        model.backbone.denoiser.requires_grad_(True)
+    token_settings = {"learning_rate": config.token_learning_rate, "weight_decay": 0.0}
+    training = TrainingConfig(
+        config.steps, config.learning_rate, config.weight_decay, overrides={"tokens": token_settings}
+    )
+    losses = train(model, loss, training, seed=seed, work_dir=work_dir, label=label)
+    freeze_in_half_precision(model)
+    return {"loss": losses, "attention_iou": [iou_before, attention_iou(model, views, attention_side, seed)]}
+
+
+@torch.no_grad()
+def attention_iou(model: CADiffModel, views: TrainingViews, side: int, seed: int) -> float:
+    """Return how well the attention of the anomaly tokens matches the masks: mean IoU, with fixed noise.
+
+    Args:
+        model: the model.
+        views: training images.
+        side: side of the measured attention layers.
+        seed: decides the images and their noise.
+    """
+    count, size = min(EVALUATION_VIEWS, len(views.canvas_masks)), model.config.batch_size
+    batch = views.sample_batch(count, 0, torch.Generator().manual_seed(seed))
+    parts = [batch.select(start, start + size) for start in range(0, count, size)]
+    maps = torch.cat([model.anomaly_attention(part, side) for part in parts])
+    return round(float(map_mask_iou(maps, resize_mask(batch.masks, side)).mean()), 4)
