@@ -165,7 +165,7 @@ def print_trace(trace: Mapping[str, Any]) -> None:
 
 
 def _requests(project: Project, folder: Path, row: ManifestRow) -> tuple[list[SampleRequest], int, str]:
-    """Return the requests of an image's batch, the position of its own, and the name of its normal image."""
+    """Return the requests of an image's batch, the position of the image, and the name of its normal image."""
     plan = read_plan(folder)
     examples = load_synthesis_job(project, row.product, row.generator).examples
     normals = normal_examples(plan, examples)

@@ -60,14 +60,14 @@ def test_average_has_every_downstream_model_product_and_set(root):
 def test_score_that_one_fold_lacks_has_a_reason_instead_of_a_mean(root):
     path = root / "metrics/segment/product00/mix.json"
     content = json.loads(path.read_text())
-    content["per_seed"][1] |= {"pro": None, "reasons": {"pro": "no good image"}}
+    content["per_seed"][1] |= {"pro": None, "reasons": {"pro": "no normal image"}}
     path.write_text(json.dumps(content))
     row = next(
         r
         for r in average_folds(Project(root), ["HEAD", "workspace"])["rows"]
         if (r["product"], r["arm"]) == ("product00", "mix")
     )
-    assert row["mean"]["pro"] is None and row["reasons"] == {"pro": "no good image"}
+    assert row["mean"]["pro"] is None and row["reasons"] == {"pro": "no normal image"}
     assert row["mean"]["iou"] is not None
 
 
