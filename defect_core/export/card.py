@@ -1,30 +1,31 @@
-"""The dataset card: what is in an exported set, what drew it, how good it is, and what it is not."""
+"""Dataset card of an exported set: contents, generators, scores and limits."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from defect_core.data.files import folder_digest, write_text
+from defect_core.data.records import GOOD
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_capabilities
 from defect_core.project.arms import BASELINE_ARM
-from defect_core.project.paths import Project, folder_digest
+from defect_core.project.paths import Project
 
-SHOWN = {"pixel_ap": "pixel AP", "pixel_f1_max": "F1-max", "pro": "PRO", "image_auroc": "image AUROC"}
+SCORES = {"pixel_ap": "pixel AP", "pixel_f1_max": "F1-max", "pro": "PRO", "image_auroc": "image AUROC"}
 LAYOUTS = {
-    "mvtec": "MVTec AD's layout. Synthetic defects lie in `test/`, where that layout has its defects; they are meant "
-    "for training.",
-    "coco": "COCO's layout. A mask is an uncompressed run-length code per connected spot, exact to the pixel.",
-    "yolo": "YOLO's segmentation layout. A spot is the polygon around it: holes in it are lost.",
+    "mvtec": "Layout of MVTec AD. Synthetic defects are in `test/`, because this layout has its defects there. They "
+    "are meant for training.",
+    "coco": "Layout of COCO. Each connected component of a mask is run-length encoded without loss.",
+    "yolo": "Layout of YOLO segmentation. Each connected component of a mask is a polygon, which fills its holes.",
 }
 LIMITS = """\
-- Every defect here is synthetic; the good images are real and belong to whoever took them.
-- The defect types, and how they can look, are those of the few real examples the methods learned from. A defect that
-  looks otherwise is not in here.
-- Masks say where a defect was drawn. At a blurred edge another annotator would draw them otherwise.
-- The set was let through because a small segmenter trained with it was no worse on real test images than without it and
-  than with the set before. The test side thereby took part in choosing it: its scores are a little flattered, and test
-  images should not be reported on as unseen.
-- Nothing here says anything about other products, cameras or light.
+- Every defect in this set is synthetic. The normal images are real and belong to their authors.
+- The defect types and their appearance follow the few real examples that the generators were trained on. The set has
+  no other kind of defect.
+- A mask marks the region of the generated defect. At blurred edges an annotator may choose another boundary.
+- The release gate compared a segmenter trained with this set to one trained without it, on the real test images. The
+  scores above are therefore slightly optimistic. Do not report these test images as unseen.
+- The set is not evidence for other products, cameras or lighting.
 """
 
 
@@ -38,30 +39,38 @@ def write_card(
     """Write `README.md` into an exported folder.
 
     Args:
-        releases: content of every product's `release.json`.
-        counts: exported images by product and defect.
+        project: the project with the releases.
+        layout: name of the export format.
+        releases: content of the `release.json` of each product.
+        counts: number of exported images by product and defect type.
+        folder: the exported folder.
     """
     lines = [f"# Synthetic defects of {', '.join(releases)}", "", f"Image-mask pairs. {LAYOUTS[layout]}", ""]
-    lines += ["## Counts", "", *_table(("product", "kind", "images"), _count_rows(counts)), ""]
-    lines += ["## Methods and weights", ""]
-    lines += [*_table(("product", "method", "set, sha256", "weights", "licence"), _methods(project, releases)), ""]
-    lines += ["## Scores", "", "The segmenter on real test images, percent, mean ± deviation over seeds:", ""]
-    lines += [*_table(("product", "trained on", *SHOWN.values()), _segmenters(project, releases)), ""]
+    lines += ["## Counts", "", *_table(("product", "type", "images"), _count_rows(counts)), ""]
+    lines += ["## Generators and weights", ""]
+    lines += [*_table(("product", "generator", "set, sha256", "weights", "licence"), _methods(project, releases)), ""]
+    lines += ["## Scores", "", "Segmenter on real test images, percent, mean ± standard deviation over seeds:", ""]
+    lines += [*_table(("product", "trained on", *SCORES.values()), _segmenters(project, releases)), ""]
     distances = _distances(project, releases)
     if distances:
         lines += [
-            "The set itself, against real test defects (Fréchet distance on ImageNet EfficientNet-Lite0 features,",
-            "not comparable to FID):",
+            "Synthetic defects compared with real test defects. Fréchet* is the Fréchet distance on features of an",
+            "ImageNet EfficientNet-Lite0; it is not comparable with FID:",
             "",
-            *_table(("product", "method", "Fréchet*", "accepted"), distances),
+            *_table(("product", "generator", "Fréchet*", "accepted"), distances),
             "",
         ]
     lines += ["## Limits", "", LIMITS]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "README.md", "\n".join(lines))
 
 
 def licence_of(project: Project, backbone: str) -> str:
-    """The licence that a backbone's own card names, as far as it lies here."""
+    """Return the licence in the model card of a backbone, or a note if its folder has no card.
+
+    Args:
+        project: paths of backbones are relative to it.
+        backbone: `embedded` or the folder of a backbone.
+    """
     if backbone == "embedded":
         return "Apache-2.0 (the embedded backbone, see its model card)"
     card = project.path(backbone) / "README.md"
@@ -69,14 +78,14 @@ def licence_of(project: Project, backbone: str) -> str:
         for line in card.read_text(encoding="utf-8").splitlines():
             if line.startswith("license:"):
                 return line.partition(":")[2].strip()
-    return "not known here: see the card of these weights"
+    return "unknown: see the model card of these weights"
 
 
 def _count_rows(counts: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
     rows = []
-    for product, kinds in counts.items():
-        for kind, number in sorted(kinds.items()):
-            rows.append((product, "good (real)" if kind == "good" else kind, str(number)))
+    for product, numbers in counts.items():
+        for defect, number in sorted(numbers.items()):
+            rows.append((product, "normal (real)" if defect == GOOD else defect, str(number)))
     return rows
 
 
@@ -94,7 +103,7 @@ def _methods(project: Project, releases: dict[str, dict[str, Any]]) -> list[tupl
 def _uses_backbone(name: str) -> bool:
     try:
         return generator_capabilities(name).uses_backbone
-    except InputError:  # a method of a package that is no longer installed
+    except InputError:  # The package of this generator is no longer installed.
         return True
 
 
@@ -105,18 +114,18 @@ def _segmenters(project: Project, releases: dict[str, dict[str, Any]]) -> list[t
         entries = [("real defects only", record.get(BASELINE_ARM))] if record.get("decision") == "promoted" else []
         for label, entry in [*entries, (f"and {release['arm']}", release)]:
             if entry:
-                rows.append((product, label, *(_percent(entry, name) for name in SHOWN)))
+                rows.append((product, label, *(_percent(entry, name) for name in SCORES)))
     return rows
 
 
 def _distances(project: Project, releases: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Only where the scores on record are those of the very set that is released."""
+    """Return the rows of the sets whose current scores belong to the released content."""
     rows = []
     for product, release in releases.items():
         for name, digest in release["sets"].items():
-            here = project.path(f"data/synthetic/{product}/{name}")
+            current = project.path(f"data/synthetic/{product}/{name}")
             scores = _read(project, f"metrics/score/{product}/{name}.json")
-            if scores and here.is_dir() and folder_digest(here) == digest:
+            if scores and current.is_dir() and folder_digest(current) == digest:
                 value = scores["scores"]["pooled"].get("frechet_lite0")
                 rate = scores["acceptance"]["acceptance_rate"]
                 rows.append((product, name, "" if value is None else f"{value:.4g}", f"{100 * rate:.0f} %"))

@@ -1,24 +1,24 @@
-"""Exported sets: the same pixels in every layout, exact masks, a card that says what is in them."""
+"""Exported sets: unchanged pixels, exact masks, and a dataset card."""
 
 import json
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from matplotlib.path import Path as Polygon
 from scipy import ndimage
 
 from defect_core.cli import app as cli
-from defect_core.data.layouts import ingest
+from defect_core.data.demo import render_demo_image
+from defect_core.data.layouts import ingest_source
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.masks import components
-from defect_core.data.records import Record, load_image, load_mask, read_records, save_png, write_records
+from defect_core.data.records import Record, load_image, load_mask, record_rows, save_png, write_records
 from defect_core.errors import InputError
-from defect_core.export import FORMATS, export
-from defect_core.export.shapes import outlines, run_lengths
+from defect_core.export import FORMATS, export_dataset, mask_to_polygons, mask_to_rle
 from defect_core.project.paths import Project
 
 PARAMS = """\
@@ -31,25 +31,32 @@ release: {}
 MASKS = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
-def _filled(polygon, shape):
-    """Pixels whose centre lies inside, by matplotlib."""
-    ys, xs = np.mgrid[: shape[0], : shape[1]]
-    centres = np.stack([xs.ravel() + 0.5, ys.ravel() + 0.5], 1)
-    return Polygon([*polygon, polygon[0]], closed=True).contains_points(centres).reshape(shape)
+def _fill(polygon, shape):
+    """Return the mask bool [H, W] of a polygon, rasterised as YOLO trainers do."""
+    return cv2.fillPoly(np.zeros(shape, np.uint8), [np.asarray(polygon, np.int32)], 1) > 0
 
 
 @given(MASKS)
-def test_a_polygon_holds_exactly_its_part_with_the_holes_filled(mask):
+def test_polygons_rasterise_to_their_components_with_holes_filled(mask):
     parts = components(mask)
-    found = outlines(mask)
-    assert len(found) == len(parts)
-    for polygon, part in zip(found, parts, strict=True):
-        assert (_filled(polygon, mask.shape) == ndimage.binary_fill_holes(part)).all()
+    polygons = mask_to_polygons(mask)
+    assert len(polygons) == len(parts)
+    for polygon, part in zip(polygons, parts, strict=True):
+        assert len(polygon) >= 3
+        assert (_fill(polygon, mask.shape) == ndimage.binary_fill_holes(part)).all()
+
+
+@pytest.mark.parametrize(("product", "defect"), [("weave", "snag"), ("weave", "stain"), ("flange", "scratch")])
+def test_polygons_of_rendered_defects_have_an_iou_of_099(product, defect):
+    for index in range(6):
+        mask = ndimage.binary_fill_holes(render_demo_image(product, defect, 0, index).mask)
+        union = np.any([_fill(polygon, mask.shape) for polygon in mask_to_polygons(mask)], axis=0)
+        assert (union & mask).sum() / (union | mask).sum() >= 0.99
 
 
 @given(MASKS)
-def test_run_lengths_are_the_mask(mask):
-    lengths = run_lengths(mask)
+def test_run_lengths_restore_the_mask(mask):
+    lengths = mask_to_rle(mask)
     values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     assert (values.reshape(mask.shape, order="F") == mask).all()
     assert all(length > 0 for length in lengths[1:])
@@ -60,14 +67,14 @@ def project(tmp_path):
     root = tmp_path / "project"
     root.mkdir()
     root.joinpath("params.yaml").write_text(PARAMS)
-    made = Project(root)
+    project = Project(root)
     rng = np.random.default_rng(0)
     records = []
     for number in range(3):
-        save_png(rng.integers(0, 255, (20, 30, 3), np.uint8), made.path(f"data/raw/bolt/good/{number}.png"))
+        save_png(rng.integers(0, 255, (20, 30, 3), np.uint8), project.path(f"data/raw/bolt/good/{number}.png"))
         side = "train" if number < 2 else "test"
         records.append(Record("bolt", "good", f"good/{number}.png", None, side, str(number), 30, 20))
-    write_records(records, made.path("data/split/bolt.parquet"))
+    write_records(records, project.path("data/split/bolt.parquet"))
     for generator in ("crop-paste", "disentangled-inversion"):
         rows = []
         for number, defect in enumerate(("dent", "dent", "stain", "stain")):
@@ -75,7 +82,7 @@ def project(tmp_path):
             mask[4:9, 3 + number : 12], mask[6, 6] = True, False
             mask[15, 20:25] = True
             for kind, content in (("images", rng.integers(0, 255, (20, 30, 3), np.uint8)), ("masks", mask)):
-                save_png(content, made.path(f"data/release/bolt/{generator}/{kind}/{defect}-{number}.png"))
+                save_png(content, project.path(f"data/release/bolt/{generator}/{kind}/{defect}-{number}.png"))
             rows.append(
                 ManifestRow(
                     sample_id=f"{defect}-{number}", product="bolt", defect=defect,
@@ -84,60 +91,60 @@ def project(tmp_path):
                     accepted=number != 3, reject_reason=None, model_digest=None, image_sha256=None,
                 )
             )  # fmt: skip
-        write_manifest(rows, made.path(f"data/release/bolt/{generator}/manifest.parquet"))
+        write_manifest(rows, project.path(f"data/release/bolt/{generator}/manifest.parquet"))
     release = {
         "arm": "mix", "sets": {"crop-paste": "ab" * 32, "disentangled-inversion": "cd" * 32}, "protocol": {},
         "mean": {"pixel_ap": 0.5}, "std": {"pixel_ap": 0.01}, "backbone": "embedded",
     }  # fmt: skip
-    made.path("data/release/bolt/release.json").write_text(json.dumps(release))
-    made.path("data/release/nut").mkdir(parents=True)
-    made.path("data/release/nut/release.json").write_text('{"arm": null, "sets": {}}')
+    project.path("data/release/bolt/release.json").write_text(json.dumps(release))
+    project.path("data/release/nut").mkdir(parents=True)
+    project.path("data/release/nut/release.json").write_text('{"arm": null, "sets": {}}')
     record = {"decision": "promoted", "real_only": {"arm": "real_only", "mean": {"pixel_ap": 0.4}, "std": {}}}
-    made.path("metrics/release").mkdir(parents=True)
-    made.path("metrics/release/bolt.json").write_text(json.dumps(record))
-    return made
+    project.path("metrics/release").mkdir(parents=True)
+    project.path("metrics/release/bolt.json").write_text(json.dumps(record))
+    return project
 
 
-def _same(project, generator, name, image, mask):
+def _assert_same_pair(project, generator, name, image, mask):
     folder = project.path(f"data/release/bolt/{generator}")
     assert (load_image(image) == load_image(folder / f"images/{name}.png")).all()
     assert (mask == load_mask(folder / f"masks/{name}.png")).all()
 
 
-def test_the_mvtec_layout_is_taken_in_again_pair_by_pair(project, tmp_path):
-    counts = export(project, "mvtec", tmp_path / "out")
+def test_exported_mvtec_layout_can_be_ingested_again(project, tmp_path):
+    counts = export_dataset(project, "mvtec", tmp_path / "out")
     assert counts == {"bolt": {"good": 2, "dent": 4, "stain": 2}}
-    ingest(tmp_path / "out/bolt", "bolt", tmp_path / "again", layout="mvtec", min_per_defect=2)
-    records = read_records(tmp_path / "again/records.parquet")
+    ingest_source(tmp_path / "out/bolt", "bolt", tmp_path / "again", layout="mvtec", min_per_defect=2)
+    records = record_rows(tmp_path / "again/records.parquet")
     assert sorted(record.defect for record in records) == ["dent"] * 4 + ["good"] * 2 + ["stain"] * 2
     folder = tmp_path / "out/bolt"
     mask = load_mask(folder / "ground_truth/dent/crop-paste-dent-1_mask.png")
-    _same(project, "crop-paste", "dent-1", folder / "test/dent/crop-paste-dent-1.png", mask)
+    _assert_same_pair(project, "crop-paste", "dent-1", folder / "test/dent/crop-paste-dent-1.png", mask)
 
 
-def test_coco_masks_are_exact_and_every_number_leads_somewhere(project, tmp_path):
-    export(project, "coco", tmp_path / "out", ["bolt"])
+def test_coco_masks_are_exact_and_ids_are_consistent(project, tmp_path):
+    export_dataset(project, "coco", tmp_path / "out", ["bolt"])
     folder = tmp_path / "out/bolt"
     content = json.loads((folder / "annotations.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
     assert len(names) == 8 and {c["name"] for c in content["categories"]} == {"dent", "stain"}
     number = next(i for i, name in names.items() if name == "disentangled-inversion-stain-2.png")
-    found = [entry for entry in content["annotations"] if entry["image_id"] == number]
+    entries = [entry for entry in content["annotations"] if entry["image_id"] == number]
     mask = np.zeros((20, 30), bool)
-    for entry in found:
+    for entry in entries:
         lengths = entry["segmentation"]["counts"]
         spot = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape((20, 30), order="F")
         x, y, width, height = entry["bbox"]
         assert spot[y : y + height, x : x + width].sum() == spot.sum() == entry["area"]
         assert spot[y].any() and spot[y + height - 1].any() and spot[:, x].any() and spot[:, x + width - 1].any()
         mask |= spot
-    assert len(found) == 2
-    _same(project, "disentangled-inversion", "stain-2", folder / "images" / names[number], mask)
+    assert len(entries) == 2
+    _assert_same_pair(project, "disentangled-inversion", "stain-2", folder / "images" / names[number], mask)
     assert {entry["image_id"] for entry in content["annotations"]} < set(names)
 
 
-def test_yolo_labels_lie_beside_the_images_in_fractions_of_their_size(project, tmp_path):
-    export(project, "yolo", tmp_path / "out")
+def test_yolo_polygons_give_the_mask_again(project, tmp_path):
+    export_dataset(project, "yolo", tmp_path / "out")
     folder = tmp_path / "out/bolt"
     images, labels = ({p.stem for p in (folder / kind).iterdir()} for kind in ("images", "labels"))
     assert images == labels and len(images) == 8
@@ -148,18 +155,18 @@ def test_yolo_labels_lie_beside_the_images_in_fractions_of_their_size(project, t
         kind, *values = line.split()
         points = np.array(values, float).reshape(-1, 2) * (30, 20)
         assert kind == "1"
-        mask |= _filled(points.tolist(), (20, 30))
+        mask |= _fill(points, (20, 30))
     expected = load_mask(project.path("data/release/bolt/crop-paste/masks/stain-2.png"))
     assert (mask == ndimage.binary_fill_holes(expected)).all() and (mask != expected).sum() == 1
     assert "1: stain" in (folder / "data.yaml").read_text()
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_the_card_says_what_is_in_the_set_and_no_place_of_this_machine(project, tmp_path, layout):
-    export(project, layout, tmp_path / "out")
+def test_card_describes_the_set_without_local_paths(project, tmp_path, layout):
+    export_dataset(project, layout, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
-    for said in (
-        "| bolt | good (real) | 2 |",
+    for text in (
+        "| bolt | normal (real) | 2 |",
         "| bolt | dent | 4 |",
         "| bolt | crop-paste | " + "ab" * 8 + " | none | – |",
         "embedded | Apache-2.0",
@@ -167,23 +174,23 @@ def test_the_card_says_what_is_in_the_set_and_no_place_of_this_machine(project, 
         "| bolt | and mix | 50.0 ± 1.0 |",
         "## Limits",
     ):
-        assert said in card, said
+        assert text in card, text
     assert str(tmp_path) not in card
 
 
-def test_the_licence_is_that_of_the_weights_own_card(project, tmp_path):
+def test_licence_comes_from_the_model_card(project, tmp_path):
     path = project.path("data/release/bolt/release.json")
     path.write_text(path.read_text().replace("embedded", "weights/sd"))
-    export(project, "coco", tmp_path / "one")
-    assert "weights/sd | not known here" in (tmp_path / "one/README.md").read_text()
+    export_dataset(project, "coco", tmp_path / "one")
+    assert "weights/sd | unknown" in (tmp_path / "one/README.md").read_text()
     project.path("weights/sd").mkdir(parents=True)
     project.path("weights/sd/README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
-    export(project, "coco", tmp_path / "two")
+    export_dataset(project, "coco", tmp_path / "two")
     assert "weights/sd | creativeml-openrail-m" in (tmp_path / "two/README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("voc", "out"), "format 'voc' is unknown"),
         (("coco", "out", ["screw"]), "product 'screw' is not in params.yaml"),
@@ -191,15 +198,15 @@ def test_the_licence_is_that_of_the_weights_own_card(project, tmp_path):
         (("coco", "project"), "exists and is not an empty folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(project, tmp_path, arguments, said):
+def test_errors_are_one_line_and_write_nothing(project, tmp_path, arguments, message):
     layout, folder, *rest = arguments
     with pytest.raises(InputError) as caught:
-        export(project, layout, tmp_path / folder, *rest)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+        export_dataset(project, layout, tmp_path / folder, *rest)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command(project, tmp_path, monkeypatch, capsys):
+def test_export_command_prints_the_counts(project, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(project.root)
     monkeypatch.delenv("DEFECTORY_PROJECT", raising=False)
     monkeypatch.setattr(sys, "argv", ["defectory", "export", "--format", "yolo", str(tmp_path / "out")])

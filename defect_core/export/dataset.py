@@ -1,0 +1,82 @@
+"""Export of released sets: one folder per product in the layout of another tool, and a dataset card."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from defect_core.data.manifest import manifest_rows, read_manifest
+from defect_core.data.records import GOOD
+from defect_core.errors import InputError
+from defect_core.export.card import write_card
+from defect_core.export.formats import FORMATS, ExportItem
+from defect_core.project.examples import split_records_of
+from defect_core.project.paths import Project
+
+
+def export_dataset(
+    project: Project, layout: str, folder: Path, products: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
+    """Write the released sets of some products, and return the number of images by product and defect type.
+
+    Every layout has the synthetic pairs and the real normal training images. It has no real defect and no test image.
+
+    Args:
+        project: the project with the releases.
+        layout: `mvtec`: `train/good`, `test/<defect>`, `ground_truth/<defect>`.
+            `coco`: `images`, `annotations.json` with a run-length encoded mask per connected component.
+            `yolo`: `images`, `labels` with a polygon per connected component, `data.yaml`.
+        folder: a new or empty folder.
+        products: names of products; by default all that have a release.
+
+    Raises:
+        InputError: the layout or a product is unknown, a product has no release, or the folder is not empty.
+    """
+    if layout not in FORMATS:
+        raise InputError(f"format {layout!r} is unknown; expected one of {', '.join(FORMATS)}")
+    for product in products:
+        if product not in project.params.products:
+            known = ", ".join(project.params.products)
+            raise InputError(f"product {product!r} is not in params.yaml; expected one of {known}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not an empty folder; expected a new or empty one")
+    candidates = {name: _read_release(project, name) for name in products or project.params.products}
+    releases = {name: release for name, release in candidates.items() if release is not None}
+    missing = [name for name in candidates if name not in releases]
+    if not releases or (products and missing):
+        raise InputError(
+            f"{', '.join(missing)}: nothing is released; see metrics/release, and the section release of params.yaml"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    counts: dict[str, dict[str, int]] = {}
+    for product, release in releases.items():
+        items = [*_normal_items(project, product), *_synthetic_items(project, product, release)]
+        FORMATS[layout](items, folder / product)
+        counts[product] = dict(Counter(item.defect for item in items))
+    write_card(project, layout, releases, counts, folder)
+    return counts
+
+
+def _read_release(project: Project, product: str) -> dict[str, Any] | None:
+    path = project.path(f"data/release/{product}/release.json")
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content if content["arm"] else None
+
+
+def _normal_items(project: Project, product: str) -> Iterator[ExportItem]:
+    raw = project.path(f"data/raw/{product}")
+    for record in split_records_of(project, product, "train"):
+        if record.mask is None:
+            yield ExportItem(f"{GOOD}-{Path(record.image).stem}", GOOD, raw / record.image, None)
+
+
+def _synthetic_items(project: Project, product: str, release: dict[str, Any]) -> Iterator[ExportItem]:
+    for generator in release["sets"]:
+        folder = project.path(f"data/release/{product}/{generator}")
+        manifest = read_manifest(folder / "manifest.parquet")
+        for row in manifest_rows(manifest.loc[manifest.accepted]):
+            image, mask = folder / str(row.image), folder / str(row.mask)
+            yield ExportItem(f"{generator}-{row.sample_id}", row.defect, image, mask)

@@ -1,0 +1,111 @@
+"""Writers of the export formats: the layouts of MVTec AD, COCO and YOLO."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from defect_core.data.files import write_json, write_text
+from defect_core.data.masks import bounding_box, components
+from defect_core.data.records import GOOD, load_image, load_mask, save_png
+from defect_core.export.shapes import mask_to_polygons, mask_to_rle
+
+
+@dataclass(frozen=True)
+class ExportItem:
+    """One image to export.
+
+    Attributes:
+        name: file name without suffix, unique in the product.
+        defect: the defect type, or `GOOD` for a real normal image.
+        image: the image file.
+        mask: the mask file; None for normal images.
+    """
+
+    name: str
+    defect: str
+    image: Path
+    mask: Path | None
+
+
+def write_mvtec(items: Sequence[ExportItem], folder: Path) -> None:
+    """Write `train/good`, `test/<defect>` and `ground_truth/<defect>`, as MVTec AD."""
+    for item in items:
+        if item.mask is None:
+            _copy(item.image, folder / f"train/{GOOD}/{item.name}.png")
+        else:
+            _copy(item.image, folder / f"test/{item.defect}/{item.name}.png")
+            _copy(item.mask, folder / f"ground_truth/{item.defect}/{item.name}_mask.png")
+
+
+def write_coco(items: Sequence[ExportItem], folder: Path) -> None:
+    """Write `images` and `annotations.json`, with one run-length encoded annotation per connected component."""
+    numbers = _class_numbers(items)
+    images, annotations = [], []
+    for image_id, item in enumerate(items, 1):
+        _copy(item.image, folder / f"images/{item.name}.png")
+        height, width = load_image(item.image).shape[:2]
+        images.append({"id": image_id, "file_name": f"{item.name}.png", "width": width, "height": height})
+        for component in [] if item.mask is None else components(load_mask(item.mask)):
+            top, left, bottom, right = bounding_box(component)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": numbers[item.defect] + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": int(component.sum()),
+                    "iscrowd": 0,
+                    "segmentation": {"size": [height, width], "counts": mask_to_rle(component)},
+                }
+            )
+    categories = [{"id": number + 1, "name": name} for name, number in numbers.items()]
+    write_json(folder / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
+
+
+def write_yolo(items: Sequence[ExportItem], folder: Path) -> None:
+    """Write `images`, `labels` with one polygon per connected component, and `data.yaml`.
+
+    Coordinates are pixel centres divided by the image size, so that truncation to integers gives the pixels again.
+    """
+    numbers = _class_numbers(items)
+    for item in items:
+        _copy(item.image, folder / f"images/{item.name}.png")
+        lines = []
+        if item.mask is not None:
+            mask = load_mask(item.mask)
+            size = np.array([mask.shape[1], mask.shape[0]])
+            for polygon in mask_to_polygons(mask):
+                points = " ".join(f"{value:.6f}" for value in ((polygon + 0.5) / size).ravel())
+                lines.append(f"{numbers[item.defect]} {points}\n")
+        write_text(folder / f"labels/{item.name}.txt", "".join(lines))
+    names = "".join(f"  {number}: {name}\n" for name, number in numbers.items())
+    write_text(
+        folder / "data.yaml",
+        "# The pairs are for training. Put a folder of real images at `val` before you report a score.\n"
+        f"path: .\ntrain: images\nval: images\nnames:\n{names}",
+    )
+
+
+FORMATS: dict[str, Callable[[Sequence[ExportItem], Path], None]] = {
+    "mvtec": write_mvtec,
+    "coco": write_coco,
+    "yolo": write_yolo,
+}
+"""Writer of each export format, by name."""
+
+
+def _class_numbers(items: Sequence[ExportItem]) -> dict[str, int]:
+    """Return a number for each defect type, from 0."""
+    names = sorted({item.defect for item in items if item.mask is not None})
+    return {name: number for number, name in enumerate(names)}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".png":
+        shutil.copyfile(source, target)
+    else:
+        save_png(load_image(source), target)
