@@ -17,17 +17,17 @@ class SeasConfig(GeneratorConfig):
     `official` selects what that code does where it differs from the paper.
     """
 
-    steps: int = Field(700, ge=1)
+    steps: int = Field(default=700, ge=1)
     """Optimiser steps of separation and sharing fine-tuning. Paper: 800 per defect of the product."""
-    learning_rate: float = Field(4e-4, gt=0)
+    learning_rate: float = Field(default=4e-4, gt=0)
     """Learning rate of the U-Net. Paper: 4e-6."""
-    token_learning_rate: float = Field(2e-3, gt=0)
+    token_learning_rate: float = Field(default=2e-3, gt=0)
     """Learning rate of the token embeddings, without weight decay. Paper: 4e-5."""
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
     """Weight decay of AdamW in both training stages. Public code: 1e-2."""
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Number of defect images per step; as many normal images are added. Paper: 2."""
-    anomaly_tokens: int = Field(4, ge=1)
+    anomaly_tokens: int = Field(default=4, ge=1)
     """Number N of anomaly tokens per defect. Paper: 4."""
     normal_init_word: str = "object"
     """Word whose embedding initialises the normal token. Public code: object."""
@@ -43,55 +43,55 @@ class SeasConfig(GeneratorConfig):
     """
     alignment: Literal["paper", "official"] = "official"
     """Form of the DA loss: `paper` is eq. 3, `official` is that of the public code."""
-    alignment_weight: float = Field(2.0, ge=0)
+    alignment_weight: float = Field(default=2.0, ge=0)
     """Weight of the DA loss. Paper: 1."""
     canvas: Literal["whole", "local"] = "local"
     """`whole` generates the whole image (paper); `local` a window around the mask (not in the paper)."""
-    context: float = Field(2.5, ge=1)
+    context: float = Field(default=2.5, ge=1)
     """Side of a local window divided by the longer side of the mask's bounding box (not in the paper)."""
-    min_side: int = Field(48, ge=8)
+    min_side: int = Field(default=48, ge=8)
     """Smallest side of a local window in pixels (not in the paper)."""
-    variants: int = Field(24, ge=1)
+    variants: int = Field(default=24, ge=1)
     """Augmented views of each defect image, encoded before training (not in the paper)."""
-    normals: int = Field(60, ge=1)
+    normals: int = Field(default=60, ge=1)
     """Largest number of normal images used for training. Paper: 60."""
     augmentation: Literal["rotate_flip", "full", "none"] = "rotate_flip"
     """`rotate_flip` is quarter turns and flips (public code for MVTec AD), `none` (public code for VisA) or `full`, the
     default augmentation of this project (not in the paper).
     """
-    mask_steps: int = Field(150, ge=1)
+    mask_steps: int = Field(default=150, ge=1)
     """Optimiser steps of the RMP branch. Paper: 800 per defect of the product."""
-    mask_learning_rate: float = Field(1e-3, gt=0)
+    mask_learning_rate: float = Field(default=1e-3, gt=0)
     """Learning rate of the RMP branch. Paper: 5e-4."""
-    mask_width: int = Field(24, ge=WIDTH_MULTIPLE)
+    mask_width: int = Field(default=24, ge=WIDTH_MULTIPLE)
     """Number of channels in the RMP branch, a multiple of 24. Paper: 192."""
-    mask_layers: int = Field(4, ge=0)
+    mask_layers: int = Field(default=4, ge=0)
     """Number of transformer layers in the RMP branch. Paper: 4."""
-    mask_timestep_fraction: float = Field(0.2, gt=0, le=1)
+    mask_timestep_fraction: float = Field(default=0.2, gt=0, le=1)
     """Fraction of the timesteps, from 0 upward, that the RMP branch trains on. Paper: 1."""
     refinement: Literal["paper", "official"] = "paper"
     """`paper` ends each mask refinement module with a 3 × 3 convolution; `official` does not."""
-    focal_gamma: float = Field(2.0, ge=0)
+    focal_gamma: float = Field(default=2.0, ge=0)
     """Gamma of the focal loss (Lin et al. 2017). Public code: 2."""
-    sampling_steps: int = Field(25, ge=2)
+    sampling_steps: int = Field(default=25, ge=2)
     """Steps of DPM-Solver++ (Lu et al. 2022). Paper: 25."""
-    guidance_scale: float = Field(7.0, ge=0)
+    guidance_scale: float = Field(default=7.0, ge=0)
     """Weight of classifier-free guidance (Ho and Salimans 2022); 1 disables it. Public code: 8 on MVTec AD, 2 on VisA,
     5 on MVTec 3D AD.
     """
-    normal_guidance_scale: float = Field(2.0, ge=0)
+    normal_guidance_scale: float = Field(default=2.0, ge=0)
     """Weight of classifier-free guidance for normal images. Public code: as `guidance_scale`."""
     reference: Literal["paper", "official"] = "paper"
     """`paper` noises the scaled latent of the normal image to the last timestep; `official` noises the unscaled latent
     with a schedule of 1500 steps.
     """
-    ref_strength: float = Field(0.35, ge=0, lt=1)
+    ref_strength: float = Field(default=0.35, ge=0, lt=1)
     """Fraction of the sampling steps that is skipped; more of the normal image remains (not in the paper)."""
-    mask_threshold: float = Field(0.2, gt=0, lt=1)
+    mask_threshold: float = Field(default=0.2, gt=0, lt=1)
     """Threshold tau of the mask probability. Paper: 0.2."""
-    mask_average: int = Field(3, ge=1)
+    mask_average: int = Field(default=3, ge=1)
     """Number of last sampling steps whose masks are averaged. Paper: 3."""
-    mask_dilation: float | None = Field(2.0, ge=0)
+    mask_dilation: float | None = Field(default=2.0, ge=0)
     """Dilation radius of the requested mask in pixels of the canvas (not in the paper). Anomaly tokens and predicted
     mask are restricted to the dilated mask. Null removes the restriction, as in the paper.
     """
@@ -101,7 +101,7 @@ class SeasConfig(GeneratorConfig):
     """
     paste: bool = True
     """Keep the normal image outside the predicted mask (not in the paper)."""
-    feather: float = Field(1.0, ge=0)
+    feather: float = Field(default=1.0, ge=0)
     """Width in pixels of the soft edge inside the pasted mask (not in the paper)."""
     defect_prompt: str = "a {product} with {defect}"
     """UA prompt of a defect image; {product} and {defect} are replaced by learned tokens."""
