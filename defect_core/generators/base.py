@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from defect_core.generators.registry import Capabilities, GeneratorConfig
 if TYPE_CHECKING:
     from defect_core.backbones.load import Backbone
 
+ConfigT = TypeVar("ConfigT", bound=GeneratorConfig)
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -182,6 +183,17 @@ class Generator(ABC):
         """
 
 
+def check_config(name: str, config: GeneratorConfig, config_class: type[ConfigT]) -> ConfigT:
+    """Return the settings of a generator, which are known to be of its own class.
+
+    Raises:
+        TypeError: the settings are of another class.
+    """
+    if not isinstance(config, config_class):
+        raise TypeError(f"{name}: settings are {type(config).__name__}; expected {config_class.__name__}")
+    return config
+
+
 def write_description(folder: Path, name: str, config: GeneratorConfig, **metadata: Any) -> None:
     """Write `generator.json` with sorted keys: the generator's name, its settings and further JSON values."""
     description = {"generator": name, "config": config.model_dump(mode="json"), **metadata}
@@ -201,6 +213,18 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
     if description["generator"] != name:
         raise InputError(f"{path}: was written by {description['generator']!r}; expected {name!r}")
     return description
+
+
+def saved_generator_name(folder: Path) -> str:
+    """Return the name of the method that saved a folder.
+
+    Raises:
+        InputError: the folder has no readable `generator.json`.
+    """
+    try:
+        return str(json.loads((folder / "generator.json").read_text())["generator"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder}: has no generator.json; expected a folder that a generator saved") from None
 
 
 def write_training(folder: Path, training: dict[str, list[float]]) -> None:

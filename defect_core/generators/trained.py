@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,15 +14,15 @@ from defect_core.data.foreground import find_foreground
 from defect_core.errors import InputError
 from defect_core.generators.base import (
     CheckedRequest,
+    ConfigT,
     Example,
     Generator,
+    check_config,
     read_description,
     write_description,
     write_training,
 )
 from defect_core.generators.registry import GeneratorConfig
-
-ConfigT = TypeVar("ConfigT", bound=GeneratorConfig)
 
 
 class SavedGenerator(NamedTuple):
@@ -44,7 +44,7 @@ class SavedGenerator(NamedTuple):
 class TrainedGenerator(Generator, Generic[ConfigT]):
     """Base class of generators that train networks on a diffusion backbone.
 
-    It implements `create`, `save` and `load`, and checks the class of the settings. A subclass is written in these steps:
+    It implements `create`, `save` and `load`. A subclass is written in these steps:
 
         class Seas(TrainedGenerator[SeasConfig]):
             name = "seas"
@@ -149,9 +149,7 @@ class TrainedGenerator(Generator, Generic[ConfigT]):
 
     @classmethod
     def _check_config(cls, config: GeneratorConfig) -> ConfigT:
-        if not isinstance(config, cls.config_class):
-            raise TypeError(f"{cls.name}: settings are {type(config).__name__}; expected {cls.config_class.__name__}")
-        return config
+        return check_config(cls.name, config, cls.config_class)
 
     @classmethod
     def _check_backbone(cls, backbone: Backbone | None) -> Backbone:

@@ -1,11 +1,11 @@
-"""CutPaste and DRAEM's Perlin defects: what is particular to them; the shared capabilities are tested with all methods."""
+"""CutPaste and DRAEM-style defects: their own behaviour. `test_contract.py` tests the capabilities."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from defect_core.generators.base import Example, SampleRequest
-from defect_core.generators.cutpaste.generator import CutPaste, rectangle
+from defect_core.generators.cutpaste.generator import CutPaste, draw_rectangle
 from defect_core.generators.perlin.generator import DraemPerlin, perlin_noise
 from defect_core.generators.registry import generator_config
 
@@ -27,8 +27,8 @@ def spot():
     return mask
 
 
-def test_patches_have_the_paper_s_sizes_and_lie_where_the_mask_was(spot):
-    patches = list(_generator(CutPaste, scar_share=0).sample(_requests(60, spot)))
+def test_patches_have_the_sizes_of_the_paper_and_cover_the_mask_centre(spot):
+    patches = list(_generator(CutPaste, scar_fraction=0).sample(_requests(60, spot)))
     areas = [pair.mask.mean() for pair in patches]
     assert 0.015 < min(areas) < 0.05 < 0.1 < max(areas) < 0.16
     for pair in patches:
@@ -38,26 +38,26 @@ def test_patches_have_the_paper_s_sizes_and_lie_where_the_mask_was(spot):
     assert min(ratios) < 0.6 and max(ratios) > 1.7
 
 
-def test_what_is_pasted_comes_from_the_image_itself(spot):
+def test_pasted_pixels_come_from_the_normal_image(spot):
     request = _requests(1, spot)[0]
-    pair = next(iter(_generator(CutPaste, scar_share=0, jitter=0).sample([request])))
+    pair = next(iter(_generator(CutPaste, scar_fraction=0, jitter=0).sample([request])))
     rows, columns = ndimage.find_objects(pair.mask.astype(int))[0]
     patch = pair.image[rows, columns]
     windows = np.lib.stride_tricks.sliding_window_view(request.normal_image, patch.shape)
     assert (windows == patch).all((3, 4, 5)).any()
 
 
-def test_scars_are_thin_and_turned(spot):
-    scars = [pair.mask for pair in _generator(CutPaste, scar_share=1).sample(_requests(30, spot))]
+def test_scars_are_thin_and_rotated(spot):
+    scars = [pair.mask for pair in _generator(CutPaste, scar_fraction=1).sample(_requests(30, spot))]
     assert max(mask.sum() for mask in scars) < 80
-    straight, turned = rectangle((40, 40), (20, 20), 20, 4, 0), rectangle((40, 40), (20, 20), 20, 4, 45)
-    assert (
-        straight.any(1).sum() == 21 and 13 <= turned.any(1).sum() <= 19 and turned.any(0).sum() > straight.any(0).sum()
-    )
-    assert rectangle((9, 9), (0, 0), 0.1, 0.1, 30).any()
+    straight = draw_rectangle((40, 40), (20, 20), 20, 4, 0)
+    rotated = draw_rectangle((40, 40), (20, 20), 20, 4, 45)
+    assert straight.any(1).sum() == 21 and 13 <= rotated.any(1).sum() <= 19
+    assert rotated.any(0).sum() > straight.any(0).sum()
+    assert draw_rectangle((9, 9), (0, 0), 0.1, 0.1, 30).any()
 
 
-def test_perlin_noise_is_smooth_centred_and_zero_at_the_lattice():
+def test_perlin_noise_is_smooth_centred_and_0_at_lattice_points():
     rng = np.random.default_rng(0)
     noise = perlin_noise((256, 256), (4, 8), rng)
     assert noise.dtype == np.float32 and abs(noise.mean()) < 0.1 and 0.4 < np.abs(noise).max() <= 1
@@ -66,17 +66,20 @@ def test_perlin_noise_is_smooth_centred_and_zero_at_the_lattice():
     assert np.abs(corners).max() < 0.05
 
 
-def test_blobs_are_one_component_near_the_mask_and_differ(spot):
+def test_each_blob_is_one_component_near_the_mask(spot):
     pairs = list(_generator(DraemPerlin).sample(_requests(40, spot)))
     masks = [pair.mask for pair in pairs]
     assert all(ndimage.label(mask, np.ones((3, 3)))[1] == 1 for mask in masks)
     distance = ndimage.distance_transform_edt(~spot)
     assert np.median([distance[mask].min() for mask in masks]) < 10
     assert len({mask.tobytes() for mask in masks}) > 30
-    assert min(p.facts["normal_share"] for p in pairs) >= 0 and max(p.facts["normal_share"] for p in pairs) <= 0.8
+    assert (
+        min(p.metadata["normal_opacity"] for p in pairs) >= 0
+        and max(p.metadata["normal_opacity"] for p in pairs) <= 0.8
+    )
 
 
-def test_noise_that_never_exceeds_the_threshold_leaves_the_requested_mask(spot):
+def test_noise_below_the_threshold_gives_the_requested_mask(spot):
     pair = next(iter(_generator(DraemPerlin, threshold=0.69, max_cells=1).sample(_requests(1, spot))))
     assert pair.mask.any()
     flat = _generator(DraemPerlin)

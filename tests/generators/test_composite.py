@@ -1,4 +1,4 @@
-"""The composite: exact outside the mask, soft inside."""
+"""The composite: unchanged outside the mask, with a soft edge inside."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from defect_core.generators.composite import composite, feather_mask, is_gray, p
     arrays(bool, (12, 14)),
     st.floats(0, 5),
 )
-def test_nothing_changes_outside_the_mask(normal, generated, mask, feather):
+def test_the_image_is_unchanged_outside_the_mask(normal, generated, mask, feather):
     out = composite(normal, generated, mask, feather)
     assert out.dtype == np.uint8
     assert (out[~mask] == normal[~mask]).all()
@@ -30,7 +30,7 @@ def test_without_feather_the_inside_is_the_generated_image():
     assert (out[mask] == 200).all()
 
 
-def test_the_feather_rises_inward_and_keeps_every_mask_pixel():
+def test_feather_weights_rise_inward_and_are_positive_in_the_mask():
     mask = np.zeros((20, 20), bool)
     mask[4:16, 4:16] = True
     mask[0, 0] = True
@@ -39,22 +39,24 @@ def test_the_feather_rises_inward_and_keeps_every_mask_pixel():
     assert weight[4, 10] < weight[5, 10] < weight[7, 10] == 1
 
 
-@pytest.mark.parametrize(("place", "exact"), [((180, 180, 180), 80), ((45, 45, 45), 20), ((180, 90, 45), (80, 40, 20))])
-def test_a_pasted_defect_keeps_its_contrast_in_the_light_of_its_new_place(place, exact):
-    normal = np.zeros((30, 30, 3), np.uint8) + np.array(place, np.uint8)
+@pytest.mark.parametrize(
+    ("surroundings", "expected"), [((180, 180, 180), 80), ((45, 45, 45), 20), ((180, 90, 45), (80, 40, 20))]
+)
+def test_a_pasted_defect_keeps_its_relative_contrast(surroundings, expected):
+    normal = np.zeros((30, 30, 3), np.uint8) + np.array(surroundings, np.uint8)
     source = np.full((30, 30, 3), 90, np.uint8)
     mask = np.zeros((30, 30), bool)
     mask[10:20, 10:20] = True
     source[mask] = 40
-    assert np.abs(paste(normal, source, mask, 0, 1.0)[mask].astype(int) - np.array(exact)).max() <= 1
+    assert np.abs(paste(normal, source, mask, 0, 1.0)[mask].astype(int) - np.array(expected)).max() <= 1
     assert (paste(normal, source, mask, 0, 0.0)[mask] == 40).all()
     everywhere = np.ones_like(mask)
     assert (paste(normal, source, everywhere, 0, 1.0) == source).all()
-    dark = np.where(mask[..., None], 40, 0).astype(np.uint8)  # a ring of black says nothing of the light
+    dark = np.where(mask[..., None], 40, 0).astype(np.uint8)  # a black ring gives the largest factor
     assert (paste(normal, dark, mask, 0, 1.0)[mask] <= 160).all()
 
 
-def test_what_is_drawn_on_a_gray_image_is_gray_and_on_a_coloured_one_keeps_its_colour():
+def test_generated_pixels_become_gray_only_on_a_gray_image():
     mask = np.zeros((8, 8), bool)
     mask[2:6, 2:6] = True
     generated = np.broadcast_to(np.uint8([90, 120, 150]), (8, 8, 3))

@@ -1,4 +1,4 @@
-"""The capabilities every generator declares, held against every registered generator."""
+"""The contract of a generator, tested on every registered generator with the capabilities that it declares."""
 
 import dataclasses
 from importlib.metadata import EntryPoint
@@ -12,7 +12,7 @@ from defect_core.generators import registry
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.registry import generator_capabilities, generator_class, generator_config, generator_names
 from defect_core.seeds import derive_seed
-from defect_core.training import loop as training
+from defect_core.training import precision
 
 QUICK = {
     "anomaly-diffusion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},
@@ -21,7 +21,7 @@ QUICK = {
     "disentangled-inversion": {"steps": 6, "batch_size": 2, "variants": 2, "sampling_steps": 3},
     "seas": {
         **{"steps": 3, "mask_steps": 2, "batch_size": 2, "variants": 1, "sampling_steps": 3, "mask_layers": 1},
-        **{"canvas": "whole", "paste": False, "ref_strength": 0.0, "alignment": "paper"},  # the paper's way
+        **{"canvas": "whole", "paste": False, "ref_strength": 0.0, "alignment": "paper"},  # the settings of the paper
     },
 }
 DEFECTS = ("dent", "scratch")
@@ -30,17 +30,17 @@ DEFECTS = ("dent", "scratch")
 @pytest.fixture(scope="module")
 def examples():
     rng = np.random.default_rng(0)
-    made = []
+    examples = []
     for number in range(4):
-        made.append(Example("plate", "good", _plate(rng), None, f"good/{number}.png"))
+        examples.append(Example("plate", "good", _plate(rng), None, f"good/{number}.png"))
     for defect, value in zip(DEFECTS, (30, 230), strict=True):
         for number in range(3):
             image, mask = _plate(rng), np.zeros((96, 112), bool)
             top, left = rng.integers(10, 60, 2)
             mask[top : top + 14, left : left + (6 if defect == "scratch" else 14)] = True
             image[mask] = value
-            made.append(Example("plate", defect, image, mask, f"{defect}/{number}.png"))
-    return made
+            examples.append(Example("plate", defect, image, mask, f"{defect}/{number}.png"))
+    return examples
 
 
 def _plate(rng):
@@ -90,7 +90,7 @@ def _requests(examples, count, name="x"):
     return requests
 
 
-def test_good_images_follow_their_seed_and_their_reference_where_promised(fitted, examples):
+def test_generated_normal_images_depend_on_seed_and_reference(fitted, examples):
     _, generator, folder = fitted
     references = [examples[0].image, examples[1].image[:64, :64]]
     if not generator.capabilities.generates_normals:
@@ -103,12 +103,12 @@ def test_good_images_follow_their_seed_and_their_reference_where_promised(fitted
     assert (images[0] != images[2]).any()
     loaded = generator_class(generator.name).load(folder / "saved", _backbone(generator.name))
     alone = next(loaded.generate_normals([7], references[:1]))
-    assert np.abs(images[2].astype(int) - alone).max() <= 1  # another batch size may round the last bit otherwise
+    assert np.abs(images[2].astype(int) - alone).max() <= 1  # another batch size may change the rounding
     with pytest.raises(InputError, match="expected at least one"):
         list(generator.generate_normals([1], []))
 
 
-def test_masks_are_nonempty_and_of_the_image_size(fitted, examples):
+def test_masks_are_nonempty_and_as_large_as_the_image(fitted, examples):
     _, generator, _ = fitted
     requests = _requests(examples, 3)
     pairs = list(generator.sample(requests))
@@ -119,54 +119,54 @@ def test_masks_are_nonempty_and_of_the_image_size(fitted, examples):
         assert pair.mask.any()
 
 
-def test_background_is_untouched_where_promised(fitted, examples):
+def test_the_background_is_unchanged_with_keeps_background(fitted, examples):
     _, generator, _ = fitted
     if not generator.capabilities.keeps_background:
-        pytest.skip("capabilities no untouched background")
+        pytest.skip("does not declare keeps_background")
     for request, pair in zip(_requests(examples, 3), generator.sample(_requests(examples, 3)), strict=True):
         assert (pair.image[~pair.mask] == request.normal_image[~pair.mask]).all()
 
 
-def test_the_given_mask_is_the_mask_unless_it_predicts_its_own(fitted, examples):
+def test_the_requested_mask_is_returned_without_predicts_mask(fitted, examples):
     _, generator, _ = fitted
     if generator.capabilities.predicts_mask:
-        pytest.skip("predicts its own mask")
+        pytest.skip("declares predicts_mask")
     for request, pair in zip(_requests(examples, 3), generator.sample(_requests(examples, 3)), strict=True):
         assert (pair.mask == request.mask).all()
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_batch(fitted, examples, monkeypatch):
+def test_a_sample_depends_on_its_seed_but_not_on_its_batch(fitted, examples, monkeypatch):
     name, generator, _ = fitted
     requests = _requests(examples, 4)
-    # in bfloat16 a processor with matrix units adds up in another order for another batch: up to five grey levels
-    monkeypatch.setattr(training, "_native_bfloat16", lambda: False)
+    # In bfloat16, matrix units sum in an order that depends on the batch: up to five grey levels of difference.
+    monkeypatch.setattr(precision, "has_native_bf16", lambda: False)
     together = list(generator.sample(requests))
     alone = [next(iter(generator.sample([request]))) for request in requests]
     for one, other in zip(together, alone, strict=True):
-        # another batch size may round the last bit otherwise: one grey level at most
+        # Another batch size may change the rounding by one grey level.
         assert np.abs(one.image.astype(int) - other.image.astype(int)).max() <= 1
         assert (one.mask != other.mask).sum() <= 2
     again = list(generator.sample(requests))
     assert all((a.image == b.image).all() and (a.mask == b.mask).all() for a, b in zip(together, again, strict=True))
-    if name != "crop-paste":  # crop-paste draws nothing at random
+    if name != "crop-paste":  # crop-paste is deterministic
         other = next(iter(generator.sample([dataclasses.replace(requests[0], seed=99)])))
         assert (other.image != together[0].image).any()
 
 
-def test_bfloat16_is_used_and_changes_a_drawing_by_little(fitted, examples, monkeypatch):
+def test_bfloat16_changes_a_sample_only_slightly(fitted, examples, monkeypatch):
     _, generator, _ = fitted
-    if not (generator.capabilities.uses_backbone and training._native_bfloat16()):
-        pytest.skip("draws by no network, or a processor without instructions for bfloat16")
+    if not (generator.capabilities.uses_backbone and precision.has_native_bf16()):
+        pytest.skip("uses no network, or the processor has no bfloat16 instructions")
     requests = _requests(examples, 3)
-    quick = list(generator.sample(requests))
-    monkeypatch.setattr(training, "_native_bfloat16", lambda: False)
-    plain = list(generator.sample(requests))
-    others = list(generator.sample([dataclasses.replace(each, seed=each.seed + 1) for each in requests]))
-    assert 0 < _apart(quick, plain) < 0.25 * _apart(plain, others)  # the rounding against another seed
+    bf16 = list(generator.sample(requests))
+    monkeypatch.setattr(precision, "has_native_bf16", lambda: False)
+    float32 = list(generator.sample(requests))
+    others = list(generator.sample([dataclasses.replace(request, seed=request.seed + 1) for request in requests]))
+    assert 0 < _mean_difference(bf16, float32) < 0.25 * _mean_difference(float32, others)  # compared with another seed
 
 
-def _apart(pairs, others):
-    """Mean difference in grey levels."""
+def _mean_difference(pairs, others):
+    """Return the mean absolute difference in grey levels."""
     return np.mean([np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(pairs, others, strict=True)])
 
 
@@ -196,16 +196,16 @@ def test_fitting_again_writes_the_same_bytes(fitted, examples):
         ({"mask": np.ones((5, 5), bool)}, "expected the same size"),
     ],
 )
-def test_a_request_it_cannot_answer_is_refused_with_one_line(fitted, examples, change, message):
+def test_an_invalid_request_is_rejected(fitted, examples, change, message):
     _, generator, _ = fitted
     if not generator.capabilities.needs_mask and "mask" in change:
-        pytest.skip("needs no mask")
+        pytest.skip("does not declare needs_mask")
     request = dataclasses.replace(_requests(examples, 1)[0], **change)
     with pytest.raises(InputError, match=message):
         list(generator.sample([request]))
 
 
-def test_another_methods_folder_is_refused(fitted, tmp_path):
+def test_the_folder_of_another_method_is_rejected(fitted, tmp_path):
     name, _, _ = fitted
     with pytest.raises(InputError, match="expected a folder written by the finetune stage"):
         generator_class(name).load(tmp_path, _backbone(name))
@@ -214,7 +214,7 @@ def test_another_methods_folder_is_refused(fitted, tmp_path):
         generator_class(name).load(tmp_path, _backbone(name))
 
 
-def test_other_weights_are_refused(fitted, examples):
+def test_a_backbone_with_other_weights_is_rejected(fitted, examples):
     name, _, folder = fitted
     if not generator_capabilities(name).uses_backbone:
         pytest.skip("uses no backbone")
@@ -224,24 +224,24 @@ def test_other_weights_are_refused(fitted, examples):
         generator_class(name).load(folder / "saved", backbone)
 
 
-def test_seeds_differ_in_every_part_of_their_address():
-    base = (0, "p", "g", "d", 1)
-    addresses = [
-        base,
+def test_a_seed_depends_on_every_argument():
+    arguments = (0, "p", "g", "d", 1)
+    variants = [
+        arguments,
         (1, "p", "g", "d", 1),
         (0, "q", "g", "d", 1),
         (0, "p", "h", "d", 1),
         (0, "p", "g", "e", 1),
         (0, "p", "g", "d", 2),
     ]
-    seeds = {derive_seed(*address) for address in addresses}
-    assert len(seeds) == len(addresses) and all(0 <= seed < 2**63 for seed in seeds)
+    seeds = {derive_seed(*variant) for variant in variants}
+    assert len(seeds) == len(variants) and all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "ab", "c", "d", 1) != derive_seed(0, "a", "bc", "d", 1)
 
 
-def test_a_third_party_package_registers_by_entry_point(monkeypatch):
-    entry = EntryPoint("ours-too", "defect_core.generators.crop_paste", registry.ENTRY_POINT_GROUP)
+def test_an_entry_point_registers_a_third_party_package(monkeypatch):
+    entry = EntryPoint("third-party", "defect_core.generators.crop_paste", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
-    assert "ours-too" in generator_names()
-    assert generator_class("ours-too").name == "crop-paste"
-    assert generator_capabilities("ours-too").keeps_background
+    assert "third-party" in generator_names()
+    assert generator_class("third-party").name == "crop-paste"
+    assert generator_capabilities("third-party").keeps_background

@@ -1,4 +1,4 @@
-"""A backbone in bfloat16, as large ones are loaded to fit into memory, trains and draws with every U-Net method."""
+"""Every U-Net method trains and samples on a bfloat16 backbone, which large backbones need to fit into memory."""
 
 import numpy as np
 import pytest
@@ -18,16 +18,16 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_backbone_in_bfloat16_trains_and_draws(name, tmp_path):
+def test_a_bfloat16_backbone_trains_and_samples(name, tmp_path):
     backbone = tiny_backbone().to(dtype=torch.bfloat16)
     rng = np.random.default_rng(0)
     normal = np.clip(128 + rng.normal(0, 6, (64, 64, 3)), 0, 255).astype(np.uint8)
     mask = np.zeros((64, 64), bool)
     mask[20:40, 10:30] = True
-    bad = np.where(mask[..., None], 230, normal).astype(np.uint8)
-    examples = [Example("plate", "good", normal, None, "0.png"), Example("plate", "dent", bad, mask, "1.png")]
+    defective = np.where(mask[..., None], 230, normal).astype(np.uint8)
+    examples = [Example("plate", "good", normal, None, "0.png"), Example("plate", "dent", defective, mask, "1.png")]
     generator = generator_class(name).create(generator_config(name, {**SHORT, **METHODS[name]}), backbone)
     generator.fit(examples, tmp_path, seed=1)
-    request = SampleRequest("dent-0", "plate", "dent", 5, normal, mask, source=examples[1], warped=bad)
+    request = SampleRequest("dent-0", "plate", "dent", 5, normal, mask, source=examples[1], warped=defective)
     (pair,) = generator.sample([request])
     assert pair.image.shape == normal.shape and pair.mask.any()

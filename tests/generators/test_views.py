@@ -1,4 +1,4 @@
-"""Views of real examples: what they are put through."""
+"""Views of real examples: their augmentation."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ def _texture(stretch: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("canvas", ["whole", "local"])
-def test_a_texture_is_turned_across_its_grain_only_if_it_has_none(canvas):
-    found = {}
-    for stretch in (1, 12):  # down the rows
+def test_only_textures_without_a_direction_are_rotated_by_90_degrees(canvas):
+    ratios = {}
+    for stretch in (1, 12):  # 12 gives a texture with vertical lines
         example = Example("tile", "good", _texture(stretch), None, "0")
         views = augmented_views([example], 24, canvas, 2.0, 32, 64, np.random.default_rng(0))
         slopes = [np.gradient(view.image.mean(-1)) for view in views]
-        found[stretch] = [np.square(down).mean() / np.square(across).mean() for down, across in slopes]
+        ratios[stretch] = [np.square(down).mean() / np.square(across).mean() for down, across in slopes]
         assert len({view.image.tobytes() for view in views}) == len(views)
-    assert max(found[12]) < 0.3
-    assert min(found[1]) > 0.5
+    assert max(ratios[12]) < 0.3
+    assert min(ratios[1]) > 0.5

@@ -1,8 +1,10 @@
-"""The spatial encoder E: a mask to n vectors in the space of words (paper §3.2).
+"""The spatial encoder E, which turns a mask into n token embeddings (paper §3.2).
 
-ResNet (He et al. 2016) features of three sizes are fused from coarse to fine by a feature pyramid (Lin et al. 2017);
-one head per token shrinks the finest map to a vector. As in the public code, but with group normalisation, which does
-not depend on the batch, and with a normalisation before each head's last layer, which begins in the range of the words.
+A feature pyramid (Lin et al. 2017) fuses ResNet features (He et al. 2016) of three sizes. One head per token reduces
+the finest map to a vector. The architecture is that of the public code, with two changes:
+
+- Group normalisation replaces batch normalisation, so that a sample does not depend on its batch.
+- A layer normalisation before each head's last layer scales the initial output like the embeddings of words.
 """
 
 import math
@@ -15,13 +17,13 @@ from defect_core.generators.anomaly_diffusion.config import EncoderConfig
 
 
 class SpatialEncoder(nn.Module):
-    """E: mask [B, 1, H, W] in [0, 1], any size -> [B, n, D].
+    """Spatial encoder E: masks [B, 1, H, W] in [0, 1] of any size to tokens [B, n, D].
 
     Args:
         config: sizes.
         tokens: n.
-        width: D, of the text encoder's words.
-        scale: root mean square of a word's components.
+        width: D, the width of the text encoder's token embeddings.
+        scale: root mean square of a token embedding's components.
     """
 
     def __init__(self, config: EncoderConfig, tokens: int, width: int, scale: float) -> None:
@@ -30,66 +32,66 @@ class SpatialEncoder(nn.Module):
         self.side = config.side
         self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, padding=1), _norm(stem), nn.PReLU(stem))
         self.stages = nn.ModuleList()
-        before = stem
+        in_channels = stem
         for channels, depth in zip(config.channels, config.depths, strict=True):
-            self.stages.append(
-                nn.Sequential(
-                    _Residual(before, channels, 2), *(_Residual(channels, channels, 1) for _ in range(depth - 1))
-                )
-            )
-            before = channels
+            rest = (_Residual(channels, channels, 1) for _ in range(depth - 1))
+            self.stages.append(nn.Sequential(_Residual(in_channels, channels, 2), *rest))
+            in_channels = channels
         self.lateral = nn.ModuleList(nn.Conv2d(channels, config.width, 1) for channels in outer)
         finest = config.side // 4
         self.heads = nn.ModuleList(_Head(config.width, config.head_width, width, finest, scale) for _ in range(tokens))
 
     def forward(self, masks: Tensor) -> Tensor:
-        shown = F.adaptive_max_pool2d(masks, self.side) if masks.shape[-1] > self.side else masks
-        if shown.shape[-1] < self.side:
-            shown = F.interpolate(shown, size=(self.side, self.side), mode="nearest")
-        features = self.stem(shown.repeat(1, 3, 1, 1) * 2 - 1)
-        kept = []
+        """Return the tokens [B, n, D] of masks [B, 1, H, W]."""
+        resized = F.adaptive_max_pool2d(masks, self.side) if masks.shape[-1] > self.side else masks
+        if resized.shape[-1] < self.side:
+            resized = F.interpolate(resized, size=(self.side, self.side), mode="nearest")
+        features = self.stem(resized.repeat(1, 3, 1, 1) * 2 - 1)
+        stage_features = []
         for stage in self.stages:
             features = stage(features)
-            kept.append(features)
+            stage_features.append(features)
         fused = None
-        for feature, lateral in zip(reversed(kept[1:]), reversed(self.lateral), strict=True):
+        for feature, lateral in zip(reversed(stage_features[1:]), reversed(self.lateral), strict=True):
             part = lateral(feature)
             fused = part if fused is None else part + F.interpolate(fused, size=part.shape[-2:], mode="bilinear")
         return torch.stack([head(fused) for head in self.heads], 1)
 
 
 class _Residual(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _norm(before),
-            nn.Conv2d(before, after, 3, padding=1, bias=False),
-            _norm(after),
-            nn.PReLU(after),
-            nn.Conv2d(after, after, 3, stride=stride, padding=1, bias=False),
-            _norm(after),
+            _norm(in_channels),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            _norm(out_channels),
+            nn.PReLU(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            _norm(out_channels),
         )
-        same = before == after and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(before, after, 1, stride=stride, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.body(x)
 
 
 class _Head(nn.Module):
-    """Convolutions of stride 2 down to one place, then a linear layer that begins in the range `scale`."""
+    """Stride-2 convolutions down to one position, then a linear layer whose initial outputs have the size `scale`."""
 
-    def __init__(self, before: int, width: int, out: int, side: int, scale: float) -> None:
+    def __init__(self, in_channels: int, width: int, out_features: int, side: int, scale: float) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         while side > 1:
-            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.LeakyReLU(0.01)]
-            nn.init.kaiming_normal_(layers[-2].weight, a=0.01)
-            before, side = width, (side + 1) // 2
+            convolution = nn.Conv2d(in_channels, width, 3, stride=2, padding=1)
+            nn.init.kaiming_normal_(convolution.weight, a=0.01)
+            layers += [convolution, nn.LeakyReLU(0.01)]
+            in_channels, side = width, (side + 1) // 2
         self.down = nn.Sequential(*layers)
-        self.norm = nn.LayerNorm(before)
-        self.out = nn.Linear(before, out)
-        nn.init.normal_(self.out.weight, std=scale / before**0.5)
+        self.norm = nn.LayerNorm(in_channels)
+        self.out = nn.Linear(in_channels, out_features)
+        nn.init.normal_(self.out.weight, std=scale / in_channels**0.5)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:

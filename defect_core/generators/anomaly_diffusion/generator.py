@@ -1,11 +1,11 @@
-"""AnomalyDiffusion as a generator: words are learned for how a defect looks and where it is, the network stays frozen.
+"""AnomalyDiffusion as a generator: it learns tokens for the appearance and the place of defects.
 
-Formulas stand in `reweighting.py` and `drawing.py`; this file turns real examples into training views and requests
-into pairs.
+The formulas are in `reweighting.py` and `sampling.py`. This module turns real examples into training views and
+requests into pairs.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,17 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defect_core.backbones import Backbone
+from defect_core.backbones.load import Backbone
 from defect_core.diffusion.attention import check_text_width, control_attention
 from defect_core.diffusion.losses import noise_loss, resize_mask
-from defect_core.diffusion.samplers import NoiseStream
+from defect_core.diffusion.samplers import Denoiser, NoiseStream
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts, token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.anomaly_diffusion.config import CAPABILITIES, AnomalyDiffusionConfig
 from defect_core.generators.anomaly_diffusion.encoder import SpatialEncoder
-from defect_core.generators.anomaly_diffusion.mask_model import draw_masks, fit_masks, mask_images, move_mask
-from defect_core.generators.anomaly_diffusion.sampling import Reweighting, Scene, draw
+from defect_core.generators.anomaly_diffusion.mask_model import (
+    encode_mask_images,
+    fit_mask_tokens,
+    generate_masks,
+    move_mask,
+)
+from defect_core.generators.anomaly_diffusion.sampling import NormalCanvases, Reweighting, sample_blended
 from defect_core.generators.base import CheckedRequest, Example, Mask, SampleRequest, SyntheticPair, check_request
 from defect_core.generators.canvas import choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite
@@ -44,14 +49,23 @@ from defect_core.generators.views import (
     to_tensor,
 )
 from defect_core.seeds import derive_seed
-from defect_core.training.loop import bf16_autocast, bf16_inference, train
+from defect_core.training.loop import TrainingConfig, train
+from defect_core.training.precision import bf16_autocast, bf16_inference
 
 _SLOT = "anomaly"
-_TRIES = 4
+_MASK_INIT_WORD = "mark"
+_MASK_ATTEMPTS = 4
 
 
 class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
-    """Anomaly tokens for each defect of each product, one spatial encoder for all; the U-Net is tuned only if asked."""
+    """Anomaly tokens for each defect type of each product, one spatial encoder for all, and an optionally tuned U-Net.
+
+    Attributes:
+        concepts: the fitted pairs of product and defect type.
+        tokens: anomaly tokens of each concept.
+        mask_tokens: tokens of the mask model for each concept; empty without `masks: generated`.
+        encoder: the spatial encoder.
+    """
 
     name = "anomaly-diffusion"
     capabilities = CAPABILITIES
@@ -65,21 +79,21 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         self.training = {"loss": [], "mask_loss": []}
         self._control = control_attention(backbone.denoiser)
         check_text_width(backbone.denoiser, token_embedding(backbone).embedding_dim)
-        self._reset()
+        self._initialise()
 
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        """Learn from the examples of one product, or of several jointly: one encoder for all, words for each.
+        """Learn from the examples of one product, or of several products with one encoder; see `Generator.fit`.
 
-        Examples without a defect pixel are passed over.
+        Examples without a defect pixel are skipped.
         """
         defective = self.defective_examples(examples)
         self.concepts = tuple(sorted({(example.product, example.defect) for example in defective}))
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._reset()
+            self._initialise()
         views = augmented_views(
-            [dataclasses.replace(one, defect=_key(one.product, one.defect)) for one in defective],
+            [dataclasses.replace(example, defect=_key(example.product, example.defect)) for example in defective],
             config.variants,
             config.canvas,
             config.context,
@@ -87,73 +101,78 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
             self.backbone.resolution,
             np.random.default_rng(seed),
         )
-        self.training = {"loss": self._fit_words(views, work_dir / "words", seed), "mask_loss": []}
+        self.training = {"loss": self._fit_tokens(views, work_dir / "tokens", seed), "mask_loss": []}
         if config.masks == "generated":
-            bank = mask_images(self.backbone, views, self._keys())
-            self.training["mask_loss"] = fit_masks(
+            self.training["mask_loss"] = fit_mask_tokens(
                 self.backbone,
-                self.shapes,
-                bank,
+                self.mask_tokens,
+                encode_mask_images(self.backbone, views, self._keys()),
                 config.mask_model,
                 config.batch_size,
                 seed,
                 work_dir / "masks",
                 f"mask model of {self._products()}",
             )
-            round_to_half(self.shapes)
+            round_to_half(self.mask_tokens)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        """Yield one pair per request; see `Generator.sample`."""
         checked = [self._check(request) for request in requests]
         if not checked:
             return
         masks = self._masks(checked)
         resolution, config = self.backbone.resolution, self.config
         windows = [choose_window(mask, config.canvas, config.context, config.min_side) for mask in masks]
-        pairs = list(zip(checked, windows, masks, strict=True))
-        images = [crop_image(request.normal_image, window, resolution) for request, window, _ in pairs]
-        shown = [crop_mask(mask, window, resolution) for _, window, mask in pairs]
+        targets = list(zip(checked, windows, masks, strict=True))
+        images = [crop_image(request.normal_image, window, resolution) for request, window, _ in targets]
+        cropped_masks = [crop_mask(mask, window, resolution) for _, window, mask in targets]
         with torch.no_grad():
-            drawn = self._draw(to_tensor(images), shown, requests)
-        for canvas, (request, window, mask) in zip(drawn, pairs, strict=True):
+            canvases = self._generate_canvases(to_tensor(images), cropped_masks, checked)
+        for canvas, (request, window, mask) in zip(canvases, targets, strict=True):
             full = request.normal_image.astype(np.float32)
             full[window.slices] = resize_to_window(canvas, window)
             image = composite(request.normal_image, full, mask, config.feather)
-            facts = {"prompt": config.prompts[0], "mask": "given" if mask is request.mask else "generated"}
-            yield SyntheticPair(request.sample_id, image, mask, None, facts)
+            metadata = {"prompt": config.prompts[0], "mask": "given" if mask is request.mask else "generated"}
+            yield SyntheticPair(request.sample_id, image, mask, metadata=metadata)
 
     def sample_masks(self, defect: str, count: int, seed: int, product: str | None = None) -> list[Mask]:
-        """New masks of a defect from the learned mask model, bool [R, R] on a canvas of the backbone's resolution.
+        """Return new masks of a defect type from the mask model, bool [R, R] at the backbone's resolution.
 
         Args:
-            defect, product: fitted; the product may be left out when only one was.
-            count: how many; fewer come back where the rules reject more than three in four.
-            seed: decides all of them.
+            defect: a fitted defect type.
+            count: number of masks; fewer are returned if the rules reject more than three in four.
+            seed: the only source of randomness.
+            product: a fitted product; may be omitted if only one was fitted.
 
         Raises:
-            InputError: not fitted, or fitted without the mask model.
+            InputError: the concept was not fitted, or the mask model was not.
         """
-        known = {p for p, _ in self.concepts}
-        product = next(iter(known)) if product is None and len(known) == 1 else product
-        if (product, defect) not in self.concepts:
+        products = {fitted_product for fitted_product, _ in self.concepts}
+        if product is None and len(products) == 1:
+            product = next(iter(products))
+        if product is None or (product, defect) not in self.concepts:
             names = " or ".join(map("/".join, self.concepts)) or "a fitted generator"
             raise InputError(f"masks of {product}/{defect}: not fitted; expected {names}")
-        if not self.shapes.names:
+        if not self.mask_tokens.names:
             raise InputError(f"masks of {product}/{defect}: no mask model was fitted; expected masks: generated")
-        words, found = self.shapes[_key(product, defect)], []
-        for turn in range(_TRIES):
-            seeds = [derive_seed(seed, product, self.name, defect, turn * count + i) for i in range(count)]
-            made = draw_masks(self.backbone, [words] * count, self.config.mask_model, seeds)
-            found += [mask for mask in made if mask is not None]
-            if len(found) >= count:
+        tokens = self.mask_tokens[_key(product, defect)]
+        accepted: list[Mask] = []
+        for attempt in range(_MASK_ATTEMPTS):
+            seeds = [derive_seed(seed, product, self.name, defect, attempt * count + i) for i in range(count)]
+            masks = generate_masks(self.backbone, [tokens] * count, self.config.mask_model, seeds)
+            accepted += [mask for mask in masks if mask is not None]
+            if len(accepted) >= count:
                 break
-        return found[:count]
+        return accepted[:count]
 
     def describe(self) -> dict[str, Any]:
+        """Return the fitted concepts."""
         return {"concepts": [list(concept) for concept in self.concepts]}
 
     def state_dicts(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return the tokens, the encoder, and the U-Net if it was trained."""
         states: dict[str, Mapping[str, Tensor]] = {
-            "words": {f"{kind}/{name}": rows for kind, name, rows in self._words()},
+            "words": dict(self._named_tokens()),
             "encoder": self.encoder.state_dict(),
         }
         if self.config.tune_denoiser:
@@ -162,149 +181,156 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
 
     @classmethod
     def restore(cls, backbone: Backbone, config: AnomalyDiffusionConfig, saved: SavedGenerator) -> Self:
+        """Return the generator with the saved tokens and networks."""
         generator = cls(backbone, config, [(product, defect) for product, defect in saved.description["concepts"]])
-        tokens = saved.state_dict("words")
+        stored = saved.state_dict("words")
         with torch.no_grad():
-            for kind, name, rows in generator._words():
-                rows.copy_(tokens[f"{kind}/{name}"])
+            for name, rows in generator._named_tokens():
+                rows.copy_(stored[name])
         generator.encoder.load_state_dict(saved.state_dict("encoder"))
         if config.tune_denoiser:
             load_frozen(backbone.denoiser, saved.state_dict("unet"))
         return generator
 
-    # learning
-
-    def _reset(self) -> None:
-        """Words and encoder as they are before any training."""
+    def _initialise(self) -> None:
+        """Create tokens and encoder as they are before training."""
         config, backbone, keys = self.config, self.backbone, self._keys()
-        mask_words = config.mask_model.tokens if config.masks == "generated" else 0
-        table = token_embedding(backbone).weight.detach().float()
-        self.words = ConceptTokens.from_word(backbone, dict.fromkeys(keys, config.anomaly_tokens), config.init_word)
-        self.shapes = ConceptTokens.from_word(backbone, dict.fromkeys(keys if mask_words else (), mask_words), "mark")
-        self.encoder = SpatialEncoder(
-            config.encoder, config.spatial_tokens, table.shape[1], float(table.square().mean().sqrt())
-        )
-        for module in (self.words, self.shapes, self.encoder):
+        embeddings = token_embedding(backbone).weight.detach().float()
+        scale = float(embeddings.square().mean().sqrt())
+        mask_counts = dict.fromkeys(keys, config.mask_model.tokens) if config.masks == "generated" else {}
+        self.tokens = ConceptTokens.from_init_word(backbone, dict.fromkeys(keys, config.anomaly_tokens), config.init_word)
+        self.mask_tokens = ConceptTokens.from_init_word(backbone, mask_counts, _MASK_INIT_WORD)
+        self.encoder = SpatialEncoder(config.encoder, config.spatial_tokens, embeddings.shape[1], scale)
+        for module in (self.tokens, self.mask_tokens, self.encoder):
             module.to(backbone.device)
 
-    def _fit_words(self, views: Sequence[View], work_dir: Path, seed: int) -> list[float]:
-        """Masked textual inversion (paper eq. 5 and 6): the noise inside the mask is all that is learned from."""
-        config, backbone, keys = self.config, self.backbone, self._keys()
-        bank = encode_views(backbone, views, keys)
-        masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
-        cells = resize_mask(masks, backbone.latent_size, config.mask_policy)
-        learned = nn.ModuleDict({"words": self.words, "encoder": self.encoder})
+    def _fit_tokens(self, views: Sequence[View], work_dir: Path, seed: int) -> list[float]:
+        """Train with masked textual inversion (eq. 5 and 6), on the noise inside the mask; return the losses."""
+        config, backbone = self.config, self.backbone
+        trained = nn.ModuleDict({"tokens": self.tokens, "encoder": self.encoder})
         if config.tune_denoiser:
-            learned["denoiser"] = backbone.denoiser.requires_grad_(True)
-
-        def loss(_step: int, generator: torch.Generator) -> Tensor:
-            chosen = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
-            noise = to_denoiser(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
-            times = torch.randint(len(backbone.alphas_cumprod), chosen.shape, generator=generator)
-            templates = torch.randint(len(config.prompts), chosen.shape, generator=generator)
-            told = self._encode(
-                [config.prompts[int(number)] for number in templates],
-                [keys[int(number)] for number in bank.defects[chosen]],
-                masks[chosen].float().to(backbone.device),
-            )
-            noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.alphas_cumprod[times])
-            with bf16_autocast(backbone.device, backbone.latent_size):
-                predicted = backbone.denoiser(noised, to_denoiser(backbone, times), told.states).sample
-            return noise_loss(noise, predicted.float(), to_denoiser(backbone, cells[chosen]), config.reduction)
-
-        losses = train(
-            learned,
-            loss,
-            steps=config.steps,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            seed=seed,
-            work_dir=work_dir,
-            label=f"learning words for the defects of {self._products()}",
+            trained["denoiser"] = backbone.denoiser.requires_grad_(True)
+        training = TrainingConfig(
+            config.steps,
+            config.learning_rate,
+            config.weight_decay,
             overrides={
                 "encoder": {"learning_rate": config.encoder_learning_rate},
                 "denoiser": {"learning_rate": config.denoiser_learning_rate},
             },
         )
+        label = f"learning tokens for the defects of {self._products()}"
+        losses = train(trained, self._make_loss(views), training, seed=seed, work_dir=work_dir, label=label)
         backbone.denoiser.requires_grad_(False)
-        round_to_half(learned)
+        round_to_half(trained)
         return losses
 
+    def _make_loss(self, views: Sequence[View]) -> Callable[[int, torch.Generator], Tensor]:
+        config, backbone, keys = self.config, self.backbone, self._keys()
+        bank = encode_views(backbone, views, keys)
+        masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
+        loss_masks = resize_mask(masks, backbone.latent_size, config.mask_policy)
+
+        def loss(_step: int, generator: torch.Generator) -> Tensor:
+            rows = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
+            noise = to_denoiser(backbone, torch.randn(rows.shape + bank.latents.shape[1:], generator=generator))
+            times = torch.randint(len(backbone.alphas_cumprod), rows.shape, generator=generator)
+            prompts = torch.randint(len(config.prompts), rows.shape, generator=generator)
+            encoded = self._encode(
+                [config.prompts[int(index)] for index in prompts],
+                [keys[int(index)] for index in bank.defects[rows]],
+                masks[rows].float().to(backbone.device),
+            )
+            noised = add_noise(to_denoiser(backbone, bank.latents[rows]), noise, backbone.alphas_cumprod[times])
+            with bf16_autocast(backbone.device, backbone.latent_size):
+                predicted = backbone.denoiser(noised, to_denoiser(backbone, times), encoded.states).sample
+            return noise_loss(noise, predicted.float(), to_denoiser(backbone, loss_masks[rows]), config.reduction)
+
+        return loss
+
     def _encode(self, prompts: Sequence[str], keys: Sequence[str], masks: Tensor) -> EncodedPrompts:
-        """The prompts with the spatial anomaly embedding e = {e_a, e_s} in their slot.
+        """Return the encoded prompts with the spatial anomaly embedding e = {e_a, e_s} in their slot.
 
         Args:
-            masks: float [B, 1, R, R].
+            prompts: B prompts.
+            keys: B keys of concepts, which choose the anomaly tokens e_a.
+            masks: float [B, 1, R, R], from which the encoder computes the spatial tokens e_s.
         """
-        places = self.encoder(masks)
-        slots = [{_SLOT: torch.cat([self.words[key], place])} for key, place in zip(keys, places, strict=True)]
+        spatial = self.encoder(masks)
+        slots = [{_SLOT: torch.cat([self.tokens[key], rows])} for key, rows in zip(keys, spatial, strict=True)]
         return encode_prompts(self.backbone, prompts, slots)
 
-    # drawing
-
-    def _draw(self, images: Tensor, masks: Sequence[Mask], requests: Sequence[SampleRequest]) -> np.ndarray:
-        """Canvases with defects, float [B, R, R, 3] in 0 to 255."""
+    def _generate_canvases(
+        self, images: Tensor, masks: Sequence[Mask], requests: Sequence[CheckedRequest]
+    ) -> np.ndarray:
+        """Return canvases with defects, float [B, R, R, 3] in 0 to 255."""
         config, backbone = self.config, self.backbone
-        images, mask = (
-            to_denoiser(backbone, images),
-            to_denoiser(backbone, torch.from_numpy(np.stack(masks))[:, None].float()),
-        )
+        images = to_denoiser(backbone, images)
+        mask = to_denoiser(backbone, torch.from_numpy(np.stack(masks))[:, None].float())
         keys = [_key(request.product, request.defect) for request in requests]
-        told = self._encode([config.prompts[0]] * len(keys), keys, mask.float())  # the encoder's own number type
-        scene = Scene(images, mask, backbone.encode(images), to_denoiser(backbone, latent_masks(backbone, masks)))
-        reweighting = None
-        if config.reweighting != "off":
-            tokens = told.marks()
-            if config.reweighting == "official":
-                tokens[:, 0] = True  # a slip of the index scales the start token too
-            reweighting = Reweighting(config.reweighting, self._control, tokens, backbone.decode, config.min_difference)
-        empty = None if config.guidance_scale == 1 else backbone.encode_text([""]).expand(len(keys), -1, -1)
+        # The encoder is float32 even if the denoiser is not.
+        encoded = self._encode([config.prompts[0]] * len(keys), keys, mask.float())
+        normal = NormalCanvases(
+            images, mask, backbone.encode(images), to_denoiser(backbone, latent_masks(backbone, masks))
+        )
 
-        def under(text: Tensor):
+        def denoiser(text: Tensor) -> Denoiser[Tensor]:
             return lambda z, time: backbone.denoiser(z, time.to(z.device), text).sample.to(z.dtype)
 
+        unconditional = None
+        if config.guidance_scale != 1:
+            unconditional = denoiser(backbone.encode_text([""]).expand(len(keys), -1, -1))
         with bf16_inference(backbone.denoiser):
-            drawn = draw(
-                scene,
-                under(told.states),
+            latents = sample_blended(
+                normal,
+                denoiser(encoded.states),
                 make_trajectory(backbone.alphas_cumprod, config.sampling_steps),
-                NoiseStream([request.seed for request in requests], scene.latents.shape[1:]),
+                NoiseStream([request.seed for request in requests], normal.latents.shape[1:]),
                 config.eta,
-                reweighting,
-                None if empty is None else under(empty),
+                self._reweighting(encoded),
+                unconditional,
                 config.guidance_scale,
             )
-        return to_pixels(backbone.decode(drawn))
+        return to_pixels(backbone.decode(latents))
+
+    def _reweighting(self, encoded: EncodedPrompts) -> Reweighting | None:
+        config = self.config
+        if config.reweighting == "off":
+            return None
+        tokens = encoded.token_mask()
+        if config.reweighting == "official":
+            tokens[:, 0] = True  # An index error of the public code scales the start token too.
+        return Reweighting(config.reweighting, self._control, tokens, self.backbone.decode, config.min_difference)
 
     def _masks(self, requests: Sequence[CheckedRequest]) -> list[Mask]:
-        """The requests' masks, or new shapes in their places; a rejected shape leaves the given mask."""
-        if self.config.masks == "given":
-            return [request.mask for request in requests]
+        """Return the requested masks, or generated masks in their places unless the rules reject them."""
         config = self.config
-        words = [self.shapes[_key(request.product, request.defect)] for request in requests]
-        shapes = draw_masks(self.backbone, words, config.mask_model, [request.seed for request in requests])
+        if config.masks == "given":
+            return [request.mask for request in requests]
+        tokens = [self.mask_tokens[_key(request.product, request.defect)] for request in requests]
+        generated = generate_masks(self.backbone, tokens, config.mask_model, [request.seed for request in requests])
         masks = []
-        for request, shape in zip(requests, shapes, strict=True):
+        for request, shape in zip(requests, generated, strict=True):
             window = choose_window(request.mask, config.canvas, config.context, config.min_side)
             moved = None if shape is None else move_mask(shape, window, request.mask)
             masks.append(request.mask if moved is None else moved)
         return masks
 
     def _check(self, request: SampleRequest) -> CheckedRequest:
-        fitted = [defect for product, defect in self.concepts if product == request.product]
-        if not fitted:
+        defects = [defect for product, defect in self.concepts if product == request.product]
+        if not defects:
             raise InputError(
                 f"request {request.sample_id}: product {request.product!r} was not fitted; expected "
                 f"{self._products() or 'a fitted generator'}"
             )
-        checked = check_request(request, fitted)
+        checked = check_request(request, defects)
         check_on_product(checked)
         return checked
 
-    def _words(self) -> Iterator[tuple[str, str, nn.Parameter]]:
-        for kind, tokens in (("anomaly", self.words), ("mask", self.shapes)):
-            for name, rows in tokens.vectors.items():
-                yield kind, name, rows
+    def _named_tokens(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for kind, tokens in (("anomaly", self.tokens), ("mask", self.mask_tokens)):
+            for name, rows in tokens.embeddings.items():
+                yield f"{kind}/{name}", rows
 
     def _keys(self) -> list[str]:
         return [_key(product, defect) for product, defect in self.concepts]

@@ -1,7 +1,7 @@
-"""The learned mask generator: textual inversion on mask images, and the rules for what it draws (paper §3.4).
+"""The mask model: textual inversion on images of masks, and the rules that sampled masks must pass (paper §3.4).
 
-The words of a defect learn what its masks look like, as pictures; sampled back, thresholded and checked, they give
-shapes of which there was no example.
+The mask tokens of a defect type learn what its masks look like as black and white images. Sampled images are turned
+into masks by a threshold, which gives shapes without a real example.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defect_core.backbones import Backbone
+from defect_core.backbones.load import Backbone
 from defect_core.diffusion.guidance import combine_guidance
 from defect_core.diffusion.losses import noise_loss
-from defect_core.diffusion.mask_rules import threshold, touches_border_too_much
+from defect_core.diffusion.mask_rules import touches_border_too_much
 from defect_core.diffusion.samplers import NoiseStream, make_ddim_step, sample
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, encode_prompts
@@ -22,16 +22,17 @@ from defect_core.generators.anomaly_diffusion.config import MaskModelConfig
 from defect_core.generators.base import Mask
 from defect_core.generators.canvas import Window, resize_to_window
 from defect_core.generators.views import LatentBank, View, encode_views, to_denoiser
-from defect_core.training.loop import bf16_inference, train
+from defect_core.training.loop import TrainingConfig, train
+from defect_core.training.precision import bf16_inference
 
 
-def mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:
-    """The masks of views, encoded as black and white pictures."""
-    pictures = [View(np.repeat(view.mask[..., None] * np.uint8(255), 3, -1), view.mask, view.defect) for view in views]
-    return encode_views(backbone, pictures, concepts)
+def encode_mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:
+    """Return the masks of views, encoded as black and white images."""
+    images = [View(np.repeat(view.mask[..., None] * np.uint8(255), 3, -1), view.mask, view.defect) for view in views]
+    return encode_views(backbone, images, concepts)
 
 
-def fit_masks(
+def fit_mask_tokens(
     backbone: Backbone,
     tokens: ConceptTokens,
     bank: LatentBank,
@@ -41,94 +42,97 @@ def fit_masks(
     work_dir: Path,
     label: str,
 ) -> list[float]:
-    """Learn each concept's words e_m with ‖ε − ε_θ(z_t, t, e_m)‖²; the networks stay frozen.
+    """Train each concept's mask tokens e_m on ‖ε − ε_θ(z_t, t, e_m)‖² and return the loss of every step.
+
+    The networks stay frozen.
 
     Args:
-        tokens: trained in place; its names are in the order of the bank's numbers.
-        bank: from `mask_images`.
-
-    Returns:
-        The loss of every step.
+        backbone: the frozen networks.
+        tokens: trained in place; its names are in the order of the bank's indices.
+        bank: from `encode_mask_images`.
+        config: settings of the mask model.
+        batch_size: masks per step.
+        seed: the only source of randomness.
+        work_dir: folder for checkpoints.
+        label: title of the progress bar.
     """
 
     def loss(_step: int, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(bank.latents), (batch_size,), generator=generator)
-        noise = to_denoiser(backbone, torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator))
-        times = torch.randint(len(backbone.alphas_cumprod), chosen.shape, generator=generator)
-        words = [tokens[tokens.names[int(number)]] for number in bank.defects[chosen]]
-        text = encode_prompts(backbone, [config.prompt] * batch_size, [{"shape": word} for word in words]).states
-        noised = add_noise(to_denoiser(backbone, bank.latents[chosen]), noise, backbone.alphas_cumprod[times])
+        rows = torch.randint(len(bank.latents), (batch_size,), generator=generator)
+        noise = to_denoiser(backbone, torch.randn(rows.shape + bank.latents.shape[1:], generator=generator))
+        times = torch.randint(len(backbone.alphas_cumprod), rows.shape, generator=generator)
+        slots = [{"shape": tokens[tokens.names[int(index)]]} for index in bank.defects[rows]]
+        text = encode_prompts(backbone, [config.prompt] * batch_size, slots).states
+        noised = add_noise(to_denoiser(backbone, bank.latents[rows]), noise, backbone.alphas_cumprod[times])
         return noise_loss(noise, backbone.denoiser(noised, to_denoiser(backbone, times), text).sample)
 
-    return train(
-        nn.ModuleDict({"tokens": tokens}),
-        loss,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        weight_decay=0.0,
-        seed=seed,
-        work_dir=work_dir,
-        label=label,
-    )
+    training = TrainingConfig(config.steps, config.learning_rate, weight_decay=0.0)
+    module = nn.ModuleDict({"tokens": tokens})
+    return train(module, loss, training, seed=seed, work_dir=work_dir, label=label)
 
 
 @torch.no_grad()
-def draw_masks(
-    backbone: Backbone, words: Sequence[Tensor], config: MaskModelConfig, seeds: Sequence[int]
+def generate_masks(
+    backbone: Backbone, tokens: Sequence[Tensor], config: MaskModelConfig, seeds: Sequence[int]
 ) -> list[Mask | None]:
-    """One mask for each seed, bool [R, R] in the backbone's resolution; None where the rules reject it.
+    """Return one mask per seed, bool [R, R] at the backbone's resolution, or None where the rules reject it.
 
     Args:
-        words: e_m, [k', D], for each seed.
+        backbone: the networks.
+        tokens: e_m, [k', D], one per seed.
+        config: settings of the mask model.
+        seeds: B seeds, one per mask.
     """
     count, size = len(seeds), backbone.latent_size
-    told = encode_prompts(backbone, [config.prompt] * count, [{"shape": word} for word in words]).states
-    empty = backbone.encode_text([""]).expand(count, -1, -1)
+    slots = [{"shape": embedding} for embedding in tokens]
+    conditional = encode_prompts(backbone, [config.prompt] * count, slots).states
+    unconditional = backbone.encode_text([""]).expand(count, -1, -1)
     noise = NoiseStream(seeds, (backbone.latent_channels, size, size), to_denoiser(backbone, torch.zeros(1)))
 
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        def under(text: Tensor) -> Tensor:
+    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+        def predict(text: Tensor) -> Tensor:
             return backbone.denoiser(latents, timestep.to(latents.device), text).sample.to(latents.dtype)
 
-        return (
-            under(told)
-            if config.guidance_scale == 1
-            else combine_guidance(under(empty), (config.guidance_scale, under(told)))
-        )
+        if config.guidance_scale == 1:
+            return predict(conditional)
+        return combine_guidance(predict(unconditional), (config.guidance_scale, predict(conditional)))
 
     trajectory = make_trajectory(backbone.alphas_cumprod, config.sampling_steps)
     with bf16_inference(backbone.denoiser):
-        drawn = sample(noise(), predict, trajectory, make_ddim_step(trajectory, 1.0, noise))
-    pictures = backbone.decode(drawn)
-    grey = pictures.float().mean(1).cpu().numpy()
-    return [accept(threshold(picture, config.threshold), config.border_share) for picture in grey]
+        latents = sample(noise(), denoise, trajectory, make_ddim_step(trajectory, 1.0, noise))
+    gray = backbone.decode(latents).float().mean(1).cpu().numpy()
+    masks = [image > config.threshold for image in gray]
+    return [mask if is_valid_mask(mask, config.border_fraction) else None for mask in masks]
 
 
-def accept(mask: Mask, border_share: float) -> Mask | None:
-    """The mask, or None if it is empty or frames the picture (see `touches_border_too_much`)."""
-    return mask if mask.any() and not touches_border_too_much(mask, border_share) else None
+def is_valid_mask(mask: Mask, border_fraction: float) -> bool:
+    """Return whether a mask is not empty and does not fill the image's border (see `touches_border_too_much`)."""
+    return bool(mask.any()) and not touches_border_too_much(mask, border_fraction)
 
 
-def move_mask(shape: Mask, window: Window, given: Mask) -> Mask | None:
-    """A drawn shape at its window's size, its box centred where the given mask's is; None if nothing stays in view.
+def move_mask(shape: Mask, window: Window, target: Mask) -> Mask | None:
+    """Return a sampled mask at the size of its window, centred on the target mask's bounding box.
 
     Args:
-        shape: bool [R, R].
-        window: of the image that `given` belongs to.
-        given: bool [H, W], not empty.
+        shape: sampled mask, bool [R, R].
+        window: of the image that `target` belongs to.
+        target: bool [H, W], not empty.
+
+    Returns:
+        bool [H, W], or None if no pixel stays inside the image.
     """
-    shown = resize_to_window(shape.astype(np.float32), window) > 0.5
-    if not shown.any():
+    resized = resize_to_window(shape.astype(np.float32), window) > 0.5
+    if not resized.any():
         return None
-    rows, columns = np.nonzero(shown)
-    top, left = _centre(given) - _centre(shown)
+    rows, columns = np.nonzero(resized)
+    top, left = _centre(target) - _centre(resized)
     rows, columns = rows + top, columns + left
-    inside = (rows >= 0) & (rows < given.shape[0]) & (columns >= 0) & (columns < given.shape[1])
-    moved = np.zeros_like(given)
+    inside = (rows >= 0) & (rows < target.shape[0]) & (columns >= 0) & (columns < target.shape[1])
+    moved = np.zeros_like(target)
     moved[rows[inside], columns[inside]] = True
     return moved if moved.any() else None
 
 
 def _centre(mask: Mask) -> np.ndarray:
-    """Middle of the bounding box, int [2]."""
+    """Return the centre of the bounding box, int [2]."""
     return np.array([(axis.min() + axis.max()) // 2 for axis in np.nonzero(mask)])

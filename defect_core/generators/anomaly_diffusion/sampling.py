@@ -1,4 +1,4 @@
-"""Blended diffusion with adaptive attention re-weighting: a defect drawn into a normal latent (paper eq. 1, §3.3)."""
+"""Blended diffusion with adaptive attention re-weighting: sample a defect inside a normal latent (eq. 1, §3.3)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,41 +11,44 @@ from defect_core.diffusion.guidance import blend, combine_guidance
 from defect_core.diffusion.samplers import Denoiser, NoiseStream, make_ddim_step, sample
 from defect_core.diffusion.schedule import Trajectory, add_noise, pred_original_sample
 from defect_core.generators.anomaly_diffusion.reweighting import (
+    adaptive_scaling_softmax,
+    dilate_latent_mask,
     dilation_radius,
     latent_weights,
-    scaling_softmax,
-    to_layers,
-    widen,
+    masked_average_pool,
 )
+
+# The public code dilates masks of 32 × 32 latents by at most 8 cells.
+_MAX_DILATION_DIVISOR = 4
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What is drawn into.
+class NormalCanvases:
+    """The normal canvases that receive defects, and the masks of the defects.
 
     Attributes:
-        image: y, normal canvases [B, 3, R, R] in [-1, 1].
-        mask: m at the image's size, [B, 1, R, R] in {0, 1}.
-        latents: z_y, the encoded canvases [B, C, h, w].
-        cells: m at the latents' size, [B, 1, h, w] in {0, 1}.
+        images: y, [B, 3, R, R] in [-1, 1].
+        masks: m at the size of the images, [B, 1, R, R] in {0, 1}.
+        latents: z_y, the encoded images [B, C, h, w].
+        latent_masks: m at the size of the latents, [B, 1, h, w] in {0, 1}.
     """
 
-    image: Tensor
-    mask: Tensor
+    images: Tensor
+    masks: Tensor
     latents: Tensor
-    cells: Tensor
+    latent_masks: Tensor
 
 
 @dataclass(frozen=True)
 class Reweighting:
-    """How attention to the learned words is re-weighted while drawing.
+    """How attention to the learned tokens is re-weighted while sampling.
 
     Attributes:
         mode: `paper` or `official`.
-        control: of the U-Net that the noise model runs.
-        tokens: bool [B, T], the learned words.
-        decode: latents to images in [-1, 1]; `paper` only.
-        min_difference: see `scaling_softmax`; `paper` only.
+        control: of the U-Net that the denoiser calls.
+        tokens: bool [B, T], True for the learned tokens.
+        decode: latents to images in [-1, 1]; for `paper`.
+        min_difference: see `adaptive_scaling_softmax`; for `paper`.
     """
 
     mode: str
@@ -55,81 +58,92 @@ class Reweighting:
     min_difference: float
 
 
-def draw(
-    scene: Scene,
-    predict: Denoiser[Tensor],
+def sample_blended(
+    normal: NormalCanvases,
+    denoiser: Denoiser[Tensor],
     trajectory: Trajectory,
     noise: NoiseStream,
     eta: float = 1.0,
     reweighting: Reweighting | None = None,
-    base: Denoiser[Tensor] | None = None,
+    unconditional: Denoiser[Tensor] | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """Sample z_0, a defect inside the mask and the normal latent around it.
+    """Return z_0 with a defect inside the mask and the normal latent outside.
 
-    Before each call of the noise model z_t ← m⊙z_t + (1 − m)⊙q_t(z_y) with fresh noise, so that what the U-Net sees
-    outside the mask is the normal image noised. At the end the clean normal latent is put around once more; what
-    remains of the decoder's error is taken off by the composite in pixels.
+    Before each call of the denoiser z_t ← m⊙z_t + (1 − m)⊙q_t(z_y) with fresh noise: outside the mask the U-Net
+    receives the noised normal image. The result is blended with the clean normal latent.
 
-    `official` widens the mask while t is high and puts nothing around at the end, as the public code does. `paper`
-    takes x̂_0 from the step before, which costs a decoding per step but no second call of the U-Net.
+    `official` follows the public code: it dilates the mask at high noise levels and does not blend the result.
+    `paper` uses x̂_0 of the step before, which needs one decoding per step but no second call of the U-Net.
 
     Args:
-        scene: where to draw.
-        predict: noise model under the defect's words.
-        trajectory: levels of DDIM.
-        noise: the samples' own randomness.
-        eta: of DDIM.
-        reweighting: None is off, and takes the same noise.
-        base, guidance_scale: noise model under the empty text and the scale of classifier-free guidance against it;
-            the base is never re-weighted. None is without guidance.
+        normal: where to sample defects.
+        denoiser: predicts the noise, conditioned on the defects' tokens.
+        trajectory: noise levels of DDIM.
+        noise: the randomness of the samples.
+        eta: stochasticity of DDIM.
+        reweighting: None disables it and consumes the same noise.
+        unconditional: predicts the noise under the empty prompt, never re-weighted; None disables guidance.
+        guidance_scale: weight of classifier-free guidance.
     """
-    mode = "off" if reweighting is None else reweighting.mode
-    walk = _Walk(scene)
+    steps = _BlendedSteps(normal, trajectory, noise, reweighting)
 
-    def before_step(latents: Tensor, level: int) -> Tensor:
-        walk.cells = scene.cells
-        if mode == "official":
-            widest = scene.cells.shape[-1] // 4
-            walk.cells = widen(scene.cells, dilation_radius(int(trajectory.timesteps[level]), widest))
-        bar = trajectory.alphas_cumprod[level].expand(len(latents))
-        walk.around = add_noise(scene.latents, noise().to(latents), bar)
-        return blend(latents, walk.around, walk.cells)
+    def guided_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
+        with steps.reweighted(latents):
+            conditional = denoiser(latents, timestep)
+        if unconditional is None:
+            return conditional
+        return combine_guidance(unconditional(latents, timestep), (guidance_scale, conditional))
 
-    def weighted(latents: Tensor) -> AbstractContextManager[None]:
-        if reweighting is None or (mode == "paper" and walk.clean is None):
-            return nullcontext()
-        if mode == "official":
-            weights = latent_weights(latents, walk.around, walk.cells)
-            return reweighting.control.reweight(reweighting.tokens, weights, "logits")
-        drawn = reweighting.decode(walk.clean)
-        weights = scaling_softmax(scene.image, drawn, scene.mask, reweighting.min_difference)
-        return reweighting.control.reweight(reweighting.tokens, to_layers(weights, scene.mask), "probabilities")
-
-    def steered(latents: Tensor, timestep: Tensor) -> Tensor:
-        with weighted(latents):
-            told = predict(latents, timestep)
-        return told if base is None else combine_guidance(base(latents, timestep), (guidance_scale, told))
-
-    def after_noise(predicted: Tensor, latents: Tensor, level: int) -> Tensor:
-        if mode == "paper":
-            walk.clean = pred_original_sample(latents, predicted, trajectory.alphas_cumprod[level])
-        return predicted
-
-    drawn = sample(
-        noise().to(scene.latents),
-        steered,
+    latents = sample(
+        steps.noise(),
+        guided_denoiser,
         trajectory,
-        make_ddim_step(trajectory, eta, lambda: noise().to(scene.latents)),
-        before_step=before_step,
-        after_noise=after_noise,
+        make_ddim_step(trajectory, eta, steps.noise),
+        before_step=steps.blend_with_normal,
+        after_noise=steps.remember_original_sample,
     )
-    return drawn if mode == "official" else blend(drawn, scene.latents, scene.cells)
+    return latents if steps.mode == "official" else blend(latents, normal.latents, normal.latent_masks)
 
 
-class _Walk:
-    """What one step leaves for the next: the mask in use, the normal latent around it, the last clean guess."""
+class _BlendedSteps:
+    """The parts of one sampling step, and what a step leaves for the next."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.cells, self.around = scene.cells, scene.latents
-        self.clean: Tensor | None = None
+    def __init__(
+        self, normal: NormalCanvases, trajectory: Trajectory, noise: NoiseStream, reweighting: Reweighting | None
+    ) -> None:
+        self.normal, self.trajectory, self.reweighting = normal, trajectory, reweighting
+        self.mode = "off" if reweighting is None else reweighting.mode
+        self.latent_masks, self.noised_normal = normal.latent_masks, normal.latents
+        self.original_sample: Tensor | None = None
+        self._noise = noise
+
+    def noise(self) -> Tensor:
+        return self._noise().to(self.normal.latents)
+
+    def blend_with_normal(self, latents: Tensor, level: int) -> Tensor:
+        self.latent_masks = self.normal.latent_masks
+        if self.mode == "official":
+            max_radius = self.latent_masks.shape[-1] // _MAX_DILATION_DIVISOR
+            radius = dilation_radius(int(self.trajectory.timesteps[level]), max_radius)
+            self.latent_masks = dilate_latent_mask(self.latent_masks, radius)
+        alphas_cumprod = self.trajectory.alphas_cumprod[level].expand(len(latents))
+        self.noised_normal = add_noise(self.normal.latents, self.noise(), alphas_cumprod)
+        return blend(latents, self.noised_normal, self.latent_masks)
+
+    def reweighted(self, latents: Tensor) -> AbstractContextManager[None]:
+        if self.reweighting is None:
+            return nullcontext()
+        control, tokens = self.reweighting.control, self.reweighting.tokens
+        if self.mode == "official":
+            return control.reweight(tokens, latent_weights(latents, self.noised_normal, self.latent_masks), "logits")
+        if self.original_sample is None:
+            return nullcontext()
+        images, masks = self.reweighting.decode(self.original_sample), self.normal.masks
+        weights = adaptive_scaling_softmax(self.normal.images, images, masks, self.reweighting.min_difference)
+        return control.reweight(tokens, masked_average_pool(weights, masks), "probabilities")
+
+    def remember_original_sample(self, predicted: Tensor, latents: Tensor, level: int) -> Tensor:
+        if self.mode == "paper":
+            self.original_sample = pred_original_sample(latents, predicted, self.trajectory.alphas_cumprod[level])
+        return predicted

@@ -10,16 +10,12 @@ CAPABILITIES = Capabilities(
 
 
 class CropPasteConfig(GeneratorConfig):
-    """Settings of crop-paste.
+    """Settings of crop-paste."""
 
-    Attributes:
-        feather: width in pixels of the soft edge inside the mask.
-        match_colour: power, 0 to 1, of the factor between the colours around the source and at the target: the source
-            is multiplied by it.
-    """
-
-    feather: float = Field(1.0, ge=0)
-    match_colour: float = Field(1.0, ge=0, le=1)
+    feather: float = Field(default=1.0, ge=0)
+    """Width in pixels of the soft edge inside the mask."""
+    match_colour: float = Field(default=1.0, ge=0, le=1)
+    """Exponent of the factor that adapts the source's colours to the place; 0 keeps the source's colours."""
 
 
 CONFIG = CropPasteConfig

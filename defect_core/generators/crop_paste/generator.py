@@ -1,37 +1,38 @@
-"""Crop-paste: a real defect's own pixels, moved onto a normal image.
+"""Crop-paste: the pixels of a real defect, moved onto a normal image.
 
-The cheapest method that keeps the defect's look; every published comparison should hold it as its floor.
+It is the cheapest method that keeps the appearance of real defects, and therefore the baseline of every comparison.
 """
 
 from collections.abc import Iterator, Sequence
 
 from defect_core.errors import InputError
-from defect_core.generators.base import (
-    SampleRequest,
-    SyntheticPair,
-    check_request,
-)
+from defect_core.generators.base import SampleRequest, SyntheticPair, check_request
 from defect_core.generators.composite import paste
 from defect_core.generators.crop_paste.config import CAPABILITIES, CropPasteConfig
 from defect_core.generators.training_free import TrainingFreeGenerator
 
 
-class CropPaste(TrainingFreeGenerator):
-    """Pastes the source example's pixels under the placed mask; nothing is learned but the list of defects."""
+class CropPaste(TrainingFreeGenerator[CropPasteConfig]):
+    """Pastes the pixels of the source example inside the placed mask."""
 
     name = "crop-paste"
     capabilities = CAPABILITIES
     config_class = CropPasteConfig
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        """Yield one pair per request; see `Generator.sample`.
+
+        Raises:
+            InputError: a request cannot be answered or has no source example.
+        """
         for request in requests:
-            check_request(request, self.defects)
-            if request.warped is None or request.source is None:
-                raise InputError(f"request {request.sample_id}: crop-paste needs a source example to copy from")
+            checked = check_request(request, self.defects)
+            if checked.warped is None or checked.source is None:
+                raise InputError(f"request {request.sample_id}: has no source example; expected one for crop-paste")
             image = paste(
-                request.normal_image, request.warped, request.mask, self.config.feather, self.config.match_colour
+                checked.normal_image, checked.warped, checked.mask, self.config.feather, self.config.match_colour
             )
-            yield SyntheticPair(request.sample_id, image, request.mask)
+            yield SyntheticPair(request.sample_id, image, checked.mask)
 
 
 GENERATOR = CropPaste

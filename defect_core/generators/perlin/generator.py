@@ -1,12 +1,13 @@
-"""DRAEM-style defects: a foreign texture, half transparent, under a thresholded Perlin-noise mask.
+"""DRAEM-style defects: a translucent foreign texture inside a mask of thresholded Perlin noise.
 
-Source: Zavrtanik et al. 2021, "DRAEM", section 3.1 and eq. 1, with its public code's choices (cells of 2^0 to 2^6,
-threshold 0.5, transparency up to 0.8, three of nine colour changes). The paper takes textures from the Describable
-Textures Dataset; here the normal image itself is shuffled in blocks and changed in colour, so nothing is downloaded.
-The component nearest to the requested mask is kept, so that the defect lies on the product.
+Source: Zavrtanik et al. 2021, "DRAEM", section 3.1 and eq. 1, with the choices of its public code: 2^0 to 2^5 noise
+cells, threshold 0.5, opacity of the normal image up to 0.8, three of nine colour changes. The paper takes textures from
+the Describable Textures Dataset. Here the texture is the normal image, shuffled in blocks and changed in colour, so
+that no download is needed. Only the blob nearest to the requested mask is kept, so that the defect is on the product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,66 +15,71 @@ from PIL import Image as PILImage
 from PIL import ImageEnhance, ImageOps
 from scipy import ndimage
 
-from defect_core.generators.base import (
-    Image,
-    Mask,
-    SampleRequest,
-    SyntheticPair,
-    check_request,
-)
+from defect_core.generators.base import Image, Mask, SampleRequest, SyntheticPair, check_request
 from defect_core.generators.composite import composite
 from defect_core.generators.perlin.config import CAPABILITIES, DraemPerlinConfig
 from defect_core.generators.training_free import TrainingFreeGenerator
 
-_TRIES = 8
+_ATTEMPTS = 8
+# Number of colour changes per texture, and the largest rotation of the noise in degrees (public code).
+_CHANGES_PER_TEXTURE, _MAX_ROTATION = 3, 90
 
 
-class DraemPerlin(TrainingFreeGenerator):
-    """Nothing is learned but the list of defects, whose masks say where blobs go."""
+class DraemPerlin(TrainingFreeGenerator[DraemPerlinConfig]):
+    """Blends a foreign texture into a blob of Perlin noise near the requested mask."""
 
     name = "draem-perlin"
     capabilities = CAPABILITIES
     config_class = DraemPerlinConfig
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        """Yield one pair per request; see `Generator.sample`."""
         for request in requests:
-            check_request(request, self.defects)
+            checked = check_request(request, self.defects)
             rng = np.random.default_rng(request.seed)
-            mask = self._mask(rng, request.mask)
-            share = float(rng.uniform(0, self.config.max_normal))
-            normal = request.normal_image.astype(np.float32)
-            texture = self._texture(rng, request.normal_image)
-            image = composite(request.normal_image, share * normal + (1 - share) * texture, mask, 0)
-            yield SyntheticPair(request.sample_id, image, mask, metadata={"normal_share": round(share, 4)})
+            mask = self._generate_mask(rng, checked.mask)
+            opacity = float(rng.uniform(0, self.config.max_normal))
+            normal = checked.normal_image.astype(np.float32)
+            texture = self._generate_texture(rng, checked.normal_image)
+            image = composite(checked.normal_image, opacity * normal + (1 - opacity) * texture, mask, 0)
+            yield SyntheticPair(request.sample_id, image, mask, metadata={"normal_opacity": round(opacity, 4)})
 
-    def _mask(self, rng: np.random.Generator, wanted: Mask) -> Mask:
-        for _ in range(_TRIES):
+    def _generate_mask(self, rng: np.random.Generator, requested: Mask) -> Mask:
+        """Return the blob of noise nearest to the requested mask, or the requested mask if the noise has no blob."""
+        height, width = requested.shape
+        for _ in range(_ATTEMPTS):
             cells = 2 ** rng.integers(0, self.config.max_cells + 1, 2)
-            noise = perlin_noise(wanted.shape, (int(cells[0]), int(cells[1])), rng)
-            turned = ndimage.rotate(noise, rng.uniform(-90, 90), reshape=False, order=1, mode="nearest")
-            labels, count = ndimage.label(turned > self.config.threshold, np.ones((3, 3)))
+            noise = perlin_noise((height, width), (int(cells[0]), int(cells[1])), rng)
+            angle = rng.uniform(-_MAX_ROTATION, _MAX_ROTATION)
+            rotated = ndimage.rotate(noise, angle, reshape=False, order=1, mode="nearest")
+            blobs = ndimage.label(rotated > self.config.threshold, np.ones((3, 3)))
+            labels, count = cast(tuple[NDArray[np.int32], int], blobs)
             if count:
-                # every pixel's distance to the requested mask; the component with the nearest pixel wins
-                distance = ndimage.distance_transform_edt(~wanted)
+                distance = ndimage.distance_transform_edt(~requested)
                 nearest = int(np.argmin(ndimage.minimum(distance, labels, np.arange(1, count + 1)))) + 1
                 return np.asarray(labels == nearest)
-        return wanted
+        return requested
 
-    def _texture(self, rng: np.random.Generator, image: Image) -> NDArray[np.float32]:
+    def _generate_texture(self, rng: np.random.Generator, image: Image) -> NDArray[np.float32]:
         side = self.config.blocks
         rows, columns = (np.array_split(np.arange(size), side) for size in image.shape[:2])
         shuffled = image[np.concatenate([rows[i] for i in rng.permutation(side)])]
         shuffled = shuffled[:, np.concatenate([columns[i] for i in rng.permutation(side)])]
-        picture = PILImage.fromarray(np.ascontiguousarray(shuffled))
-        for change in rng.choice(len(_CHANGES), 3, replace=False):
-            picture = _CHANGES[change](picture, rng)
-        return np.asarray(picture, np.float32)
+        texture = PILImage.fromarray(np.ascontiguousarray(shuffled))
+        for index in rng.choice(len(_COLOUR_CHANGES), _CHANGES_PER_TEXTURE, replace=False):
+            texture = _COLOUR_CHANGES[index](texture, rng)
+        return np.asarray(texture, np.float32)
 
 
 def perlin_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Gradient noise float32 [H, W], about -0.7 to 0.7; `cells` lattice cells along each side.
+    """Return gradient noise, float32 [H, W], about -0.7 to 0.7.
 
     Source: Perlin 2002, with the fade curve 6t^5 - 15t^4 + 10t^3.
+
+    Args:
+        shape: H and W.
+        cells: number of lattice cells along each side.
+        rng: chooses the directions of the gradients.
     """
     angles = rng.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
     gradient = np.stack([np.sin(angles), np.cos(angles)], -1)
@@ -82,9 +88,9 @@ def perlin_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.
     top, left = rows.astype(int), columns.astype(int)
     down, right = (rows - top)[:, None], (columns - left)[None]
 
-    def corner(below: int, beside: int) -> NDArray[np.float64]:
-        vectors = gradient[np.ix_(top + below, left + beside)]
-        return vectors[..., 0] * (down - below) + vectors[..., 1] * (right - beside)
+    def corner(row: int, column: int) -> NDArray[np.float64]:
+        vectors = gradient[np.ix_(top + row, left + column)]
+        return vectors[..., 0] * (down - row) + vectors[..., 1] * (right - column)
 
     fade_down, fade_right = (t**3 * (t * (6 * t - 15) + 10) for t in (down, right))
     upper = corner(0, 0) * (1 - fade_right) + corner(0, 1) * fade_right
@@ -92,19 +98,19 @@ def perlin_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.
     return (np.sqrt(2) * (upper * (1 - fade_down) + lower * fade_down)).astype(np.float32)
 
 
-def _shift_hue(picture: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:
-    values = np.array(picture.convert("HSV"))
+def _shift_hue(image: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:
+    values = np.array(image.convert("HSV"))
     values[..., 0] += np.uint8(rng.integers(20, 236))
     bands = [PILImage.fromarray(np.ascontiguousarray(values[..., i])) for i in range(3)]
     return PILImage.merge("HSV", bands).convert("RGB")
 
 
-def _change_gamma(picture: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:
+def _change_gamma(image: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:
     gamma = float(rng.uniform(0.5, 2.0))
-    return picture.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
+    return image.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
 
 
-_CHANGES = (
+_COLOUR_CHANGES: tuple[Callable[[PILImage.Image, np.random.Generator], PILImage.Image], ...] = (
     _change_gamma,
     lambda p, rng: ImageEnhance.Brightness(p).enhance(float(rng.uniform(0.5, 1.5))),
     lambda p, rng: ImageEnhance.Sharpness(p).enhance(float(rng.uniform(0, 3))),

@@ -1,0 +1,1 @@
+"""Stains: dark spots with a soft edge on a normal image."""
