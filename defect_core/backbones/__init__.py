@@ -1,5 +1,14 @@
-"""The latent diffusion models that the generators stand on; `load_backbone` is the way in."""
+"""Latent diffusion models: load, encode, decode, save.
 
-from defect_core.backbones.load import Backbone, load_backbone
+This package holds the run-time code and the embedded weights. `defect_core.pretraining` holds the code that makes them.
+"""
 
-__all__ = ["Backbone", "load_backbone"]
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from defect_core.backbones.load import Backbone as Backbone
+    from defect_core.backbones.load import load_backbone as load_backbone
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"load": ["Backbone", "load_backbone"]})

@@ -1,4 +1,4 @@
-"""One embedded backbone for all tests of this folder; loading it costs seconds."""
+"""The embedded backbone, loaded once for all tests of this folder, because loading takes seconds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The sizes of Stable Diffusion 1.5's networks."""
+"""Configurations of the networks of Stable Diffusion 1.5."""
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),

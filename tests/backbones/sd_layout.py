@@ -1,4 +1,4 @@
-"""A model in Stable Diffusion's layout with random weights, too small to draw anything."""
+"""Write models with random weights in the layout that diffusers has for Stable Diffusion."""
 
 import json
 import shutil
@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from defect_core.backbones.tokenizer import END, START, save_tokenizer, train_vocabulary
+from defect_core.pretraining.tokenizer import END_TOKEN, START_TOKEN, save_tokenizer, train_vocabulary
 
 
-def write_family(
+def write_random_backbone(
     folder: Path,
     vae: dict[str, Any],
     unet: dict[str, Any],
     text: dict[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write `vae/ unet/ text_encoder/ tokenizer/ scheduler/` as diffusers and transformers write them."""
+    """Write a backbone folder; `vae`, `unet` and `text` are the configurations of the networks."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.configuration_clip import CLIPTextConfig
@@ -25,8 +25,12 @@ def write_family(
 
     vocabulary, merges = train_vocabulary(["a photo of a scratch on a screw"], 50)
     save_tokenizer(folder / "tokenizer", vocabulary, merges, 77)
-    ends = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
-    text = {"vocab_size": len(vocabulary), **ends, **text}
+    special_tokens = {
+        "bos_token_id": vocabulary[START_TOKEN],
+        "eos_token_id": vocabulary[END_TOKEN],
+        "pad_token_id": vocabulary[END_TOKEN],
+    }
+    text = {"vocab_size": len(vocabulary), **special_tokens, **text}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for part, build in (
@@ -35,7 +39,7 @@ def write_family(
             ("text_encoder", lambda: CLIPTextModel(CLIPTextConfig(**text))),
         ):
             torch.nn.Module.to(network := build(), dtype).save_pretrained(folder / part)
-            del network  # one at a time: a full-size family fills much of the memory
+            del network  # a full-size model fills much of the memory, so one network is built at a time
     schedule = {
         "_class_name": "PNDMScheduler",
         "beta_start": 0.00085,
@@ -51,8 +55,8 @@ def write_family(
     return folder
 
 
-def write_tiny(folder: Path, **changes: Any) -> Path:
-    """A 64 px family of a few thousand weights; `changes` go to the denoiser's configuration."""
+def write_tiny_backbone(folder: Path, **changes: Any) -> Path:
+    """Write a 64 px backbone with a few thousand weights; `changes` are settings of the denoiser."""
     levels = 4
     vae = {
         "block_out_channels": (8,) * levels,
@@ -74,18 +78,18 @@ def write_tiny(folder: Path, **changes: Any) -> Path:
         **changes,
     }
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return write_family(folder, vae, unet, text)
+    return write_random_backbone(folder, vae, unet, text)
 
 
-def write_tiny_ldm(folder: Path) -> Path:
-    """The same in the layout of latent diffusion's text-to-image model: `vqvae/ bert/` and BERT's tokenizer."""
+def write_tiny_ldm_backbone(folder: Path) -> Path:
+    """Write a tiny backbone in the layout of LDMTextToImagePipeline: `vqvae/`, `bert/` and BERT's tokenizer."""
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
-    write_tiny(folder)
+    write_tiny_backbone(folder)
     (folder / "vae").rename(folder / "vqvae")
     shutil.rmtree(folder / "text_encoder")
     shutil.rmtree(folder / "tokenizer")
-    words = [
+    vocabulary = [
         "[PAD]",
         "[UNK]",
         "[CLS]",
@@ -94,10 +98,10 @@ def write_tiny_ldm(folder: Path) -> Path:
         *["a", "photo", "of", "the", "one", "picture", "close", "anomaly", "mark"],
     ]
     (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "vocab.txt").write_text("\n".join(words) + "\n")
+    (folder / "tokenizer" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 77}
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
-    sizes = {"vocab_size": len(words), "d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 32, "head_dim": 8}
+    sizes = {"vocab_size": len(vocabulary), "d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 32, "head_dim": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LDMBertModel(LDMBertConfig(**sizes, encoder_attention_heads=2)).save_pretrained(folder / "bert")

@@ -1,4 +1,4 @@
-"""A backbone of Stable Diffusion's kind with random weights, small enough to fit and draw in seconds."""
+"""A backbone with random weights, small enough to train and sample in seconds."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ WIDTH = 32
 
 
 def tiny_backbone(length: int = 24, **changes: Any) -> Backbone:
-    """64 px, latents [4, 8, 8], cross-attention at sides 8 and 4; `changes` go to the denoiser's configuration."""
+    """Return a backbone for 64 px with latents [4, 8, 8] and cross-attention at sides 8 and 4.
+
+    `length` is the number of text tokens; `changes` are settings of the denoiser.
+    """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.configuration_clip import CLIPTextConfig

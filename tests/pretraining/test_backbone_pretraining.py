@@ -1,4 +1,4 @@
-"""Pretraining: reproducible batches, an interrupted run equal to an unbroken one, an export that loads."""
+"""Pretraining of the embedded backbone: reproducible batches, resumed runs, and an export that loads."""
 
 import shutil
 from dataclasses import replace
@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from defect_core.backbones import load_backbone
-from defect_core.backbones.architecture import LATENT_CHANNELS, alphas_cumprod
-from defect_core.pretraining import backbone as pretrain
-from defect_core.pretraining import corpus_store as drawn_corpus
-from defect_core.pretraining.corpus_store import Corpus, prepared
-from defect_core.pretraining.learner import Learner
+from defect_core.pretraining import backbone as pretraining
+from defect_core.pretraining import corpus_store
+from defect_core.pretraining.architecture import LATENT_CHANNELS, alphas_cumprod
+from defect_core.pretraining.corpus_store import Corpus, prepare_corpus
+from defect_core.pretraining.learner import Learner, rate_factor
 
 SCENES = 40
 
@@ -21,14 +21,14 @@ SCENES = 40
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    with prepared(folder, SCENES):
+    with prepare_corpus(folder, SCENES):
         pass
     return folder
 
 
 @pytest.fixture
-def small(work: Path, tmp_path: Path) -> Path:
-    """A work folder of its own that shares the prepared files."""
+def work_copy(work: Path, tmp_path: Path) -> Path:
+    """A new work folder with links to the prepared files."""
     for name in ("tokenizer", "vae", "corpus"):
         (tmp_path / name).symlink_to(work / name)
     return tmp_path
@@ -36,12 +36,12 @@ def small(work: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def corpus(work: Path) -> Corpus:
-    made = Corpus(work, SCENES, torch.device("cpu"))
-    made.grow()
-    return made
+    corpus = Corpus(work, SCENES, torch.device("cpu"))
+    corpus.load_shards()
+    return corpus
 
 
-def test_corpus_of_latents(corpus: Corpus) -> None:
+def test_shapes_and_captions_of_the_corpus(corpus: Corpus) -> None:
     assert len(corpus) == len(corpus.caption) == len(corpus.normal_caption) == 2 * SCENES
     latents, mask = corpus.latents(torch.arange(2 * SCENES))
     assert latents.shape == (2 * SCENES, LATENT_CHANNELS, 16, 16)
@@ -51,8 +51,8 @@ def test_corpus_of_latents(corpus: Corpus) -> None:
     assert 0.8 < latents.std() < 1.2
 
 
-def test_latents_are_those_of_the_autoencoder(corpus: Corpus, work: Path) -> None:
-    """The corpus reads the linear encoder off; a first-eighth row is neither turned nor mirrored."""
+def test_corpus_latents_equal_those_of_the_autoencoder(corpus: Corpus, work: Path) -> None:
+    """The first eighth of a batch is neither rotated nor mirrored."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).eval()
@@ -60,12 +60,12 @@ def test_latents_are_those_of_the_autoencoder(corpus: Corpus, work: Path) -> Non
     with torch.no_grad():
         mean = vae.encode(folded).latent_dist.mean
     shape = (1, -1, 1, 1)
-    wanted = (mean - torch.tensor(vae.config.latents_mean).reshape(shape)) / vae.config.latents_std[0]
-    assert torch.allclose(corpus.encode(corpus.images[:3].permute(0, 3, 1, 2)), wanted, atol=2e-3)
+    expected = (mean - torch.tensor(vae.config.latents_mean).reshape(shape)) / vae.config.latents_std[0]
+    assert torch.allclose(corpus.encode(corpus.images[:3].permute(0, 3, 1, 2)), expected, atol=2e-3)
     assert torch.equal(corpus.latents(torch.arange(24))[0][:3], corpus.encode(corpus.images[:3].permute(0, 3, 1, 2)))
 
 
-def test_a_batch_meets_all_eight_poses_and_masks_turn_along(corpus: Corpus) -> None:
+def test_a_batch_contains_all_eight_symmetries_of_image_and_mask(corpus: Corpus) -> None:
     row = int(corpus.mask.flatten(1).any(1).nonzero()[0])
     latents, mask = corpus.latents(torch.full((8,), row))
     assert len({tuple(pose.flatten().tolist()) for pose in latents}) == 8
@@ -74,37 +74,37 @@ def test_a_batch_meets_all_eight_poses_and_masks_turn_along(corpus: Corpus) -> N
     assert torch.equal(mask[6, 0], cells.rot90(2, (0, 1)).flip(1))
 
 
-def test_a_step_meets_the_shards_of_its_time(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn_corpus, "FIRST", 1)
+def test_the_number_of_shards_grows_with_the_step(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_store, "INITIAL_SHARDS", 1)
     growing = Corpus(work, SCENES, torch.device("cpu"))
     growing.shards = [replace(growing.shards[0], end=SCENES)] * 3
-    for step, met in ((0, 1), (drawn_corpus.GROWTH, 2), (10 * drawn_corpus.GROWTH, 3)):
-        growing.grow(step)
-        assert growing.read == met
+    for step, expected in ((0, 1), (corpus_store.STEPS_PER_SHARD, 2), (10 * corpus_store.STEPS_PER_SHARD, 3)):
+        growing.load_shards(step)
+        assert growing.loaded_shards == expected
 
 
-def test_a_killed_drawing_goes_on_with_the_shards_that_are_missing(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(work, tmp_path / "again")
-    [shard] = (tmp_path / "again" / "corpus").iterdir()
-    drawn = shard.read_bytes()
+def test_only_missing_shards_are_rendered_again(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(work, tmp_path / "copy")
+    [shard] = (tmp_path / "copy" / "corpus").iterdir()
+    content = shard.read_bytes()
     shard.unlink()
-    with prepared(tmp_path / "again", SCENES) as pending:
+    with prepare_corpus(tmp_path / "copy", SCENES) as pending:
         pending[shard].result()
-    assert shard.read_bytes() == drawn
-    with prepared(tmp_path / "again", SCENES) as pending:
+    assert shard.read_bytes() == content
+    with prepare_corpus(tmp_path / "copy", SCENES) as pending:
         assert not pending
 
 
-def test_batch_is_a_function_of_the_step(corpus: Corpus, work: Path) -> None:
+def test_a_batch_is_a_function_of_the_step(corpus: Corpus, work: Path) -> None:
     first, again, other = (_batch(corpus, work, step) for step in (7, 7, 8))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["noise"], other["noise"])
 
 
-def test_holes_are_zero_and_carry_no_loss(corpus: Corpus, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "BATCH", 16)
+def test_latents_and_loss_weights_are_zero_in_holes(
+    corpus: Corpus, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 16)
     holes = 0
     for step in range(10):
         batch = _batch(corpus, work, step)
@@ -112,77 +112,77 @@ def test_holes_are_zero_and_carry_no_loss(corpus: Corpus, work: Path, monkeypatc
         assert (batch["weight"][empty] == 0).all()
         assert (batch["weight"][~empty] > 0).all()
         holes += int(empty.flatten(1).any(1).sum())
-    assert 10 < holes < 70  # of 160; 15 to 30 % by design
+    assert 10 < holes < 70  # of 160 images, 15 to 30 % have a hole
 
 
-def test_rate_warms_up_stays_and_falls() -> None:
-    rates = [pretrain._rate(step, 9000) for step in range(9000)]
-    assert rates[0] < 0.01
-    assert rates[600] == rates[3000] == rates[5800] == 1
-    assert rates[-1] == pytest.approx(0.02)
+def test_the_learning_rate_warms_up_stays_constant_and_decays() -> None:
+    factors = [rate_factor(step, 9000, warm_up=500, decay_fraction=0.35) for step in range(9000)]
+    assert factors[0] < 0.01
+    assert factors[600] == factors[3000] == factors[5800] == 1
+    assert factors[-1] == pytest.approx(0.02)
 
 
-def test_interrupted_run_equals_an_unbroken_one(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "BATCH", 2)
-    pretrain.train(small, SCENES, 4)
-    unbroken = load_file(small / "checkpoint.safetensors")
-    (small / "checkpoint.safetensors").unlink()
+def test_a_resumed_run_equals_an_uninterrupted_one(work_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
+    pretraining.train(work_copy, SCENES, 4)
+    uninterrupted = load_file(work_copy / "checkpoint.safetensors")
+    (work_copy / "checkpoint.safetensors").unlink()
 
     class StopError(Exception):
         pass
 
-    draw_batch = pretrain._draw_batch
+    make_batch = pretraining._make_batch
 
-    def stop_at_third(corpus, empty, alpha_bar, step):
+    def stop_at_third_step(corpus, empty_caption, alpha_bars, step):
         if step == 2:
             raise StopError
-        return draw_batch(corpus, empty, alpha_bar, step)
+        return make_batch(corpus, empty_caption, alpha_bars, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "SAVE_EVERY_S", -1.0)
-        patch.setattr(pretrain, "_draw_batch", stop_at_third)
+        patch.setattr(pretraining, "CHECKPOINT_EVERY_S", -1.0)
+        patch.setattr(pretraining, "_make_batch", stop_at_third_step)
         with pytest.raises(StopError):
-            pretrain.train(small, SCENES, 4)
-    pretrain.train(small, SCENES, 4)
-    resumed = load_file(small / "checkpoint.safetensors")
-    assert resumed.keys() == unbroken.keys()
-    assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken)
+            pretraining.train(work_copy, SCENES, 4)
+    pretraining.train(work_copy, SCENES, 4)
+    resumed = load_file(work_copy / "checkpoint.safetensors")
+    assert resumed.keys() == uninterrupted.keys()
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
 
 
-def test_a_checkpoint_holds_weights_their_average_and_moments_apart(
-    small: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_contains_weights_their_average_and_moments(
+    work_copy: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "BATCH", 2)
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
     torch.manual_seed(0)
-    learner = Learner(pretrain._build(small), torch.device("cpu"))
-    begun = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    learner.step(_batch(corpus, small, 0), step=0, rate=1.0)
-    learner.save(small, 1)
-    stored = load_file(small / "checkpoint.safetensors")
-    one_moment = sum(name.startswith("momentum.") for name in stored)
-    assert one_moment > 100
-    assert len(stored) == 2 * len(begun) + 2 * len(list(learner.model.parameters())) - one_moment
-    moved = 0
-    for name, first in begun.items():
+    learner = Learner(pretraining._build_model(work_copy), torch.device("cpu"))
+    initial = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    learner.step(_batch(corpus, work_copy, 0), step=0, rate_factor=1.0)
+    learner.save(work_copy, 1)
+    stored = load_file(work_copy / "checkpoint.safetensors")
+    muon_weights = sum(name.startswith("momentum.") for name in stored)
+    assert muon_weights > 100
+    assert len(stored) == 2 * len(initial) + 3 * len(list(learner.model.parameters())) - 2 * muon_weights
+    changed = 0
+    for name, first in initial.items():
         weight = stored[f"model.{name}"]
         assert torch.equal(weight, learner.model.state_dict()[name])
-        if first.is_floating_point():  # the first step counts nine tenths
+        if first.is_floating_point():  # the first step has a weight of 0.9 in the average
             assert torch.allclose(stored[f"average.{name}"], first.lerp(weight, 0.9), atol=1e-6), name
-            moved += not torch.equal(first, weight)
-    assert moved > 0.7 * len(begun)
+            changed += not torch.equal(first, weight)
+    assert changed > 0.7 * len(initial)
 
 
-def test_export_loads(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "BATCH", 2)
-    monkeypatch.setattr(pretrain, "EMBEDDED_FOLDER", tmp_path / "package")
-    for _ in range(2):  # the second finds a folder to replace
-        pretrain.main(["--work", str(small), "--steps", "1", "--scenes", str(SCENES), "--export"])
+def test_an_exported_folder_loads(work_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
+    monkeypatch.setattr(pretraining, "EMBEDDED_FOLDER", tmp_path / "package")
+    for _ in range(2):  # the second export replaces the folder of the first
+        pretraining.main(["--work", str(work_copy), "--steps", "1", "--scenes", str(SCENES), "--export"])
     backbone = load_backbone(tmp_path / "package")
-    stored = load_file(small / "checkpoint.safetensors")
+    stored = load_file(work_copy / "checkpoint.safetensors")
     for name, weight in backbone.denoiser.state_dict().items():
         assert torch.allclose(weight, stored[f"average.denoiser.{name}"], atol=1e-3, rtol=1e-3), name
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("package")) == ["package"]
 
 
 def _batch(corpus: Corpus, work: Path, step: int) -> dict[str, torch.Tensor]:
-    return pretrain._draw_batch(corpus, pretrain._empty_caption(work), alphas_cumprod(), step)
+    return pretraining._make_batch(corpus, pretraining._empty_caption(work), alphas_cumprod(), step)

@@ -1,22 +1,27 @@
-"""Random fields and small drawing helpers that surfaces, objects and defects share."""
+"""Random fields, coordinates and distance fields that surfaces, objects and defects share."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32, or float64 where a random number has entered
+_FAR = 1e3  # pixels
 
 
 def fractal(rng: np.random.Generator, size: int, exponent: float, stretch: float = 1.0, angle: float = 0.0) -> Array:
-    """Gaussian field whose amplitude falls as frequency^-exponent; zero mean, unit deviation.
+    """Return a Gaussian random field [size, size] of zero mean and unit standard deviation.
+
+    Its amplitude falls as frequency^-exponent.
 
     Args:
+        rng: source of randomness.
         size: side in pixels.
-        exponent: 0 white, 1 pink, 2 smooth clouds.
-        stretch: how much longer than wide its grain is.
-        angle: direction of the grain in radians.
+        exponent: 0 is white noise, 1 is pink noise, 2 is smooth clouds.
+        stretch: ratio of the correlation lengths along and across `angle`.
+        angle: texture direction in radians.
     """
     fy, fx = _frequencies(size)
     along = np.cos(angle) * fx + np.sin(angle) * fy
@@ -29,56 +34,91 @@ def fractal(rng: np.random.Generator, size: int, exponent: float, stretch: float
 
 
 def coordinates(size: int, centre: tuple[float, float] = (0.0, 0.0), angle: float = 0.0) -> tuple[Array, Array]:
-    """x, y of every pixel in units of half the side, about a centre, turned by an angle."""
+    """Return x and y of every pixel, [size, size] each, in units of half the side.
+
+    Args:
+        size: side in pixels.
+        centre: x and y of the origin.
+        angle: rotation of the axes in radians.
+    """
     x, y = _grid(size)
     x, y = x - np.float32(centre[0]), y - np.float32(centre[1])
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
 
-def step(distance: Array, softness: float) -> Array:
-    """0 where the signed distance is positive, 1 where negative, with a linear edge of the given width."""
+def soft_step(distance: Array, softness: float) -> Array:
+    """Return 1 where the signed distance is negative and 0 where it is positive, with a linear edge.
+
+    Args:
+        distance: signed distance to an outline, negative inside.
+        softness: width of the edge, in the unit of `distance`.
+    """
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def colour(rng: np.random.Generator, gray: bool, low: float = 0.1, high: float = 0.9) -> Array:
-    """A random colour, or a gray when asked: float32 [3] about the given brightness range."""
+    """Return a random RGB colour, float32 [3] in [0, 1].
+
+    Args:
+        rng: source of randomness.
+        gray: whether the three channels are equal.
+        low: lower bound of the brightness.
+        high: upper bound of the brightness.
+    """
     value = rng.uniform(low, high)
     if gray:
         return np.full(3, value, np.float32)
     tint = rng.dirichlet((1.5, 1.5, 1.5)) * 3
-    strength = rng.uniform(0, 1) ** 2.5  # most industrial pictures have little colour
+    strength = rng.uniform(0, 1) ** 2.5  # most industrial images are nearly gray
     return np.clip(value * (1 + strength * (tint - 1)), 0.02, 1).astype(np.float32)
 
 
-def path_distance(rng: np.random.Generator, size: int, points: Array) -> tuple[Array, Array]:
-    """Every pixel's distance to a polyline [N, 2] of x, y, all in pixels, and how far along it (0 to 1) that is."""
-    seeds = np.ones((size, size), bool)
-    order = np.zeros((size, size), np.float32)
+def path_distance(size: int, points: Array) -> tuple[Array, Array]:
+    """Return the distance of every pixel to a polyline, and the position on the polyline of the nearest point.
+
+    Args:
+        size: side of the image in pixels.
+        points: x and y of the vertices in pixels, [N, 2].
+
+    Returns:
+        Distance in pixels, [size, size], 1000 everywhere if the polyline is outside the image; and position from 0 to
+        1 along the polyline, [size, size].
+    """
+    is_off_path = np.ones((size, size), bool)
+    position = np.zeros((size, size), np.float32)
     count = max(2, int(np.abs(np.diff(points, axis=0)).sum() * 1.5))
     t = np.linspace(0, len(points) - 1, count)
     x = np.interp(t, np.arange(len(points)), points[:, 0])
     y = np.interp(t, np.arange(len(points)), points[:, 1])
     inside = (x >= 0) & (x <= size - 1) & (y >= 0) & (y <= size - 1)
     if not inside.any():
-        return np.full((size, size), 1e3, np.float32), order
+        return np.full((size, size), _FAR, np.float32), position
     columns, rows = x[inside].round().astype(int), y[inside].round().astype(int)
-    seeds[rows, columns] = False
-    order[rows, columns] = t[inside] / max(1, len(points) - 1)
-    distance, nearest = ndimage.distance_transform_edt(seeds, return_indices=True)
-    return distance.astype(np.float32), order[nearest[0], nearest[1]]
+    is_off_path[rows, columns] = False
+    position[rows, columns] = t[inside] / max(1, len(points) - 1)
+    transform: Any = ndimage.distance_transform_edt  # scipy declares no type for the pair that it returns
+    distance, nearest = transform(is_off_path, return_indices=True)
+    return distance.astype(np.float32), position[nearest[0], nearest[1]]
 
 
-def blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float, rough: float) -> Array:
-    """Signed distance in pixels, roughly, to a blob about a centre in pixels; `rough` 0 is an ellipse."""
+def blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float, roughness: float) -> Array:
+    """Return the approximate signed distance in pixels to an irregular blob, float32 [size, size], negative inside.
+
+    Args:
+        rng: source of randomness.
+        size: side of the image in pixels.
+        centre: x and y of the centre in pixels.
+        radius: mean radius in pixels.
+        roughness: amplitude of the outline's irregularity in radii; 0 gives an ellipse.
+    """
     y, x = np.mgrid[:size, :size].astype(np.float32)
     x, y = x - centre[0], y - centre[1]
     angle, ratio = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.5, 0.5))
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     distance = np.hypot(u * ratio, v / ratio) - radius
-    if rough:
-        small = fractal(rng, size, 1.6)
-        distance = distance + rough * radius * small / 2
+    if roughness:
+        distance = distance + roughness * radius * fractal(rng, size, 1.6) / 2
     return distance.astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Single lit objects in any pose before a plain background: turned, stamped, moulded, threaded, grown."""
+"""Render single shaded objects in any pose on a plain background."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from defect_core.pretraining.corpus.noise import Array, colour, coordinates, fractal, step
+from defect_core.pretraining.corpus.noise import Array, colour, coordinates, fractal, soft_step
 
 
 @dataclass
 class Shape:
-    """What an object is made of, all [size, size].
+    """The geometry of an object; lengths are in units of half the image side.
 
     Attributes:
-        distance: signed distance to its outline in half sides, negative inside.
-        height: relief in half sides.
-        paint: 0 for the first colour, 1 for the second.
+        distance: signed distance to the outline, negative inside, [S, S].
+        height: relief, [S, S].
+        paint: weight of the second colour, from 0 to 1, [S, S].
     """
 
     distance: Array
@@ -24,31 +24,38 @@ class Shape:
     paint: Array
 
 
-def draw_object(rng: np.random.Generator, size: int, gray: bool) -> tuple[Array, Array, Array, str, str]:
-    """An object before a background.
+def render_object(rng: np.random.Generator, size: int, gray: bool) -> tuple[Array, Array, Array, str, str]:
+    """Render one random object on a background.
+
+    Args:
+        rng: source of randomness.
+        size: side in pixels, S.
+        gray: whether colours must be gray.
 
     Returns:
-        Image float32 [size, size, 3] in [0, 1]; the background alone, same shape; the object's cover [size, size];
-        its kind; and the words for it.
+        The image, float32 [S, S, 3] in [0, 1]; the background alone, same shape; the coverage of the object in [0, 1],
+        [S, S]; the kind of object; and its name.
     """
     kind = str(rng.choice(list(OBJECTS)))
-    build, names = OBJECTS[kind]
-    background = _background(rng, size, gray)
-    spread = rng.uniform(0, 0.25)
-    x, y = coordinates(size, (rng.uniform(-spread, spread), rng.uniform(-spread, spread)), rng.uniform(0, 2 * np.pi))
+    build_shape, names = OBJECTS[kind]
+    background = _render_background(rng, size, gray)
+    offset = rng.uniform(0, 0.25)
+    x, y = coordinates(size, (rng.uniform(-offset, offset), rng.uniform(-offset, offset)), rng.uniform(0, 2 * np.pi))
     scale = rng.uniform(0.55, 0.95)
-    shape = build(rng, x / scale, y / scale)
-    cover = step(shape.distance * scale, 2.5 / size)
+    shape = build_shape(rng, x / scale, y / scale)
+    coverage = soft_step(shape.distance * scale, 2.5 / size)
     if rng.random() < 0.4:
         shift = (rng.uniform(-0.05, 0.05) * size, rng.uniform(-0.05, 0.05) * size)
-        shadow = ndimage.gaussian_filter(np.roll(cover, np.int64(shift), (0, 1)), rng.uniform(0.01, 0.05) * size)
+        shadow = ndimage.gaussian_filter(
+            np.roll(coverage, (int(shift[0]), int(shift[1])), (0, 1)), rng.uniform(0.01, 0.05) * size
+        )
         background = background * (1 - rng.uniform(0.2, 0.7) * shadow[..., None])
-    body = _shade(rng, size, gray, shape)
-    image = background * (1 - cover[..., None]) + body * cover[..., None]
-    return np.clip(image, 0, 1), np.clip(background, 0, 1), cover, kind, str(rng.choice(names))
+    shaded = _shade(rng, size, gray, shape)
+    image = background * (1 - coverage[..., None]) + shaded * coverage[..., None]
+    return np.clip(image, 0, 1), np.clip(background, 0, 1), coverage, kind, str(rng.choice(names))
 
 
-def _background(rng: np.random.Generator, size: int, gray: bool) -> Array:
+def _render_background(rng: np.random.Generator, size: int, gray: bool) -> Array:
     kind = rng.random()
     base = colour(rng, gray or kind < 0.6, 0.02, 0.98)
     x, y = coordinates(size, (rng.uniform(-1, 1), rng.uniform(-1, 1)))
@@ -57,47 +64,54 @@ def _background(rng: np.random.Generator, size: int, gray: bool) -> Array:
 
 
 def _shade(rng: np.random.Generator, size: int, gray: bool, shape: Shape) -> Array:
-    """Lambert and Blinn-Phong shading of the relief under one light, on a textured two-coloured skin."""
+    """Return the relief with Lambert and Blinn-Phong shading under one light and a textured albedo of two colours."""
     gray = gray or rng.random() < 0.4
-    rough = rng.uniform(0.0002, 0.003) * fractal(
+    roughness = rng.uniform(0.0002, 0.003) * fractal(
         rng, size, rng.uniform(0.8, 1.6), rng.uniform(1, 12), rng.uniform(0, 3)
     )
-    relief = ndimage.gaussian_filter(shape.height, 0.6) + rough
+    relief = ndimage.gaussian_filter(shape.height, 0.6) + roughness
     slope_y, slope_x = np.gradient(relief * size / 2)
     norm = np.sqrt(slope_x**2 + slope_y**2 + 1)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.4)
     light = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
     diffuse = np.clip((-slope_x * light[0] - slope_y * light[1] + light[2]) / norm, 0, 1)
-    half = (light + [0, 0, 1]) / np.linalg.norm(light + [0, 0, 1])
-    gloss = np.clip((-slope_x * half[0] - slope_y * half[1] + half[2]) / norm, 0, 1) ** rng.uniform(8, 60)
+    half_vector = light + np.array([0, 0, 1])  # the camera looks along the normal of the image
+    half_vector = half_vector / np.linalg.norm(half_vector)
+    specular = np.clip(
+        (-slope_x * half_vector[0] - slope_y * half_vector[1] + half_vector[2]) / norm, 0, 1
+    ) ** rng.uniform(8, 60)
     first = colour(rng, gray, 0.15, 0.9)
     second = first * rng.uniform(0.4, 1.4) if rng.random() < 0.5 else colour(rng, gray, 0.1, 0.9)
-    skin = first + shape.paint[..., None] * (np.clip(second, 0, 1) - first)
-    skin = skin * (1 + rng.uniform(0, 0.12) * fractal(rng, size, rng.uniform(0.3, 1.4)))[..., None]
+    albedo = first + shape.paint[..., None] * (np.clip(second, 0, 1) - first)
+    albedo = albedo * (1 + rng.uniform(0, 0.12) * fractal(rng, size, rng.uniform(0.3, 1.4)))[..., None]
     ambient = rng.uniform(0.15, 0.5)
-    shine = rng.uniform(0, 0.7) ** 1.5
+    specular_strength = rng.uniform(0, 0.7) ** 1.5
     lit = ambient + (1.1 - ambient) * diffuse
-    if rng.random() < 0.5:  # bare metal mirrors the bright and dark things around it, here in bands
-        turn = rng.uniform(0, 2 * np.pi)
-        towards = (slope_x * np.cos(turn) + slope_y * np.sin(turn)) / norm
-        mirrored = np.interp(towards, np.linspace(-1, 1, 9), ndimage.gaussian_filter1d(rng.uniform(0, 1.6, 9), 0.6))
-        lit += rng.uniform(0.2, 0.9) * (mirrored - lit)
-    return (skin * lit[..., None] + shine * gloss[..., None]).astype(np.float32)
+    if rng.random() < 0.5:  # bare metal reflects bright and dark surroundings, here as bands
+        direction = rng.uniform(0, 2 * np.pi)
+        slope = (slope_x * np.cos(direction) + slope_y * np.sin(direction)) / norm
+        reflection = np.interp(slope, np.linspace(-1, 1, 9), ndimage.gaussian_filter1d(rng.uniform(0, 1.6, 9), 0.6))
+        lit += rng.uniform(0.2, 0.9) * (reflection - lit)
+    return (albedo * lit[..., None] + specular_strength * specular[..., None]).astype(np.float32)
 
 
 def _turned(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A turned disc with concentric grooves and steps, often with a bore."""
     r = np.hypot(x, y)
     height, paint = np.zeros_like(r), np.zeros_like(r)
     for _ in range(rng.integers(2, 7)):
-        at, width, rise = rng.uniform(0.05, 0.95), rng.uniform(0.01, 0.15), rng.uniform(-0.12, 0.12)
-        height += rise * (np.exp(-(((r - at) / width) ** 2)) if rng.random() < 0.5 else np.tanh((r - at) / width))
+        radius, width, rise = rng.uniform(0.05, 0.95), rng.uniform(0.01, 0.15), rng.uniform(-0.12, 0.12)
+        height += rise * (
+            np.exp(-(((r - radius) / width) ** 2)) if rng.random() < 0.5 else np.tanh((r - radius) / width)
+        )
         if rng.random() < 0.3:
-            paint = np.maximum(paint, (np.abs(r - at) < width) * 1.0)
+            paint = np.maximum(paint, (np.abs(r - radius) < width) * 1.0)
     inner = rng.uniform(0.15, 0.8) if rng.random() < 0.6 else -1.0
     return Shape(np.maximum(r - 1, inner - r), height, paint)
 
 
 def _gear(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A gear with a bore."""
     r, angle = np.hypot(x, y), np.arctan2(y, x)
     teeth, depth = rng.integers(6, 25), rng.uniform(0.03, 0.15)
     edge = 1 - depth + depth * np.tanh(np.sin(angle * teeth) * rng.uniform(1, 5))
@@ -106,6 +120,7 @@ def _gear(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _hexagon(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A nut with four to eight sides and a threaded hole."""
     sides = rng.choice([4, 5, 6, 6, 6, 8])
     angle = np.arctan2(y, x)
     r = np.hypot(x, y)
@@ -117,6 +132,7 @@ def _hexagon(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _stamped(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A rounded plate with punched holes and embossed rings."""
     wide, tall, corner = rng.uniform(0.5, 0.95), rng.uniform(0.25, 0.9), rng.uniform(0.02, 0.25)
     distance = _box(x, y, wide, tall, corner)
     height = -0.08 * np.tanh((distance + rng.uniform(0.02, 0.1)) / 0.03)
@@ -131,6 +147,7 @@ def _stamped(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _moulded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A moulded part with a superelliptic outline."""
     wide, tall, power = rng.uniform(0.6, 0.95), rng.uniform(0.35, 0.9), rng.uniform(2, 5)
     level = (np.abs(x / wide) ** power + np.abs(y / tall) ** power) ** (1 / power)
     height = rng.uniform(0.2, 0.6) * np.sqrt(np.clip(1 - level**2, 0, None))
@@ -143,40 +160,44 @@ def _moulded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _threaded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
-    """A screw or bolt from the side: head, shank, a thread of round or of thin sharp turns, blunt or pointed."""
+    """A screw or bolt from the side: head, shank, a rounded or sharp thread, a blunt or pointed end."""
     radius, length = rng.uniform(0.1, 0.26), rng.uniform(0.8, 0.98)
     pitch, start = rng.uniform(0.05, 0.16), rng.uniform(-0.6, 0.25)
-    lean = rng.choice([-1, 1]) * pitch / radius * rng.uniform(0.15, 0.4)  # a helix climbs half a turn across
-    phase = (x + lean * y) / pitch
+    helix_slope = (
+        rng.choice([-1, 1]) * pitch / radius * rng.uniform(0.15, 0.4)
+    )  # a helix rises by half a turn across the shank
+    phase = (x + helix_slope * y) / pitch
     if rng.random() < 0.5:
         depth, turns = rng.uniform(0.1, 0.3), 0.5 + 0.5 * np.sin(2 * np.pi * phase)
-    else:  # thin turns on a thin core, as on screws for wood
+    else:  # thin turns on a thin core, as in wood screws
         depth = rng.uniform(0.25, 0.5)
         turns = np.clip(1 - np.abs(phase % 1 - 0.5) * 2 / rng.uniform(0.3, 0.9), 0, 1) ** rng.uniform(0.6, 1.2)
-    sharp, reach = rng.random() < 0.7, rng.uniform(0.05, 0.6)
-    taper = np.clip((length - x) / reach, 0, 1) ** rng.uniform(0.5, 1.1) if sharp else np.ones_like(x)
+    is_pointed, tip_length = rng.random() < 0.7, rng.uniform(0.05, 0.6)
+    taper = np.clip((length - x) / tip_length, 0, 1) ** rng.uniform(0.5, 1.1) if is_pointed else np.ones_like(x)
     threaded = np.clip((x - start) / 0.02, 0, 1)
     shaft = radius * taper * (1 - depth * threaded * (1 - turns))
     shaft = np.where(x < start, radius * rng.uniform(0.75, 1.0), shaft)
     head_end, head = -length + rng.uniform(0.12, 0.4), radius * rng.uniform(1.5, 2.6)
-    down = np.clip((head_end - x) / (head_end + length), 0, 1)
+    head_profile = np.clip((head_end - x) / (head_end + length), 0, 1)
     profile = {
-        "cone": down,
+        "cone": head_profile,
         "disc": (x < head_end) * 1.0,
-        "dome": np.sqrt(np.clip(1 - (1 - down) ** 2, 0, 1)) * (x < head_end) * np.clip(2.5 - 1.5 * down, 0, 1),
-        "rim": np.clip(down * rng.uniform(1.2, 2), 0, 1),
+        "dome": np.sqrt(np.clip(1 - (1 - head_profile) ** 2, 0, 1))
+        * (x < head_end)
+        * np.clip(2.5 - 1.5 * head_profile, 0, 1),
+        "rim": np.clip(head_profile * rng.uniform(1.2, 2), 0, 1),
     }[str(rng.choice(["cone", "cone", "disc", "dome", "rim"]))]
     outline = np.where(np.abs(x) < length, np.maximum(shaft, head * profile), -1)
     distance = np.maximum(np.abs(y) - outline, np.abs(x) - length)
     height = np.sqrt(np.clip(outline**2 - y**2, 0, None)) * rng.uniform(0.5, 1)
-    if rng.random() < 0.4:  # a recess for the driver, seen aslant
+    if rng.random() < 0.4:  # a drive recess, seen at an angle
         recess = np.hypot((x + length - 0.03) / rng.uniform(0.03, 0.1), y / (head * rng.uniform(0.3, 0.7))) - 1
         height = height - 0.1 * np.clip(-4 * recess, 0, 1)
     return Shape(distance, height, (x < head_end) * rng.uniform(0, 1) + 0.0 * x)
 
 
 def _lathed(rng: np.random.Generator, x: Array, y: Array) -> Shape:
-    """A solid of revolution from the side: cylinders, cones, grooves and beads along an axis."""
+    """A solid of revolution from the side, composed of cylinders, cones, grooves and beads."""
     knots = np.sort(rng.uniform(-0.95, 0.95, rng.integers(1, 6)))
     radii = rng.uniform(0.12, 0.6, len(knots) + 1)
     outline = np.full_like(x, radii[0])
@@ -184,16 +205,17 @@ def _lathed(rng: np.random.Generator, x: Array, y: Array) -> Shape:
         outline += (after - before) * np.clip((x - knot) / rng.choice([0.01, 0.03, rng.uniform(0.05, 0.4)]), 0, 1)
     for _ in range(rng.integers(0, 4)):
         outline += rng.uniform(-0.08, 0.06) * np.exp(-(((x - rng.uniform(-0.9, 0.9)) / rng.uniform(0.01, 0.06)) ** 4))
-    if rng.random() < 0.3:  # knurled
+    if rng.random() < 0.3:  # a knurled section
         outline += 0.012 * np.sin(x * rng.uniform(50, 110)) * (np.abs(x - rng.uniform(-0.5, 0.5)) < 0.3)
     outline = np.clip(outline, 0.04, 0.7)
     distance = np.maximum(np.abs(y) - outline, np.abs(x) - 0.96)
     height = np.sqrt(np.clip(outline**2 - y**2, 0, None)) * rng.uniform(0.5, 1)
-    at = rng.uniform(-0.6, 0.6)
-    return Shape(distance, height, (np.abs(x - at) < rng.uniform(0, 0.3)) * 1.0)
+    band = rng.uniform(-0.6, 0.6)
+    return Shape(distance, height, (np.abs(x - band) < rng.uniform(0, 0.3)) * 1.0)
 
 
 def _grown(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A natural object such as a nut or a bean."""
     angle, r = np.arctan2(y, x), np.hypot(x, y)
     edge = rng.uniform(0.7, 0.95)
     for order in (2, 3, 4, 5):
@@ -207,6 +229,7 @@ def _grown(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _legged(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A component with a rectangular body and pins."""
     wide, tall = rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.45)
     body = _box(x, y + 0.4, wide, tall, 0.04)
     legs, width = rng.integers(2, 7), rng.uniform(0.03, 0.07)
@@ -221,13 +244,14 @@ def _legged(rng: np.random.Generator, x: Array, y: Array) -> Shape:
 
 
 def _bundle(rng: np.random.Generator, x: Array, y: Array) -> Shape:
+    """A cable cross-section with one or several strands."""
     r = np.hypot(x, y)
     height, paint = 0.1 * np.sqrt(np.clip(1 - r**2, 0, None)), np.zeros_like(r)
-    count, turn = rng.integers(1, 5), rng.uniform(0, 6.3)
-    at, radius = (0.0, rng.uniform(0.3, 0.7)) if count == 1 else (0.5, rng.uniform(0.25, 0.42))
+    count, rotation = rng.integers(1, 5), rng.uniform(0, 6.3)
+    offset, radius = (0.0, rng.uniform(0.3, 0.7)) if count == 1 else (0.5, rng.uniform(0.25, 0.42))
     for i in range(count):
-        angle = turn + 2 * np.pi * i / count
-        u, v = x - at * np.cos(angle), y - at * np.sin(angle)
+        angle = rotation + 2 * np.pi * i / count
+        u, v = x - offset * np.cos(angle), y - offset * np.sin(angle)
         ring = np.hypot(u, v)
         strand = 0.03 * np.abs(np.sin(u * 40 + v * 12) * np.sin(v * 40 - u * 12))
         height += (ring < radius) * (0.1 - 0.1 * np.tanh((radius * 0.7 - ring) / 0.03) + strand)
@@ -240,8 +264,9 @@ def _box(x: Array, y: Array, wide: float, tall: float, corner: float) -> Array:
     return np.hypot(np.maximum(u, 0), np.maximum(v, 0)) + np.minimum(np.maximum(u, v), 0) - corner
 
 
-Build = Callable[[np.random.Generator, Array, Array], Shape]
-OBJECTS: dict[str, tuple[Build, tuple[str, ...]]] = {
+ShapeBuilder = Callable[[np.random.Generator, Array, Array], Shape]
+# Kind of object: builder and names in captions.
+OBJECTS: dict[str, tuple[ShapeBuilder, tuple[str, ...]]] = {
     "turned": (_turned, ("turned metal ring", "washer", "bearing", "turned disc", "bottle top", "valve seat")),
     "gear": (_gear, ("gear", "toothed wheel", "sprocket")),
     "hexagon": (_hexagon, ("metal nut", "hexagonal nut", "threaded nut")),
