@@ -9,7 +9,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 .PHONY: demo test browser lint dev bench slow weights setup extras
 
 demo: $(READY)  ## run the main job on the demo products; then open report/index.html
-	$(BIN)/defectory demo
+	$(BIN)/defectory run
 
 test: $(READY)  ## the quick suite
 	$(BIN)/python -m pytest

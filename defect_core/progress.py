@@ -1,40 +1,43 @@
-"""Progress with time left: a bar on a terminal, a line now and then in a log."""
+"""Progress with the remaining time: a bar on a terminal, a line now and then in a log."""
 
+import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
 LOG_EVERY_S = 5.0
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield from `iterable`, showing on standard error how far it is and how long it will take.
+    """Yield from `iterable`, and show how many items are done and how long the rest will take.
 
     Args:
-        iterable: what to walk through.
+        iterable: items to iterate over.
         description: a few words, shown before the count.
-        total: number of items; `len(iterable)` when it has one.
+        total: number of items; by default `len(iterable)` if it has one.
     """
-    if total is None and hasattr(iterable, "__len__"):
-        total = len(iterable)  # type: ignore[arg-type]
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         yield from tqdm(iterable, description, total=total, leave=False, dynamic_ncols=True)
         return
     start = last = time.monotonic()
-    for done, item in enumerate(iterable):
+    for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
         if now - last >= LOG_EVERY_S:
             last = now
-            print(_line(description, done + 1, total, now - start), file=sys.stderr, flush=True)
+            logger.info(_format_line(description, done, total, now - start))
 
 
-def _line(description: str, done: int, total: int | None, elapsed: float) -> str:
-    if not total or done > total:  # more work than foreseen, such as draws that were rejected
+def _format_line(description: str, done: int, total: int | None, elapsed: float) -> str:
+    if not total or done > total:  # There can be more items than expected, such as samples after rejections.
         return f"{description}: {done} done, {elapsed:.0f} s"
-    left = elapsed / done * (total - done)
-    return f"{description}: {done}/{total} ({100 * done // total} %), {elapsed:.0f} s, {left:.0f} s left"
+    remaining = elapsed / done * (total - done)
+    return f"{description}: {done}/{total} ({100 * done // total} %), {elapsed:.0f} s, {remaining:.0f} s left"

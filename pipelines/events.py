@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from defect_core.graph.dvcfile import CODE_FILE, code_digest
-from defect_core.graph.instances import Instance, active_stages, code_root, instances
+from defect_core.graph.code import code_digest, code_root
+from defect_core.graph.dvcfile import CODE_FILE
+from defect_core.graph.instances import Instance, active_stages, instances
 from defect_core.lineage.lock import read_lock
 from defect_core.project.paths import Project
 from pipelines.checks import check_results
@@ -142,7 +143,7 @@ class Reporter:
         digest = entry.get("params", {}).get(CODE_FILE, {}).get(cell.address)
         recorded = {item["path"]: item.get("md5") for item in entry.get("deps", []) if item["path"] in cell.code}
         if digest is not None:
-            same = digest == code_digest(cell)
+            same = digest == code_digest(cell.code)
         else:
             same = all(self._digest(path) == md5 for path, md5 in recorded.items())
         if not same:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from defect_core.graph import dvcfile
-from defect_core.graph.dvcfile import code_digest
+from defect_core.graph.code import code_digest
 from defect_core.graph.instances import Instance, instances
 from defect_core.graph.local import child_environment
 from defect_core.graph.table import STAGES, Stage
@@ -37,8 +37,8 @@ def data_version(instance: Instance, lock: dict[str, Any]) -> str:
 
 def code_version(stage: Stage, project: Project) -> str:
     """A digest over the code of all instances of a stage: the files that dvc.yaml lists."""
-    variants = {tuple(instance.code): instance for instance in instances(stage, project.params)}
-    digests = sorted(code_digest(instance) for instance in variants.values())
+    variants = {tuple(instance.code) for instance in instances(stage, project.params)}
+    digests = sorted(code_digest(code) for code in variants)
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 

@@ -6,20 +6,22 @@ from defect_core import progress
 
 
 @pytest.fixture
-def lines(monkeypatch, capsys):
-    """What `track` prints when every item is worth a line."""
+def lines(monkeypatch, caplog):
+    """A function that returns the lines which `track` logs if it logs after every item."""
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    caplog.set_level("INFO", logger="defect_core.progress")
 
-    def shown(count, total):
-        assert list(progress.track(iter(range(count)), "drawing", total=total)) == list(range(count))
-        return capsys.readouterr().err.splitlines()
+    def log(count, total):
+        caplog.clear()
+        assert list(progress.track(iter(range(count)), "sampling", total=total)) == list(range(count))
+        return caplog.messages
 
-    return shown
-
-
-def test_a_line_tells_how_far_it_is_and_how_long_it_will_take(lines):
-    assert lines(2, 2) == ["drawing: 1/2 (50 %), 0 s, 0 s left", "drawing: 2/2 (100 %), 0 s, 0 s left"]
+    return log
 
 
-def test_more_work_than_foreseen_is_never_more_than_all_of_it(lines):
-    assert lines(3, 2)[-1] == "drawing: 3 done, 0 s"
+def test_a_line_shows_the_progress_and_the_remaining_time(lines):
+    assert lines(2, 2) == ["sampling: 1/2 (50 %), 0 s, 0 s left", "sampling: 2/2 (100 %), 0 s, 0 s left"]
+
+
+def test_more_items_than_expected_are_never_more_than_100_percent(lines):
+    assert lines(3, 2)[-1] == "sampling: 3 done, 0 s"

@@ -1,7 +1,10 @@
-"""The `defectory` command. Everything heavy is imported inside the commands, so that help answers at once."""
+"""The `defectory` command. Heavy modules are imported inside the commands, so that `--help` answers at once."""
 
 import json
+import logging
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -16,23 +19,26 @@ app = typer.Typer(
     help="A factory for defects: synthetic image-mask pairs, scored, versioned and proven on a segmenter.",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Axis = Annotated[Optional[str], typer.Option()]  # noqa: UP045 - typer reads it at run time
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")]
+Axis = Annotated[Optional[str], typer.Option()]  # noqa: UP045 - typer reads the annotation at run time
+Products = Annotated[Optional[list[str]], typer.Option("--product", help="Only these products.")]  # noqa: UP045 - as above
+Generators = Annotated[Optional[list[str]], typer.Option("--generator", help="Only these generators.")]  # noqa: UP045
 
 
 def main() -> None:
-    """Run the command; a mistake of the user is one line on standard error and exit status 2."""
+    """Run the command. An error of the user is one line on standard error and exit status 2."""
     try:
         app()
     except InputError as error:
         print(f"defectory: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("defectory: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        print("defectory: stopped; finished work is kept, the same command continues", file=sys.stderr)
         sys.exit(130)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import version
 
         print(f"defectory {version('defectory')}")
@@ -44,8 +50,15 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more about the progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
 ) -> None:
-    pass
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("defect_core")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
 
 
 @app.command()
@@ -53,11 +66,11 @@ def init(
     folder: Annotated[Path, typer.Argument(help="An empty or new folder.")],
     preset: Annotated[str, typer.Option(help="demo (minutes), laptop (an hour) or full (a GPU).")] = "laptop",
 ) -> None:
-    """Lay down a project: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""
+    """Create a project: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""
     from defect_core.cli.scaffold import init_project
 
     init_project(folder, preset)
-    print(f"{folder}: a project. Next: cd {folder} && defectory add-product NAME PATH && defectory run")
+    print(f"{folder}: project created. Next: cd {folder} && defectory add-product NAME PATH && defectory run")
 
 
 @app.command("add-product")
@@ -74,13 +87,14 @@ def add_product(
         typer.Option(help="error or leave_out: what to do with a defect image whose mask is empty."),
     ] = None,
 ) -> None:
-    """Check a product's real images, take them in and add it to params.yaml. Nothing changes if a check fails."""
+    """Check the real images of a product and add it to params.yaml. Nothing changes if a check fails."""
     from defect_core.cli.scaffold import add_product as add
     from defect_core.project.paths import Project
 
-    summary = add(Project.find(), name, path, layout, option or [], empty_masks)
-    print(f"{name}: {summary['good']} good images, " + ", ".join(f"{n} {d}" for d, n in summary["defects"].items()))
-    for line in summary["notes"]:
+    product = add(Project.find(), name, path, layout, option or [], empty_masks)
+    counts = ", ".join(f"{number} {defect}" for defect, number in product.defects.items())
+    print(f"{name}: {product.normals} normal images, {counts}")
+    for line in product.notes:
         print(f"  {line}")
 
 
@@ -88,7 +102,7 @@ def add_product(
 def sync(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail when something is out of date.")] = False,
 ) -> None:
-    """Render dvc.yaml again after params.yaml gained or lost a product, generator or arm; look at remote sources."""
+    """Render dvc.yaml again after a change of params.yaml, and record the listings of remote sources."""
     from defect_core.graph import dvcfile
     from defect_core.project.paths import Project
     from defect_core.project.sources import record_sources
@@ -98,10 +112,10 @@ def sync(
         if project.path("dvc.yaml").read_text(encoding="utf-8") != dvcfile.render(project):
             raise InputError("dvc.yaml: out of date with params.yaml and the stage table; run `defectory sync`")
         return
-    unread = record_sources(project)
+    unreadable = record_sources(project)
     changed = dvcfile.sync(project)
-    for product, why in unread.items():
-        raise InputError(f"params.yaml: sources.{product}.path: {why}")
+    for product, problem in unreadable.items():
+        raise InputError(f"params.yaml: sources.{product}.path: {problem}")
     print(", ".join(changed) + " written" if changed else "up to date")
 
 
@@ -110,37 +124,41 @@ def protocol(
     name: Annotated[str, typer.Argument(help="anomalydiffusion, cadiff, seas, ddim-inversion, defectdiffu.")],
 ) -> None:
     """Write a paper's evaluation protocol (split, counts, segmenter) into params.yaml."""
-    from defect_core.cli.protocols import apply_preset
+    from defect_core.cli.protocols import apply_protocol
     from defect_core.project.paths import Project
 
-    note = apply_preset(Project.find(), name)
-    print(f"params.yaml: the protocol of {name}. What it cannot say: {note}")
+    difference = apply_protocol(Project.find(), name)
+    print(f"params.yaml: protocol of {name}. Differences from the paper: {difference}")
 
 
 @app.command()
-def run(
-    product: Annotated[Optional[list[str]], typer.Option(help="Only these products.")] = None,  # noqa: UP045
-    generator: Annotated[Optional[list[str]], typer.Option(help="Only these generators.")] = None,  # noqa: UP045
-) -> None:
-    """Bring everything up to date with `dvc repro`, then print the leaderboard and what each stage took."""
-    from defect_core.graph.local import run_all
+def run(product: Products = None, generator: Generators = None) -> None:
+    """Bring everything up to date with `dvc repro`, then print the leaderboard and the time of each stage."""
+    from defect_core.graph.local import costs_since, reproduce, select_instances
     from defect_core.project.paths import Project
+    from defect_core.report.leaderboard import load_leaderboard
+    from defect_core.report.table import print_leaderboard, print_times
 
-    sys.exit(run_all(Project.find(), product or [], generator or []))
-
-
-@app.command()
-def demo() -> None:
-    """Run the project's whole graph and show the leaderboard and where the report is."""
-    from defect_core.graph.local import run_all
-    from defect_core.project.paths import Project
-
-    sys.exit(run_all(Project.find(), [], []))
+    project = Project.find()
+    targets = select_instances(project.params, product or [], generator or [])
+    start = time.time_ns()
+    try:
+        status = reproduce(project, targets)
+    finally:
+        print_times(costs_since(project, start))
+    if status:
+        sys.exit(1)
+    if targets:
+        print("Up to date. `defectory run` without options also updates the leaderboard and the report.")
+        return
+    print_leaderboard(load_leaderboard(project))
+    report = os.path.relpath(project.path("report/index.html"))
+    print(f"Report: {report}    Graph: `dagster dev -w workspace.yaml`")
 
 
 @app.command()
 def stage(name: str, product: Axis = None, generator: Axis = None, arm: Axis = None) -> None:
-    """Do one stage instance's work here and now; what dvc.yaml calls."""
+    """Run one stage instance in this process; dvc.yaml calls this command."""
     from defect_core.graph.local import run_one
     from defect_core.project.paths import Project
 
@@ -148,37 +166,42 @@ def stage(name: str, product: Axis = None, generator: Axis = None, arm: Axis = N
 
 
 @app.command()
-def leaderboard(as_json: Json = False) -> None:
+def leaderboard(as_json: Json = False, as_csv: Csv = False) -> None:
     """Print the last leaderboard."""
     from defect_core.project.paths import Project
-    from defect_core.report.leaderboard import read_leaderboard
+    from defect_core.report.leaderboard import load_leaderboard, read_leaderboard
     from defect_core.report.table import print_leaderboard
 
-    board = read_leaderboard(Project.find())
-    print(json.dumps(board, indent=2)) if as_json else print_leaderboard(board)
+    project = Project.find()
+    if as_csv:
+        print(read_leaderboard(project).to_csv(index=False), end="")
+    elif as_json:
+        print(json.dumps(load_leaderboard(project), indent=2))
+    else:
+        print_leaderboard(load_leaderboard(project))
 
 
 @app.command()
 def trace(
     image: Annotated[Path, typer.Argument(help="A synthetic image, or its mask.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Draw it again; status 1 unless every byte is the same.")] = (
-        False
-    ),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Generate it again; exit status 1 unless every byte is equal.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what made a synthetic image: generator, weights, settings, seed, real images, commit."""
-    from defect_core.lineage import trace as lineage
+    """Print what made a synthetic image: generator, weights, settings, seed, real images, commit."""
+    from defect_core.lineage.trace import print_trace, trace_image, verify_image
     from defect_core.project.paths import Project
 
     project = Project.find()
-    found = lineage.trace(project, image)
+    found = trace_image(project, image)
     difference = None
     if verify:
-        difference = lineage.verify(project, image)
+        difference = verify_image(project, image)
         found["verified"] = {"same": not difference, "difference": difference or None}
-    print(json.dumps(found, indent=2)) if as_json else lineage.print_trace(found)
+    print(json.dumps(found, indent=2)) if as_json else print_trace(found)
     if verify and not as_json:
-        print(f"{'verified':14} {difference or 'drawn again: the same bytes'}")
+        print(f"{'verified':14} {difference or 'generated again: equal bytes'}")
     sys.exit(1 if difference else 0)
 
 
@@ -188,14 +211,14 @@ def compare(
     after: Annotated[str, typer.Argument(help="The same.")] = "workspace",
     everything: Annotated[bool, typer.Option("--all", help="Print every score that differs.")] = False,
     html: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Also write a page there, with the pictures of both sides that DVC's cache holds."),
+        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+        typer.Option(help="Also write a page to this folder, with the pictures of both sides that DVC's cache has."),
     ] = None,
     as_json: Json = False,
+    as_csv: Csv = False,
 ) -> None:
-    """Say which scores moved between two revisions, beyond their spread or not, and what made them move."""
-    from defect_core.lineage.compare import compare as compare_revisions
-    from defect_core.lineage.compare import print_comparison
+    """Print which scores changed between two revisions, beyond their spread or not, and the possible causes."""
+    from defect_core.lineage.compare import compare_revisions, comparison_frame, print_comparison
     from defect_core.project.paths import Project
 
     project = Project.find()
@@ -204,9 +227,12 @@ def compare(
         from defect_core.lineage.page import write_comparison
 
         write_comparison(project, found, html)
+    if as_csv:
+        print(comparison_frame(found).to_csv(index=False), end="")
+        return
     print(json.dumps(found, indent=2)) if as_json else print_comparison(found, everything)
     if html is not None and not as_json:
-        print(f"The page: {html / 'index.html'}")
+        print(f"Page: {html / 'index.html'}")
 
 
 @app.command("average-folds")
@@ -227,39 +253,36 @@ def average_folds(
 def export_command(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     layout: Annotated[str, typer.Option("--format", help="mvtec, coco or yolo.")] = "mvtec",
-    product: Annotated[Optional[list[str]], typer.Option(help="Only these products.")] = None,  # noqa: UP045
+    product: Products = None,
 ) -> None:
-    """Copy the released pairs out in a layout that other tools read, with a dataset card."""
-    from defect_core.export import export
+    """Copy the released pairs into a layout that other tools read, with a dataset card."""
+    from defect_core.export.dataset import export_dataset
     from defect_core.project.paths import Project
 
-    for name, counts in export(Project.find(), layout, folder, product or []).items():
+    for name, counts in export_dataset(Project.find(), layout, folder, product or []).items():
         print(f"{name}: " + ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
 
 
 @app.command()
-def regenerate(
-    product: Annotated[Optional[list[str]], typer.Option(help="Only these products.")] = None,  # noqa: UP045
-    generator: Annotated[Optional[list[str]], typer.Option(help="Only these generators.")] = None,  # noqa: UP045
-) -> None:
-    """Ask for fresh samples under a new seed, recorded in params.yaml; `defectory run` then draws them."""
+def regenerate(product: Products = None, generator: Generators = None) -> None:
+    """Request new samples with a new seed, recorded in params.yaml; `defectory run` then generates them."""
     from defect_core.cli.scaffold import request_regeneration
     from defect_core.project.paths import Project
 
     for address in request_regeneration(Project.find(), product or [], generator or []):
-        print(f"{address}: will be drawn anew")
+        print(f"{address}: will be generated again")
 
 
 @app.command()
 def score(
     real: Annotated[Path, typer.Option(help="Folder with real images.")],
     generated: Annotated[Path, typer.Option(help="Folder with generated images.")],
-    image_size: Annotated[int, typer.Option(help="Side in pixels both are brought to.")] = 128,
+    image_size: Annotated[int, typer.Option(help="Side in pixels to which all images are resized.")] = 128,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Score any folder of generated images against any folder of real ones; no project needed."""
-    from defect_core.stages.score import score_folders
+    """Score the images of one folder against the real images of another; no project is needed."""
+    from defect_core.metrics.folders import score_folders
 
     result = score_folders(real, generated, image_size, seed)
     if as_json:
@@ -272,10 +295,10 @@ def score(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed, which weights are at hand, and whether the project is sound."""
-    from defect_core.cli.scaffold import examine
+    """Print what is installed, which weights are available, and whether the project is consistent."""
+    from defect_core.cli.doctor import check_environment
 
-    facts = examine()
+    facts = check_environment()
     if as_json:
         print(json.dumps(facts, indent=2))
         return

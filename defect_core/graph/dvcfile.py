@@ -1,52 +1,51 @@
-"""dvc.yaml as the Stage table says it: one block per stage, one line per instance.
+"""dvc.yaml, rendered from the stage table: one block per stage, one line per instance.
 
-Written, never edited: `defectory sync` renders it again after params.yaml gained or lost a product, generator or
-arm, and a test holds the two against each other. Where the packages lie inside the project (this repository), a
-stage depends on its code files; elsewhere on their digests in `code.json`, which `sync` refreshes.
+The file is written, never edited. `defectory sync` renders it again after params.yaml gained or lost a product,
+generator or arm. If the packages are inside the project (this repository), a stage depends on its code files. Otherwise
+it depends on their digests in `code.json`, which `sync` updates.
 """
 
-import hashlib
 import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
+from defect_core.data.files import write_json, write_text
 from defect_core.errors import InputError
-from defect_core.graph.instances import Instance, code_root, instances
+from defect_core.graph.code import code_digest, code_root
+from defect_core.graph.instances import Instance, instances
 from defect_core.graph.table import STAGES, Stage
-from defect_core.project.paths import Project, write_json
+from defect_core.project.paths import Project
 
 HEADER = """\
 # Written by `defectory sync` from params.yaml and the stage table in defect_core/graph/table.py; do not edit.
-# One block per stage, one line per product, generator or arm it runs for. `dvc repro` runs what is stale.
+# One block per stage, one line per product, generator or arm. `dvc repro` runs what is stale.
 """
 CODE_FILE = "code.json"
 DVC_CONFIG = ".dvc/config"
 
 
 def sync(project: Project) -> list[str]:
-    """Bring dvc.yaml (and code.json) up to date; a project that has come to lie in git since `init` lets DVC know it.
+    """Bring dvc.yaml and code.json up to date, and tell DVC if the project has been put into git since `init`.
 
     Returns:
         The names of the files that changed.
     """
-    changed = [DVC_CONFIG] if _notice_git(project) else []
+    changed = [DVC_CONFIG] if _enable_git(project) else []
     text = render(project)
     target = project.path("dvc.yaml")
     if not target.is_file() or target.read_text(encoding="utf-8") != text:
-        fresh = target.with_name("dvc.yaml.new")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, target)
+        write_text(target, text)
         changed.append("dvc.yaml")
-    if not _code_inside(project):
-        known: dict[tuple[str, ...], str] = {}  # instances that share their code share its digest
+    if not _has_code_inside(project):
+        digest_by_code: dict[tuple[str, ...], str] = {}  # Many instances have the same code.
         digests = {}
         for stage in STAGES:
             for instance in instances(stage, project.params):
                 code = tuple(instance.code)
-                known[code] = known.get(code) or code_digest(instance)
-                digests[instance.address] = known[code]
+                digest_by_code[code] = digest_by_code.get(code) or code_digest(code)
+                digests[instance.address] = digest_by_code[code]
         path = project.path(CODE_FILE)
         if not path.is_file() or json.loads(path.read_text()) != digests:
             write_json(path, digests)
@@ -55,7 +54,7 @@ def sync(project: Project) -> list[str]:
 
 
 def render(project: Project) -> str:
-    """The text of dvc.yaml for a project."""
+    """Return the text of dvc.yaml for a project. Raises InputError if two instances have the same name."""
     if not project.params.products:
         return HEADER + "# no products yet: `defectory add-product NAME PATH` adds one\nstages: {}\n"
     lines = [HEADER + "stages:"]
@@ -64,50 +63,35 @@ def render(project: Project) -> str:
     return "\n".join(lines + _render_plots(project)) + "\n"
 
 
-def code_digest(instance: Instance) -> str:
-    """sha256 over the names and bytes of the instance's code; also the code version of its Dagster asset."""
-    digest = hashlib.sha256()
-    for relative in sorted(instance.code):
-        path = code_root() / relative
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix in (".py", ".json", ".html", ".css", ".safetensors"):
-                digest.update(file.relative_to(code_root()).as_posix().encode() + b"\0")
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+def present_params(keys: tuple[str, ...], cells: list[Instance], raw_params: dict) -> list[str]:
+    """Return the keys that params.yaml contains, because DVC refuses a missing one; a section stands for its part."""
+    present = []
+    for key in keys:
+        if all(_contains(raw_params, key.format(**cell.fields)) for cell in cells):
+            present.append(key)
+        elif _contains(raw_params, key.split(".")[0]):
+            present.append(key.split(".")[0])
+    return present
 
 
 def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list[str]:
     if not cells:
         return []
-    stage = cells[0].stage  # its inputs are those of this project
+    stage = cells[0].stage  # Its inputs are those of this project.
+    code = cells[0].code_templates if _has_code_inside(project) else []
     lines = [f"  # {stage.about}", f"  {stage.name}:"]
     indent = "    "
     if stage.grid:
-        seen: dict[str, Instance] = {}
-        templates = " ".join((*stage.inputs, *stage.outputs, *stage.metrics, *stage.params))
-        templates += " ".join(stage.code) if _code_inside(project) else ""
-        used = [name for name in cells[0].fields if name in stage.grid or f"{{{name}}}" in templates]
-        lines.append("    foreach:")
-        for cell in cells:
-            if cell.key in seen:
-                raise InputError(
-                    f"params.yaml: {cell.fields} and {seen[cell.key].fields} are both named {cell.key!r}; rename one"
-                )
-            seen[cell.key] = cell
-            fields = ", ".join(f"{name}: {_quote(cell.fields[name])}" for name in used)
-            lines.append(f"      {cell.key}: {{{fields}}}")
-        lines.append("    do:")
+        lines += ["    foreach:", *_render_items(stage, cells, code), "    do:"]
         indent = "      "
     options = "".join(f" --{axis} ${{item.{axis}}}" for axis in stage.grid)
     lines.append(f"{indent}cmd: defectory stage {stage.name}{options}")
-    params = [_item(key) for key in _present(stage.params, cells, project.given)]
-    if _code_inside(project):
-        code = [_inside(project, path) for path in stage.code]
-    else:
-        code = []
+    params = [_item(key) for key in present_params(stage.params, cells, project.raw_params)]
+    if not code:
         address = f"{stage.name}@${{key}}" if stage.grid else stage.name
         params.append(f'{CODE_FILE}: ["{address}"]')
-    lines += _block(indent, "deps", [_item(path) for path in (*stage.inputs, *code)])
+    inside = [_path_inside(project, path) for path in code]
+    lines += _block(indent, "deps", [_item(path) for path in (*stage.inputs, *inside)])
     lines += _block(indent, "params", params, quote=False)
     persist = ": {persist: true}" if stage.persist else ""
     outputs = [_quote(_item(path)) + persist for path in stage.outputs]
@@ -119,8 +103,25 @@ def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list
     return lines
 
 
+def _render_items(stage: Stage, cells: list[Instance], code: list[str]) -> list[str]:
+    """Return one line per instance with the fields that the block of its stage uses."""
+    templates = " ".join((*stage.inputs, *stage.outputs, *stage.metrics, *stage.params, *code))
+    used = [name for name in cells[0].fields if name in stage.grid or f"{{{name}}}" in templates]
+    by_key: dict[str, Instance] = {}
+    lines = []
+    for cell in cells:
+        if cell.key in by_key:
+            raise InputError(
+                f"params.yaml: {cell.fields} and {by_key[cell.key].fields} are both named {cell.key!r}; rename one"
+            )
+        by_key[cell.key] = cell
+        fields = ", ".join(f"{name}: {_quote(cell.fields[name])}" for name in used)
+        lines.append(f"      {cell.key}: {{{fields}}}")
+    return lines
+
+
 def _render_plots(project: Project) -> list[str]:
-    """What `dvc plots show` and `dvc plots diff` draw: the pixel AP of every arm, a picture for each product."""
+    """Return the plots for `dvc plots show` and `dvc plots diff`: the pixel AP of every arm, one plot per product."""
     lines = ["", "plots:"]
     for product in project.params.products:
         lines += [f"- {_quote(f'pixel AP of {product}')}:", "    template: scatter", "    x: seed", "    y:"]
@@ -128,22 +129,11 @@ def _render_plots(project: Project) -> list[str]:
     return lines
 
 
-def _present(keys: tuple[str, ...], cells: list[Instance], given: dict) -> list[str]:
-    """The keys that params.yaml really holds, for DVC refuses a missing one; a section stands in for its part."""
-    kept = []
-    for key in keys:
-        if all(_holds(given, key.format(**cell.fields)) for cell in cells):
-            kept.append(key)
-        elif _holds(given, key.split(".")[0]):
-            kept.append(key.split(".")[0])
-    return kept
-
-
-def _holds(given: dict, key: str) -> bool:
+def _contains(mapping: object, key: str) -> bool:
     for part in key.split("."):
-        if not isinstance(given, dict) or part not in given:
+        if not isinstance(mapping, dict) or part not in mapping:
             return False
-        given = given[part]
+        mapping = mapping[part]
     return True
 
 
@@ -161,26 +151,26 @@ def _quote(text: str) -> str:
     return text if all(c.isalnum() or c in "/._-${}" for c in text) and text[0].isalnum() else json.dumps(text)
 
 
-def _notice_git(project: Project) -> bool:
-    """Take back `no_scm` if the project lies in git: with it DVC knows neither experiments nor revisions."""
+def _enable_git(project: Project) -> bool:
+    """Remove `no_scm` from the configuration of DVC if the project is in git; DVC needs git for experiments."""
     path = project.path(DVC_CONFIG)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    kept = re.sub(r"(?im)^\s*no_scm\s*=\s*true\s*\n", "", text)
-    if kept == text:
+    without = re.sub(r"(?im)^\s*no_scm\s*=\s*true\s*\n", "", text)
+    if without == text:
         return False
-    asked = ["git", "rev-parse", "--is-inside-work-tree"]
+    command = ["git", "rev-parse", "--is-inside-work-tree"]
     try:
-        if subprocess.run(asked, cwd=project.root, capture_output=True, check=False).returncode:
+        if subprocess.run(command, cwd=project.root, capture_output=True, check=False).returncode:
             return False
     except FileNotFoundError:
         return False
-    path.write_text(kept, encoding="utf-8")
+    path.write_text(without, encoding="utf-8")
     return True
 
 
-def _code_inside(project: Project) -> bool:
+def _has_code_inside(project: Project) -> bool:
     return code_root().is_relative_to(project.root)
 
 
-def _inside(project: Project, relative: str) -> str:
+def _path_inside(project: Project, relative: str) -> str:
     return (Path(os.path.relpath(code_root(), project.root)) / relative).as_posix().removeprefix("./")

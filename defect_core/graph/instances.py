@@ -1,4 +1,4 @@
-"""The instances of the Stage table that a project's params.yaml asks for, and the one way to run one.
+"""The instances of the stage table that a project's params.yaml asks for, and the one way to run one.
 
 The command line, dvc.yaml (rendered from the instances) and the Dagster assets are thin callers.
 """
@@ -7,24 +7,32 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_capabilities, generator_code, weights_folder
+from defect_core.generators.registry import generator_capabilities, generator_code_path, generator_folder
+from defect_core.graph.code import shared_code, stage_code
 from defect_core.graph.table import STAGES, Stage
 from defect_core.project.arms import BASELINE_ARM, MIX_ARM
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
 
 AXES = ("product", "generator", "arm")
+# A file that every instance reads anyway. It takes the place of an input that an instance does not have, so that all
+# instances of a stage share one block of dvc.yaml.
+NO_INPUT = "data/raw/{product}/records.parquet"
+# A key of params.yaml that every instance reads anyway, for the same purpose.
+NO_KEY = "seed"
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One cell of a stage's grid, with everything its templates need.
+    """One cell of a stage's grid, with all fields that the templates of the stage need.
 
-    The stage's `inputs` are those of this project: what `Stage.extra` and `*` stand for is filled in.
+    Attributes:
+        stage: the row of the stage table; its `inputs` are those of this project, with `optional_inputs` and `*`
+            filled in.
+        fields: value by axis, and the fields derived from them.
     """
 
     stage: Stage
@@ -32,7 +40,7 @@ class Instance:
 
     @property
     def key(self) -> str:
-        """`product`, `product-generator`, …; empty for a stage without a grid."""
+        """`product`, `product-generator`, and so on; empty for a stage without a grid."""
         return "-".join(self.fields[axis] for axis in self.stage.grid)
 
     @property
@@ -41,27 +49,37 @@ class Instance:
         return f"{self.stage.name}@{self.key}" if self.stage.grid else self.stage.name
 
     def fill(self, templates: tuple[str, ...]) -> list[str]:
+        """Return templates with the fields of this instance filled in."""
         return [template.format(**self.fields) for template in templates]
 
     @property
     def inputs(self) -> list[str]:
+        """Files and folders that the instance reads, relative to the project."""
         return self.fill(self.stage.inputs)
 
     @property
     def outputs(self) -> list[str]:
+        """Files and folders that the instance writes and DVC tracks."""
         return self.fill(self.stage.outputs)
 
     @property
     def metrics(self) -> list[str]:
+        """JSON files that the instance writes and git tracks."""
         return self.fill(self.stage.metrics)
 
     @property
     def code(self) -> list[str]:
-        return self.fill(self.stage.code)
+        """Code files and folders that the instance depends on, relative to `graph.code.code_root`."""
+        return stage_code(self.stage, self.fields.get("generator"))
+
+    @property
+    def code_templates(self) -> list[str]:
+        """The same for all instances of the stage: the shared code, and `{code}` for the package of the generator."""
+        return [*shared_code(self.stage), *(["{code}"] if self.stage.runs_generator else [])]
 
 
 def stage_named(name: str) -> Stage:
-    """The stage of that name. Raises InputError for an unknown one."""
+    """Return the stage of that name. Raises InputError for an unknown one."""
     for stage in STAGES:
         if stage.name == name:
             return stage
@@ -69,7 +87,7 @@ def stage_named(name: str) -> Stage:
 
 
 def active_stages(params: Params) -> list[Stage]:
-    """The stages that params.yaml asks for, in an order in which they can run."""
+    """Return the stages that params.yaml asks for, in an order in which they can run."""
     return [
         stage
         for stage in STAGES
@@ -79,7 +97,7 @@ def active_stages(params: Params) -> list[Stage]:
 
 
 def axis_values(stage: Stage, params: Params) -> dict[str, tuple[str, ...]]:
-    """What each axis holds for a stage, in the order of params.yaml."""
+    """Return the values of each axis for a stage, in the order of params.yaml."""
     generators = params.generators
     if stage.scope:
         catalogue = stage.scope == "catalogue"
@@ -90,11 +108,11 @@ def axis_values(stage: Stage, params: Params) -> dict[str, tuple[str, ...]]:
 
 
 def instances(stage: Stage, params: Params) -> Iterator[Instance]:
-    """All cells of a stage's grid, in the order of params.yaml; none of a stage that is switched off."""
+    """Yield all cells of a stage's grid, in the order of params.yaml; none of a stage that is switched off."""
     if stage.name not in {active.name for active in active_stages(params)}:
         return
-    stage = replace(stage, inputs=_inputs(stage, params))
     values = axis_values(stage, params)
+    stage = replace(stage, inputs=_project_inputs(stage, params))
     cells: list[dict[str, str]] = [{}]
     for axis in stage.grid:
         cells = [{**cell, axis: value} for cell in cells for value in values[axis]]
@@ -103,29 +121,34 @@ def instances(stage: Stage, params: Params) -> Iterator[Instance]:
 
 
 def find_instance(name: str, params: Params, **axes: str | None) -> Instance:
-    """The one instance that the axes name. Raises InputError when an axis is missing, superfluous or unknown."""
+    """Return the instance that the axes name.
+
+    Raises:
+        InputError: an axis is missing, superfluous or unknown.
+    """
     stage = stage_named(name)
     for axis in AXES:
         if axis in stage.grid and not axes.get(axis):
             raise InputError(f"stage {name}: expected --{axis}")
         if axis not in stage.grid and axes.get(axis):
-            raise InputError(f"stage {name}: has no {axis}; expected {_options(stage)}")
+            options = " ".join(f"--{axis}" for axis in stage.grid) or "no options"
+            raise InputError(f"stage {name}: has no {axis}; expected {options}")
     for instance in instances(stage, params):
         if all(instance.fields[axis] == axes[axis] for axis in stage.grid):
             return instance
     for axis, known in (("product", params.products), ("generator", params.generators), ("arm", params.arms)):
         if axis in stage.grid and axes[axis] not in known:
             raise InputError(f"{axis} {axes[axis]!r} is not in params.yaml; expected one of {', '.join(known)}")
-    able = ", ".join(axis_values(stage, params)["generator"])
-    if stage.capability and able:
+    capable = ", ".join(axis_values(stage, params)["generator"])
+    if stage.capability and capable:
         raise InputError(
-            f"stage {name}: {axes['generator']} lacks the capability {stage.capability}; expected one of {able}"
+            f"stage {name}: {axes['generator']} lacks the capability {stage.capability}; expected one of {capable}"
         )
     raise InputError(f"stage {name}: no such instance")
 
 
 def run_in_process(project: Project, instance: Instance) -> None:
-    """Do an instance's work in this process."""
+    """Do the work of an instance in this process."""
     module = import_module(f"defect_core.stages.{instance.stage.name}")
     module.run(project, **{axis: instance.fields[axis] for axis in instance.stage.grid})
 
@@ -133,10 +156,15 @@ def run_in_process(project: Project, instance: Instance) -> None:
 def run_stage(
     project: Project, instance: Instance, work: Callable[[Project, Instance], None] = run_in_process
 ) -> float:
-    """Have an instance's work done, in this process where `work` is not given.
+    """Do the work of an instance and return the seconds it took.
 
-    Returns:
-        The seconds it took.
+    Args:
+        project: the project of the instance.
+        instance: what to run.
+        work: does the work, in this process or elsewhere.
+
+    Raises:
+        InputError: an input is missing.
     """
     for path in instance.inputs:
         if not project.path(path).exists():
@@ -146,66 +174,62 @@ def run_stage(
     return time.monotonic() - start
 
 
-def code_root() -> Path:
-    """The folder that holds the packages: what `Stage.code` is relative to."""
-    return Path(__file__).resolve().parents[2]
+def _project_inputs(stage: Stage, params: Params) -> tuple[str, ...]:
+    """Return the input templates of a stage in this project."""
+    inputs: list[str] = []
+    for template in stage.inputs:
+        numbers = range(len(params.products)) if "*" in template else [0]
+        inputs += [template.replace("*", str(number)) for number in numbers]
+    return (*inputs, *(path for section, path in stage.optional_inputs if getattr(params, section) is not None))
 
 
 def _fields(cell: dict[str, str], params: Params) -> dict[str, str]:
+    """Return the axes of a cell and the fields that templates derive from them."""
     fields = dict(cell)
     if "product" in cell:
         product = cell["product"]
-        fields["source"] = params.sources[product].tracked(product)
+        fields["source"] = params.sources[product].tracked_input(product)
     if "generator" in cell:
-        fields["code"] = generator_code(cell["generator"])
-        fields["weights"] = weights_folder(cell.get("product", ""), cell["generator"])
+        fields["code"] = generator_code_path(cell["generator"])
+        fields["weights"] = generator_folder(cell.get("product", ""), cell["generator"])
     if {"product", "generator"} <= cell.keys():
-        # a defect lent by another product: that one's images are read too
-        borrows = bool(params.borrowed(cell["product"], cell["generator"]))
-        fields["raw"] = "data/raw" if borrows else f"data/raw/{cell['product']}"
-        fields["split"] = "data/split" if borrows else f"data/split/{cell['product']}.parquet"
-        fields["borrowed"] = "zero_shot" if borrows else "seed"
-        fields["override"] = _own_key("overrides", params.overrides, cell)
-        fields["draw"] = _own_key("draws", params.draws, cell)
-        # where nothing is adapted, an input that is there anyway stands for the backbone (a generator of the catalogue
-        # does not read the adapted one, but Dagster can map a product to all of its generators only)
-        folder = "data/raw/{product}/records.parquet" if params.adapt is None else "data/backbone/{product}"
-        fields["backbone"] = folder.format(**cell)
+        fields |= _generator_fields(cell, params)
     if {"product", "arm"} <= cell.keys():
-        fields["samples"] = _samples(cell["product"], cell["arm"], params)
+        fields["samples"] = _arm_input(cell["product"], cell["arm"], params)
     elif "arm" in cell:
         for number, product in enumerate(params.products):
-            fields[f"samples{number}"] = _samples(product, cell["arm"], params)
+            fields[f"samples{number}"] = _arm_input(product, cell["arm"], params)
     return fields
 
 
-def _samples(product: str, arm: str, params: Params) -> str:
-    """What an arm reads of a product's synthetic sets; the records, which it reads anyway, stand in for none."""
+def _generator_fields(cell: dict[str, str], params: Params) -> dict[str, str]:
+    """Return the fields of an instance that runs one generator on one product."""
+    # A zero-shot defect is generated after examples of another product, whose images are then read too.
+    borrows = bool(params.borrowed_defects(cell["product"], cell["generator"]))
+    # A catalogue generator does not read the adapted backbone, but Dagster maps a product to all of its generators.
+    backbone = NO_INPUT if params.adapt is None else "data/backbone/{product}"
+    return {
+        "raw": "data/raw" if borrows else "data/raw/{product}".format(**cell),
+        "split": "data/split" if borrows else "data/split/{product}.parquet".format(**cell),
+        "borrowed": "zero_shot" if borrows else NO_KEY,
+        "override": _cell_key("overrides", params.overrides, cell),
+        "regeneration": _cell_key("regenerations", params.regenerations, cell),
+        "backbone": backbone.format(**cell),
+    }
+
+
+def _arm_input(product: str, arm: str, params: Params) -> str:
+    """Return the synthetic sets of a product that an arm reads."""
     base = params.arm(arm).base
     if base == BASELINE_ARM:
-        return f"data/raw/{product}/records.parquet"
+        return NO_INPUT.format(product=product)
     return f"data/synthetic/{product}" + ("" if base == MIX_ARM else f"/{base}")
 
 
-def _inputs(stage: Stage, params: Params) -> tuple[str, ...]:
-    found: list[str] = []
-    for template in stage.inputs:
-        numbers = range(len(params.products)) if "*" in template else [0]
-        found += [template.replace("*", str(number)) for number in numbers]
-    return (*found, *(path for section, path in stage.extra if getattr(params, section) is not None))
-
-
-def _own_key(section: str, cells: dict[str, dict[str, Any]], cell: dict[str, str]) -> str:
-    """The key of params.yaml that holds what is said of this cell alone; `seed`, which is read anyway, stands in.
-
-    So a first entry for one cell makes that cell stale and no other.
-    """
+def _cell_key(section: str, cells: dict[str, dict[str, Any]], cell: dict[str, str]) -> str:
+    """Return the key of params.yaml that is about this cell alone, so that a new entry makes no other cell stale."""
     product, generator = cell["product"], cell["generator"]
     if generator not in cells.get(product, {}):
-        return "seed"
-    # a dot in a name would split the key, so the whole section stands for it
+        return NO_KEY
+    # A dot in a name would split the key, so the whole section takes its place.
     return section if "." in product + generator else f"{section}.{product}.{generator}"
-
-
-def _options(stage: Stage) -> str:
-    return " ".join(f"--{axis}" for axis in stage.grid) or "no options"

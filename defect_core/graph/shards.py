@@ -1,6 +1,6 @@
-"""Work for other machines: the files that a task needs and those it gives back, and a synthetic set cut in shards.
+"""Work for other machines: the files that a task reads and writes, and a synthetic set divided into shards.
 
-Nothing here knows who carries the files; `defect_core.graph.ray` lets Ray do it.
+This module does not know how files are transported; `defect_core.graph.ray_runner` uses Ray for it.
 """
 
 import fcntl
@@ -11,61 +11,58 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from defect_core.data.files import write_bytes
 from defect_core.graph.instances import Instance
 from defect_core.project.paths import PARAMS_FILE, Project
 from defect_core.synthesis.batches import Batch
 
-# content by path relative to a folder
+# Content by path relative to a folder.
 Files = dict[str, bytes]
-_SCRATCH = "defectory-work-"
+_WORK_FOLDER_PREFIX = "defectory-work-"
 
 
-def deal(batches: Sequence[Batch], shares: int) -> list[list[Batch]]:
-    """Cut batches into at most `shares` shards, none empty, whose lengths differ by one at most.
+def split_into_shards(batches: Sequence[Batch], count: int) -> list[list[Batch]]:
+    """Divide batches into at most `count` shards, none empty, whose lengths differ by at most one.
 
-    A shard is made of whole batches: the last bit of a sample may depend on the batch that it is drawn in.
+    A shard consists of whole batches, because rounding may depend on the batch that a sample is in.
     """
-    shares = max(1, min(shares, len(batches)))
-    return [list(batches[number::shares]) for number in range(shares)] if batches else []
+    count = max(1, min(count, len(batches)))
+    return [list(batches[number::count]) for number in range(count)] if batches else []
 
 
 def pack_inputs(project: Project, instance: Instance) -> Files:
-    """params.yaml and all that an instance is declared to read; a backbone too, where it is a folder of the project."""
+    """Return params.yaml, the declared inputs of an instance, and the backbone if it is a folder of the project."""
     paths = [PARAMS_FILE, *instance.inputs]
     backbone = project.path(project.params.backbone)
     if backbone.is_dir() and backbone.resolve().is_relative_to(project.root):
         paths.append(project.params.backbone)
-    return collect(project.root, paths)
+    return collect_files(project.root, paths)
 
 
 def pack_outputs(project: Project, instance: Instance) -> Files:
-    """What an instance wrote."""
-    return collect(project.root, [*instance.outputs, *instance.metrics])
+    """Return what an instance wrote."""
+    return collect_files(project.root, [*instance.outputs, *instance.metrics])
 
 
-def collect(folder: Path, paths: Iterable[str] = (".",)) -> Files:
-    """The files at and below some paths of a folder."""
-    found: Files = {}
+def collect_files(folder: Path, paths: Iterable[str] = (".",)) -> Files:
+    """Return the files at and below some paths of a folder."""
+    files: Files = {}
     for path in paths:
         start = folder / path
         for file in sorted(start.rglob("*")) if start.is_dir() else [start]:
             if file.is_file():
-                found[file.relative_to(folder).as_posix()] = file.read_bytes()
-    return found
+                files[file.relative_to(folder).as_posix()] = file.read_bytes()
+    return files
 
 
 def write_files(files: Files, folder: Path, last: str = "") -> None:
-    """Write files below a folder; those whose names begin with `last` after all others."""
+    """Write files below a folder; files whose names begin with `last` are written after all others."""
     for name in sorted(files, key=lambda name: (bool(last) and name.startswith(last), name)):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_bytes(files[name])
-        os.replace(fresh, path)
+        write_bytes(folder / name, files[name])
 
 
-def deliver(files: Files, project: Project, instance: Instance) -> None:
-    """Put what an instance wrote elsewhere in its place here; each output appears whole or not at all."""
+def install_outputs(files: Files, project: Project, instance: Instance) -> None:
+    """Move what an instance wrote on another machine to its place; each output appears complete or not at all."""
     project.state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=project.state) as folder:
         write_files(files, Path(folder))
@@ -78,19 +75,19 @@ def deliver(files: Files, project: Project, instance: Instance) -> None:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder on this machine for as long as the block lasts; those that killed workers left behind go.
+def temporary_work_folder() -> Iterator[Path]:
+    """Yield a folder on this machine that is removed at the end; folders of killed processes are removed first.
 
-    Its name holds the process id. Whoever works in one holds a lock on it, which ends with the process.
+    The name of the folder contains the process id. Its process holds a lock on it, which ends with the process.
     """
     parent = Path(tempfile.gettempdir())
-    for left in parent.glob(f"{_SCRATCH}*-*"):
-        with suppress(OSError), _locked(left):
-            # an empty one may have been made this moment, and not be locked yet
-            if any(left.iterdir()):
-                shutil.rmtree(left)
+    for leftover in parent.glob(f"{_WORK_FOLDER_PREFIX}*-*"):
+        with suppress(OSError), _locked(leftover):
+            # An empty folder may have been created this moment and not be locked yet.
+            if any(leftover.iterdir()):
+                shutil.rmtree(leftover)
     with (
-        tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=parent) as folder,
+        tempfile.TemporaryDirectory(prefix=f"{_WORK_FOLDER_PREFIX}{os.getpid()}-", dir=parent) as folder,
         _locked(Path(folder)),
     ):
         yield Path(folder)

@@ -1,4 +1,4 @@
-"""What the arms of a downstream judge train on besides the real images."""
+"""Arms: what the downstream models are trained on besides the real images."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from defect_core.errors import InputError
 BASELINE_ARM = "real_only"
 MIX_ARM = "mix"
 
-_SWEPT = re.compile(r"(?P<base>.+)-at-(?P<percent>[1-9][0-9]?|100)")
+_SWEEP = re.compile(r"(?P<base>.+)-at-(?P<percent>[1-9][0-9]?|100)")
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Arm:
     """One arm.
 
     Attributes:
-        name: as it stands in params.yaml.
-        base: `real_only`, `mix` or a generator; the name itself, save for an arm of a sweep.
-        generators: whose synthetic sets it trains on.
-        fraction: part of the defect places that goes to synthetic pairs, above 0 to 1; None: as the judge's section
-            of params.yaml says.
+        name: name in params.yaml.
+        base: `real_only`, `mix` or a generator; equal to `name` except for an arm of a sweep.
+        generators: generators whose synthetic sets are used.
+        fraction: fraction of the defect slots of a batch that is synthetic, above 0 to 1. None: as the section of the
+            downstream model says.
     """
 
     name: str
@@ -31,8 +31,12 @@ class Arm:
 
 
 def parse_arm(name: str, generators: Sequence[str]) -> Arm:
-    """The arm that a name stands for: `real_only`, `mix`, a generator, or `BASE-at-PERCENT` for a point of a sweep over
-    the synthetic share, such as `crop-paste-at-25`: a name that is safe in files, commands and addresses.
+    """Return the arm with this name.
+
+    Args:
+        name: `real_only`, `mix`, a generator, or `BASE-at-PERCENT` for one point of a sweep over the synthetic
+            fraction, such as `crop-paste-at-25`.
+        generators: the generators of the project.
 
     Raises:
         InputError: no such arm.
@@ -43,11 +47,11 @@ def parse_arm(name: str, generators: Sequence[str]) -> Arm:
         return Arm(name, name, ())
     if name == MIX_ARM:
         return Arm(name, name, tuple(generators))
-    swept = _SWEPT.fullmatch(name)
-    if swept and swept["base"] in (MIX_ARM, *generators):
-        base = parse_arm(swept["base"], generators)
-        return Arm(name, base.base, base.generators, int(swept["percent"]) / 100)
+    match = _SWEEP.fullmatch(name)
+    if match and match["base"] in (MIX_ARM, *generators):
+        base = parse_arm(match["base"], generators)
+        return Arm(name, base.base, base.generators, int(match["percent"]) / 100)
     raise InputError(
         f"unknown arm {name!r}; expected {BASELINE_ARM}, {MIX_ARM} or one of generators, the last two also as "
-        "NAME-at-PERCENT (1 to 100: the synthetic part of the defect places)"
+        "NAME-at-PERCENT (1 to 100: percentage of the defect slots that is synthetic)"
     )

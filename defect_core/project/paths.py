@@ -19,6 +19,11 @@ PARAMS_FILE = "params.yaml"
 STATE_DIR = ".defectory"
 
 
+def synthetic_folder(product: str, generator: str) -> str:
+    """Return where a synthetic set is stored, relative to the project."""
+    return f"data/synthetic/{product}/{generator}"
+
+
 class Project:
     """Paths and parameters of one project folder."""
 
@@ -27,43 +32,59 @@ class Project:
 
     @classmethod
     def find(cls, start: Path | None = None) -> "Project":
-        """The project that `start` (default: the current folder) lies in. Raises InputError when there is none."""
-        given = os.environ.get("DEFECTORY_PROJECT")
-        here = (start or Path(given or ".")).resolve()
+        """Return the project that contains `start`.
+
+        Args:
+            start: a folder; by default the one that DEFECTORY_PROJECT names, else the current folder.
+
+        Raises:
+            InputError: neither the folder nor one above it has a params.yaml.
+        """
+        here = (start or Path(os.environ.get("DEFECTORY_PROJECT") or ".")).resolve()
         for folder in (here, *here.parents):
             if (folder / PARAMS_FILE).is_file():
                 return cls(folder)
-        raise InputError(f"{PARAMS_FILE}: not found here or above; `defectory init DIR` lays down a project")
+        raise InputError(f"{PARAMS_FILE}: not found in {here} or above; `defectory init DIR` creates a project")
 
     @cached_property
     def params(self) -> Params:
+        """The checked content of params.yaml, with defaults. Raises InputError for an invalid file."""
         return load_params(self.root / PARAMS_FILE)
 
     @cached_property
-    def given(self) -> dict[str, Any]:
-        """params.yaml as it stands in the file, without defaults; what DVC sees."""
-        self.params  # noqa: B018 - says what is wrong with the file before anything reads it raw
+    def raw_params(self) -> dict[str, Any]:
+        """The content of params.yaml without defaults, as DVC reads it. Raises InputError for an invalid file."""
+        _ = self.params  # Reports errors of the file before it is read unchecked.
         return yaml.safe_load((self.root / PARAMS_FILE).read_text(encoding="utf-8")) or {}
 
     @property
     def state(self) -> Path:
-        """Untracked state of this machine: unfinished work, timings."""
+        """Untracked state of this machine: unfinished work, checkpoints, costs."""
         return self.root / STATE_DIR
 
     def path(self, relative: str) -> Path:
+        """Return a path of the project from one relative to its root."""
         return self.root / relative
 
     def source_path(self, product: str) -> Path | None:
-        """The folder where a product's real images lie; None for the built-in demo products and for a URL."""
+        """Return the folder with the real images of a product; None for a demo product and for a URL."""
         source = self.params.sources[product]
         return None if source.path is None or "://" in source.path else Path(os.path.normpath(self.root / source.path))
 
+    def checkpoints(self, work: Path) -> Path:
+        """Return the folder for checkpoints of the work in a folder that `building` yielded."""
+        return self.state / "checkpoints" / work.parent.name / work.name
+
     @contextmanager
     def building(self, relative: str, key: dict[str, Any]) -> Iterator[Path]:
-        """A work folder that becomes the output `relative` when the block ends well.
+        """Yield a work folder that becomes the output `relative` when the block ends without an error.
 
-        A folder left by a killed run is handed out again, so that work can go on, but only under the same `key`
-        (settings and digests of inputs); other leftovers of this output are removed.
+        The work folder of an interrupted run is yielded again under the same key, so that the work can continue. Work
+        of this output under other keys is removed, and so are the checkpoints of the finished work.
+
+        Args:
+            relative: the output, relative to the project.
+            key: settings and digests of inputs that decide the output.
         """
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
         parent = self.state / "work" / relative.replace("/", "~")
@@ -80,21 +101,4 @@ class Project:
             shutil.rmtree(target)
         shutil.move(work, target)
         shutil.rmtree(parent, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+        shutil.rmtree(self.checkpoints(work).parent, ignore_errors=True)

@@ -1,14 +1,15 @@
-"""finetune: one generator learns one product, into `data/generator/<product>/<generator>`."""
+"""finetune: trains one generator on one product, into `data/generator/<product>/<generator>`."""
 
-import shutil
-
-from defect_core.generators.base import derive_seed
+from defect_core.data.files import folder_digest
 from defect_core.generators.registry import generator_class
-from defect_core.project.loading import load_examples, open_backbone
-from defect_core.project.paths import Project, folder_digest
+from defect_core.project.backbones import open_backbone
+from defect_core.project.examples import load_examples
+from defect_core.project.paths import Project
+from defect_core.seeds import derive_seed
 
 
 def run(project: Project, product: str, generator: str) -> None:
+    """Run the stage for one product and generator."""
     params = project.params
     config = params.generator_settings(generator, product)
     backbone = open_backbone(project, product, generator)
@@ -21,8 +22,7 @@ def run(project: Project, product: str, generator: str) -> None:
         "train": [example.name for example in examples],
     }
     with project.building(f"data/generator/{product}/{generator}", key) as work:
-        fitted = generator_class(generator).create(config, backbone)
-        checkpoints = project.state / "checkpoints" / work.parent.name / work.name
-        fitted.fit(examples, checkpoints, derive_seed(params.seed, product, generator, "fit", 0))
-        fitted.save(work)
-    shutil.rmtree(project.state / "checkpoints" / work.parent.name, ignore_errors=True)
+        trained = generator_class(generator).create(config, backbone)
+        seed = derive_seed(params.seed, product, generator, "fit", 0)
+        trained.fit(examples, project.checkpoints(work), seed)
+        trained.save(work)

@@ -1,20 +1,20 @@
-"""finetune_catalogue: one generator learns all products together, into `data/generator/catalogue/<generator>`."""
+"""finetune_catalogue: trains one generator on all products together, into `data/generator/catalogue/<generator>`."""
 
-import shutil
-
-from defect_core.generators.base import derive_seed
-from defect_core.generators.registry import generator_capabilities, generator_class, weights_folder
-from defect_core.project.loading import load_examples, open_original
-from defect_core.project.paths import Project, folder_digest
+from defect_core.data.files import folder_digest
+from defect_core.generators.registry import generator_capabilities, generator_class, generator_folder
+from defect_core.project.backbones import open_project_backbone
+from defect_core.project.examples import load_examples
+from defect_core.project.paths import Project
+from defect_core.seeds import derive_seed
 
 
 def run(project: Project, generator: str) -> None:
+    """Run the stage for one generator."""
     params = project.params
     config = params.generator_settings(generator)
-    # the backbone as it is: one adapted to a product would be wrong for the others
-    backbone = open_original(project) if generator_capabilities(generator).uses_backbone else None
+    # The project's backbone: one adapted to a product would be wrong for the others.
+    backbone = open_project_backbone(project) if generator_capabilities(generator).uses_backbone else None
     examples = [example for product in params.products for example in load_examples(project, product, "train")]
-    folder = weights_folder("", generator)
     key = {
         "config": config.model_dump(mode="json"),
         "seed": params.seed,
@@ -22,9 +22,7 @@ def run(project: Project, generator: str) -> None:
         "raw": {product: folder_digest(project.path(f"data/raw/{product}")) for product in params.products},
         "train": [[example.product, example.name] for example in examples],
     }
-    with project.building(folder, key) as work:
-        fitted = generator_class(generator).create(config, backbone)
-        checkpoints = project.state / "checkpoints" / work.parent.name / work.name
-        fitted.fit(examples, checkpoints, derive_seed(params.seed, "", generator, "fit", 0))
-        fitted.save(work)
-    shutil.rmtree(project.state / "checkpoints" / work.parent.name, ignore_errors=True)
+    with project.building(generator_folder("", generator), key) as work:
+        trained = generator_class(generator).create(config, backbone)
+        trained.fit(examples, project.checkpoints(work), derive_seed(params.seed, "", generator, "fit", 0))
+        trained.save(work)

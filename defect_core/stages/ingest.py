@@ -1,14 +1,16 @@
-"""ingest: real images, checked, into `data/raw/<product>`."""
+"""ingest: reads and checks real images, into `data/raw/<product>`."""
 
-from defect_core.data.layouts import ingest, opened
+from defect_core.data.layouts.ingest import ingest_source
+from defect_core.data.layouts.remote import open_source
 from defect_core.project.paths import Project
 
 
 def run(project: Project, product: str) -> None:
+    """Run the stage for one product."""
     params = project.params
     source = params.sources[product]
-    with opened(source.path, project.source_path(product), project.state) as folder:
-        ingest(
+    with open_source(source.path, project.source_path(product), project.state) as folder:
+        ingest_source(
             folder,
             product,
             project.path(f"data/raw/{product}"),

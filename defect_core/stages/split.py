@@ -1,19 +1,14 @@
-"""split: which records train and which test, into `data/split/<product>.parquet`."""
+"""split: divides real images into training and test images, into `data/split/<product>.parquet`."""
 
-import os
-
-from defect_core.data.records import read_records, write_records
-from defect_core.data.splits import assert_disjoint, split_records
+from defect_core.data.records import record_rows, write_records
+from defect_core.data.splits import check_disjoint, split_records
 from defect_core.project.paths import Project
 
 
 def run(project: Project, product: str) -> None:
+    """Run the stage for one product."""
     settings = project.params.split
-    records = read_records(project.path(f"data/raw/{product}/records.parquet"))
+    records = record_rows(project.path(f"data/raw/{product}/records.parquet"))
     divided = split_records(records, settings.policy, settings.fold, settings.min_train, settings.max_train)
-    assert_disjoint(divided)
-    target = project.path(f"data/split/{product}.parquet")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_suffix(".new")
-    write_records(divided, fresh)
-    os.replace(fresh, target)
+    check_disjoint(divided)
+    write_records(divided, project.path(f"data/split/{product}.parquet"))

@@ -1,38 +1,32 @@
-"""Is a drawn pair good enough? What can be measured of it without a network, and the limits it must keep."""
+"""The filter: what can be measured of a generated pair without a network, and whether it is accepted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from defect_core.data.foreground import find_foreground
 from defect_core.data.masks import bounding_box
-from defect_core.data.placement import foreground
 from defect_core.generators.base import Example, Image, Mask, SyntheticPair
+from defect_core.synthesis.config import FilterLimits
 
-WINDOW = 32  # side in pixels at which two defects are compared
-MARGIN = 0.25  # of the mask's box, on each side
-
-
-class FilterLimits(Protocol):
-    """What a pair must keep; `SynthesisPlan` says it."""
-
-    min_change: float
-    min_area: int
-    max_change_outside: float | None
-    min_on_product: float
-    min_distance: float
+WINDOW = 32  # Side in pixels at which two defects are compared.
+MARGIN = 0.25  # Added to the bounding box of the mask on each side, as a fraction of its size.
 
 
 class PairMeasurements(NamedTuple):
-    """Facts of a pair.
+    """Measurements of one pair.
 
-    `change_inside`, `change_outside`: mean absolute change against the normal image, inside and outside the mask, in
-    grey levels of 255. `on_product`: part of the mask that lies on the product (1 where all is product, or unsure).
-    `nearest`: name of the real training example that looks most like it, `distance` to it, in grey levels (see
-    `NearestDefectIndex`). `reason`: why it is rejected, "" when it is not.
+    Attributes:
+        change_inside: mean absolute change against the normal image inside the mask, in grey levels of 255.
+        change_outside: the same outside the mask.
+        on_product: fraction of the mask that is on the product; 1 if the product fills the image or is not found.
+        nearest: name of the most similar real training example; None without a mask or an index.
+        distance: distance to it in grey levels (see `NearestDefectIndex`).
+        reason: why the pair is rejected; "" if it is accepted.
     """
 
     change_inside: float
@@ -44,45 +38,59 @@ class PairMeasurements(NamedTuple):
 
     @property
     def quality(self) -> float:
-        """Change inside minus change outside: a defect that can be seen, where the mask says, on a kept background."""
+        """Change inside minus change outside: high for a visible defect on an unchanged background."""
         return round(self.change_inside - self.change_outside, 4)
 
 
 @dataclass(frozen=True)
 class NearestDefectIndex:
-    """Real defects of one type as small windows, to find the one that a drawn defect looks most like.
+    """Real defects of one type as small windows, to find the one that a generated defect is most similar to.
 
-    A window is the box around the mask, a quarter wider on each side, brought to 32 px; two of them differ by the root
-    mean square of their pixels' difference, in grey levels. So a copy that was moved is close to 0, whatever lies
-    around it, and two real defects of one type are as far apart as they are.
+    A window is the bounding box of the mask, enlarged by a quarter on each side and resized to 32 x 32 pixels. The
+    distance of two windows is the root mean square of their pixel differences, in grey levels. A copy has a distance
+    near 0 wherever it is pasted.
+
+    Attributes:
+        names: name of each example.
+        windows: float32 [N, 32, 32, 3], 0 to 255.
     """
 
     names: tuple[str, ...]
     windows: NDArray[np.float32]
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "NearestDefectIndex":
-        """Of real examples with masks; at least one."""
-        windows = [_window(example.image, example.mask) for example in examples if example.mask is not None]
-        return cls(tuple(example.name for example in examples if example.mask is not None), np.stack(windows))
+    def from_examples(cls, examples: Sequence[Example]) -> "NearestDefectIndex":
+        """Build the index of real examples; at least one must have a mask."""
+        masked = [(example, example.mask) for example in examples if example.mask is not None]
+        return cls(
+            tuple(example.name for example, _ in masked),
+            np.stack([_window(example.image, mask) for example, mask in masked]),
+        )
 
     def nearest(self, image: Image, mask: Mask) -> tuple[str, float]:
-        """Name of the nearest example and the distance to it."""
-        gaps = np.sqrt(((self.windows - _window(image, mask)) ** 2).mean((1, 2, 3)))
-        index = int(gaps.argmin())
-        return self.names[index], round(float(gaps[index]), 4)
+        """Return the name of the most similar example and the distance to it."""
+        distances = np.sqrt(((self.windows - _window(image, mask)) ** 2).mean((1, 2, 3)))
+        index = int(distances.argmin())
+        return self.names[index], round(float(distances[index]), 4)
 
 
 def measure_pair(
-    pair: SyntheticPair, normal: Image, limits: FilterLimits, likeness: NearestDefectIndex | None = None
+    pair: SyntheticPair, normal: Image, limits: FilterLimits, index: NearestDefectIndex | None = None
 ) -> PairMeasurements:
-    """Measure a pair against its normal image and, with `likeness`, against the real defects of its type."""
+    """Measure a pair and compare it with the limits.
+
+    Args:
+        pair: the generated image and mask.
+        normal: uint8 [H, W, 3], the normal image of the request.
+        limits: what an accepted pair must satisfy.
+        index: real defects of the same type; None: no distance is measured.
+    """
     change = np.abs(pair.image.astype(np.int16) - normal.astype(np.int16)).mean(-1)
     area = int(pair.mask.sum())
     inside = float(change[pair.mask].mean()) if area else 0.0
     outside = float(change[~pair.mask].mean()) if area < pair.mask.size else 0.0
-    on_product = float(foreground(normal)[pair.mask].mean()) if area else 0.0
-    nearest, distance = likeness.nearest(pair.image, pair.mask) if likeness and area else (None, None)
+    on_product = float(find_foreground(normal)[pair.mask].mean()) if area else 0.0
+    nearest, distance = index.nearest(pair.image, pair.mask) if index and area else (None, None)
     reason = ""
     if area < limits.min_area:
         reason = f"mask of {area} px, below {limits.min_area}"
@@ -98,9 +106,10 @@ def measure_pair(
 
 
 def _window(image: Image, mask: Mask) -> NDArray[np.float32]:
+    """Return the enlarged bounding box of a mask as float32 [32, 32, 3]."""
     top, left, bottom, right = bounding_box(mask)
     rows, columns = max(1, round(MARGIN * (bottom - top))), max(1, round(MARGIN * (right - left)))
-    box = (max(0, left - columns), max(0, top - rows), min(image.shape[1], right + columns), bottom + rows)
-    box = (*box[:3], min(image.shape[0], box[3]))
-    small = PILImage.fromarray(image).resize((WINDOW, WINDOW), PILImage.Resampling.BILINEAR, box=box)
-    return np.asarray(small, dtype=np.float32)
+    height, width = image.shape[:2]
+    box = (max(0, left - columns), max(0, top - rows), min(width, right + columns), min(height, bottom + rows))
+    resized = PILImage.fromarray(image).resize((WINDOW, WINDOW), PILImage.Resampling.BILINEAR, box=box)
+    return np.asarray(resized, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The command as a person uses it: a project from nothing, and one clear line for every mistake."""
+"""The command as a user calls it: a new project, and an error of one line for every wrong input."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def _call(monkeypatch, capsys, *arguments):
 
 
 def _images(folder, sizes=((40, 40),) * 4, masks=True):
-    """A product in the `folder` layout: six good images and one defect type with masks beside."""
+    """A product in the `folder` layout: six normal images and one defect type with masks beside the images."""
     rng = np.random.default_rng(0)
     for number in range(6):
         save_png(rng.integers(80, 120, (40, 40, 3), np.uint8), folder / f"good/{number}.png")
@@ -63,39 +63,39 @@ def project(empty_project, tmp_path, monkeypatch):
     return folder
 
 
-def test_init_lays_down_a_project_with_everything_it_names(empty_project):
+def test_init_creates_a_complete_project(empty_project):
     for name in ("params.yaml", "dvc.yaml", "workspace.yaml", "data/README.md", "metrics", ".dvc/config", ".dvcignore"):
         assert (empty_project / name).exists(), name
     assert Project(empty_project).params.products == ()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_valid_and_says_what_it_costs(preset):
-    text = (files("defect_core") / "templates/presets" / f"{preset}.yaml").read_text()
+def test_every_preset_is_valid_and_names_its_cost(preset):
+    text = (files("defect_core.cli") / "templates/presets" / f"{preset}.yaml").read_text()
     assert Params.model_validate(yaml.safe_load(text)).products == ()
     assert re.match(rf"# Preset `{preset}`: .*(minutes|hour)", text.splitlines()[0])
 
 
 def test_the_full_preset_has_settings_of_every_diffusion_method_for_a_large_model():
     """The defaults are for the embedded models: their learning rates would ruin Stable Diffusion."""
-    full = yaml.safe_load((files("defect_core") / "templates/presets/full.yaml").read_text())["finetune"]
+    full = yaml.safe_load((files("defect_core.cli") / "templates/presets/full.yaml").read_text())["finetune"]
     assert set(full) == {name for name in generator_names() if generator_capabilities(name).uses_backbone} | {
         "crop-paste"
     }
     for name, settings in full.items():
-        made, embedded = generator_config(name, settings), generator_config(name, {})
+        large, embedded = generator_config(name, settings), generator_config(name, {})
         if name in ("seas", "cadiff", "defectdiffu", "disentangled-inversion"):
-            assert made.learning_rate < embedded.learning_rate / 10
+            assert large.learning_rate < embedded.learning_rate / 10
     assert generator_config("anomaly-diffusion", full["anomaly-diffusion"]).tune_denoiser is False
 
 
 def test_the_demo_preset_has_the_settings_of_the_demo():
-    demo = yaml.safe_load((files("defect_core") / "templates/presets/demo.yaml").read_text())
+    demo = yaml.safe_load((files("defect_core.cli") / "templates/presets/demo.yaml").read_text())
     repository = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     assert {**repository, "products": [], "sources": {}} == demo
 
 
-def test_dvc_learns_of_a_git_repository_that_came_after_init(project, monkeypatch, capsys):
+def test_sync_tells_dvc_of_a_git_repository_created_after_init(project, monkeypatch, capsys):
     config = project / ".dvc/config"
     assert "no_scm" in config.read_text()
     assert _call(monkeypatch, capsys, "sync")[1] == "up to date\n"
@@ -105,22 +105,22 @@ def test_dvc_learns_of_a_git_repository_that_came_after_init(project, monkeypatc
     assert _call(monkeypatch, capsys, "sync")[1] == "up to date\n"
 
 
-def test_an_unknown_preset_is_refused(tmp_path, monkeypatch, capsys):
+def test_an_unknown_preset_is_an_error(tmp_path, monkeypatch, capsys):
     code, _, error = _call(monkeypatch, capsys, "init", tmp_path / "new", "--preset", "huge")
     assert code == 2 and "expected one of demo, laptop, full" in error and not (tmp_path / "new").exists()
 
 
-def test_init_refuses_a_folder_that_holds_something(tmp_path, monkeypatch, capsys):
+def test_init_refuses_a_folder_that_is_not_empty(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("x")
     code, _, error = _call(monkeypatch, capsys, "init", tmp_path)
     assert code == 2 and "expected a new or empty one" in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_add_product_takes_images_in_and_keeps_the_comments(project, tmp_path, monkeypatch, capsys):
+def test_add_product_adds_a_product_and_keeps_comments(project, tmp_path, monkeypatch, capsys):
     source = _images(tmp_path / "plates")
     code, out, _ = _call(monkeypatch, capsys, "add-product", "plate", source)
-    assert code == 0 and "6 good images, 4 dent" in out
+    assert code == 0 and "6 normal images, 4 dent" in out
     text = (project / "params.yaml").read_text()
     assert text.startswith("# Preset `laptop`") and str(tmp_path) not in text
     assert Project(project).params.sources["plate"].path == "../plates"
@@ -135,7 +135,7 @@ def _one_line(code, error):
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a|b", "   ", "", "a b", "-x"])
-def test_a_bad_product_name_changes_nothing(project, tmp_path, monkeypatch, capsys, name):
+def test_an_invalid_product_name_changes_nothing(project, tmp_path, monkeypatch, capsys, name):
     before = (project / "params.yaml").read_bytes(), (project / "dvc.yaml").read_bytes()
     code, _, error = _call(monkeypatch, capsys, "add-product", "--", name, _images(tmp_path / "plates"))
     _one_line(code, error)
@@ -163,7 +163,7 @@ def _too_few(folder):
     _images(folder, sizes=((40, 40),) * 2)
 
 
-def _no_good(folder):
+def _no_normal(folder):
     for path in (_images(folder) / "good").iterdir():
         path.unlink()
 
@@ -176,12 +176,12 @@ def _no_good(folder):
         (_wrong_size, "dent/1_mask.png"),
         (_empty_mask, "dent/1_mask.png"),
         (_too_few, "dent"),
-        (_no_good, "good"),
+        (_no_normal, "good"),
         (lambda folder: folder.mkdir(), "plates"),
         (lambda folder: None, "plates"),
     ],
 )
-def test_bad_images_are_named_and_nothing_is_left_behind(project, tmp_path, monkeypatch, capsys, spoil, named):
+def test_invalid_images_are_named_and_nothing_changes(project, tmp_path, monkeypatch, capsys, spoil, named):
     spoil(tmp_path / "plates")
     before = sorted(path for path in project.rglob("*") if ".defectory" not in path.parts)
     code, _, error = _call(monkeypatch, capsys, "add-product", "plate", tmp_path / "plates")
@@ -191,7 +191,7 @@ def test_bad_images_are_named_and_nothing_is_left_behind(project, tmp_path, monk
     assert not any((project / ".defectory").glob("*/*"))
 
 
-def test_empty_masks_can_be_left_out_and_are_listed(project, tmp_path, monkeypatch, capsys):
+def test_images_with_empty_masks_can_be_left_out_and_are_listed(project, tmp_path, monkeypatch, capsys):
     _empty_mask(tmp_path / "plates")
     code, out, _ = _call(monkeypatch, capsys, "add-product", "plate", tmp_path / "plates", "--empty-masks", "leave_out")
     assert code == 0 and "3 dent" in out and "left out:" in out and "1.png" in out
@@ -206,7 +206,7 @@ def test_empty_masks_can_be_left_out_and_are_listed(project, tmp_path, monkeypat
         (["--empty-masks", "drop"], "expected error or leave_out"),
     ],
 )
-def test_a_wrong_option_of_add_product_is_named(project, tmp_path, monkeypatch, capsys, arguments, message):
+def test_an_invalid_option_of_add_product_is_named(project, tmp_path, monkeypatch, capsys, arguments, message):
     code, _, error = _call(monkeypatch, capsys, "add-product", "plate", _images(tmp_path / "plates"), *arguments)
     _one_line(code, error)
     assert message in error
@@ -222,13 +222,13 @@ def test_a_wrong_option_of_add_product_is_named(project, tmp_path, monkeypatch, 
         (["score", "--real", "nowhere", "--generated", "nowhere"], "nowhere: not a folder"),
     ],
 )
-def test_a_wrong_command_is_one_line(project, monkeypatch, capsys, arguments, message):
+def test_a_wrong_command_is_an_error_of_one_line(project, monkeypatch, capsys, arguments, message):
     code, _, error = _call(monkeypatch, capsys, *arguments)
     _one_line(code, error)
     assert message in error
 
 
-def test_outside_a_project_the_way_in_is_named(tmp_path, monkeypatch, capsys):
+def test_outside_a_project_the_error_names_defectory_init(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DEFECTORY_PROJECT", raising=False)
     code, _, error = _call(monkeypatch, capsys, "run")
@@ -236,36 +236,36 @@ def test_outside_a_project_the_way_in_is_named(tmp_path, monkeypatch, capsys):
     assert "defectory init" in error
 
 
-def test_a_stage_before_its_inputs_says_what_is_missing(project, tmp_path, monkeypatch, capsys):
+def test_a_stage_without_its_inputs_names_the_missing_one(project, tmp_path, monkeypatch, capsys):
     _call(monkeypatch, capsys, "add-product", "plate", _images(tmp_path / "plates"))
     code, _, error = _call(monkeypatch, capsys, "stage", "split", "--product", "plate")
     _one_line(code, error)
     assert "data/raw/plate: missing" in error
 
 
-def test_run_passes_a_users_mistake_through_dvc(project, tmp_path, monkeypatch, capsys):
+def test_run_reports_an_input_error_of_a_stage_that_dvc_ran(project, tmp_path, monkeypatch, capsys):
     source = _images(tmp_path / "plates")
     _call(monkeypatch, capsys, "add-product", "plate", source)
-    (source / "dent/2.png").write_bytes(b"broken since")
+    (source / "dent/2.png").write_bytes(b"damaged")
     code, _, error = _call(monkeypatch, capsys, "run")
     assert code == 2 and "dent/2.png" in error.splitlines()[-1]
     assert not (project / "data/raw/plate").exists()
 
 
-def test_fresh_samples_are_asked_for_in_params_yaml(project, monkeypatch, capsys):
+def test_a_regeneration_is_recorded_in_params_yaml(project, monkeypatch, capsys):
     text = (project / "params.yaml").read_text()
     text = text.replace("products: []", "products: [plate]").replace("sources: {}", "sources: {plate: {layout: demo}}")
     (project / "params.yaml").write_text(text)
     code, out, _ = _call(monkeypatch, capsys, "regenerate", "--generator", "crop-paste")
-    assert code == 0 and out == "synthesize@plate-crop-paste: will be drawn anew\n"
-    assert Project(project).params.draws == {"plate": {"crop-paste": 1}}
-    assert "draw: draws.plate.crop-paste" in (project / "dvc.yaml").read_text()
+    assert code == 0 and out == "synthesize@plate-crop-paste: will be generated again\n"
+    assert Project(project).params.regenerations == {"plate": {"crop-paste": 1}}
+    assert "regeneration: regenerations.plate.crop-paste" in (project / "dvc.yaml").read_text()
     code, _, error = _call(monkeypatch, capsys, "regenerate", "--product", "screw")
     _one_line(code, error)
     assert "product 'screw' is not in params.yaml" in error
 
 
-def test_missing_weights_are_one_line(project, tmp_path, monkeypatch, capsys):
+def test_missing_weights_are_an_error_of_one_line(project, tmp_path, monkeypatch, capsys):
     _call(monkeypatch, capsys, "add-product", "plate", _images(tmp_path / "plates"))
     text = (project / "params.yaml").read_text().replace("backbone: embedded", "backbone: ./no/such/folder")
     (project / "params.yaml").write_text(text)
@@ -281,16 +281,16 @@ def test_version_is_that_of_the_package(monkeypatch, capsys):
     assert (code, out) == (0, f"defectory {version('defectory')}\n")
 
 
-def test_help_answers_without_the_heavy_packages():
+def test_the_command_starts_without_heavy_packages():
     heavy = (
-        "import sys; from defect_core import cli, params, stages, dvcfile, factory; "
+        "import sys, defect_core; from defect_core.cli import app; from defect_core.graph import dvcfile, local; "
         "print([m for m in ('torch', 'diffusers', 'dagster', 'dvc', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_doctor_speaks_json(project, monkeypatch, capsys):
+def test_doctor_prints_json(project, monkeypatch, capsys):
     code, out, _ = _call(monkeypatch, capsys, "doctor", "--json")
     facts = json.loads(out)
     assert code == 0 and facts["dvc.yaml"].startswith("agrees") and Path(facts["project"]).name.startswith("0")

@@ -1,18 +1,15 @@
-"""Protocols of papers, written into params.yaml."""
-
-from dataclasses import replace
+"""Evaluation protocols of the papers, written into params.yaml."""
 
 import numpy as np
 import pytest
 
-from defect_core.cli.protocols import NOT_SAID, PRESETS, apply_preset
+from defect_core.cli.protocols import DIFFERENCES, PROTOCOLS, apply_protocol
 from defect_core.cli.scaffold import init_project
 from defect_core.errors import InputError
-from defect_core.evaluation.segmentation import Sample
-from defect_core.evaluation.segmentation.data import synthetic_share
+from defect_core.evaluation.segmentation.data import Sample, synthetic_fraction_of
+from defect_core.evaluation.segmentation.measure import resolve_config
 from defect_core.evaluation.segmentation.train import train_segmenter
 from defect_core.project.paths import Project
-from defect_core.stages.segment import segmenter_config
 
 
 @pytest.fixture
@@ -21,28 +18,34 @@ def project(tmp_path):
     return Project(tmp_path / "p")
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_valid_file_with_the_keys_it_names(project, name):
-    apply_preset(project, name)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_writes_a_valid_file_with_its_keys(project, name):
+    apply_protocol(project, name)
     params = Project(project.root).params
-    for section, values in PRESETS[name].items():
+    for section, values in PROTOCOLS[name].items():
         for key, value in values.items():
             found = getattr(getattr(params, section), key)
             assert found == (tuple(value) if isinstance(value, list) else value)
-        assert getattr(params, section) is not None  # an empty section switches its stage on
-    assert set(PRESETS) == set(NOT_SAID)
+        assert getattr(params, section) is not None  # An empty section switches its stage on.
+    assert set(PROTOCOLS) == set(DIFFERENCES)
 
 
-def test_each_protocol_is_the_papers(project):
-    """Split, pairs per defect of 12 real ones, what the segmenter draws from 8 real and 40 synthetic, judges."""
+def test_each_protocol_has_the_values_of_its_paper(project):
+    """Split, pairs per defect with 12 real ones, synthetic fraction of 8 real and 40 synthetic, image size, models."""
     found = {}
-    for name in PRESETS:
-        fresh = init_project(project.root.parent / name)
-        apply_preset(fresh, name)
+    for protocol in PROTOCOLS:
+        fresh = init_project(project.root.parent / protocol)
+        apply_protocol(fresh, protocol)
         params = Project(fresh.root).params
-        share = synthetic_share(params.segment.synthetic_fraction, 8, 40)
-        judges = [judge for judge in ("segment_unified", "classify") if getattr(params, judge) is not None]
-        found[name] = (params.split.policy, params.synthesize.wanted(12), share, params.segment.image_size, *judges)
+        fraction = synthetic_fraction_of(params.segment.synthetic_fraction, 8, 40)
+        models = [name for name in ("segment_unified", "classify") if getattr(params, name) is not None]
+        found[protocol] = (
+            params.split.policy,
+            params.synthesize.target_count(12),
+            fraction,
+            params.segment.image_size,
+            *models,
+        )
     assert found == {
         "anomalydiffusion": ("first_third", 1000, 1.0, 256, "classify"),
         "cadiff": ("first_third", 1000, 1.0, 256, "classify"),
@@ -52,29 +55,29 @@ def test_each_protocol_is_the_papers(project):
     }
 
 
-@pytest.mark.parametrize("name", ["anomalydiffusion", "seas"])  # the others have the first one's network
+@pytest.mark.parametrize("name", ["anomalydiffusion", "seas"])  # The others have the network of the first.
 def test_the_segmenter_of_each_protocol_trains(project, name):
-    apply_preset(project, name)
+    apply_protocol(project, name)
     settings = Project(project.root).params.segment
-    config = replace(segmenter_config(settings), image_size=32, steps=1, batch_size=2)
-    assert settings.steps * settings.batch_size == 200 * 500  # AnomalyDiffusion: 200 epochs of 500 images
+    config = resolve_config(settings, []).model_copy(update={"image_size": 32, "steps": 1, "batch_size": 2})
+    assert settings.steps * settings.batch_size == 200 * 500  # AnomalyDiffusion: 200 epochs of 500 images.
     sample = Sample(np.zeros((32, 32, 3), np.uint8), np.eye(32, dtype=bool))
     random = train_segmenter([sample], [sample], [sample], config, 0).model
     assert random.pretrained == (name == "seas")
 
 
-def test_a_protocol_leaves_nothing_of_the_segmenter_of_another(project):
-    assert len({frozenset(preset["segment"]) for preset in PRESETS.values()}) == 1
-    apply_preset(project, "seas")
-    apply_preset(project, "cadiff")
+def test_a_protocol_replaces_all_segmenter_settings_of_another(project):
+    assert len({frozenset(preset["segment"]) for preset in PROTOCOLS.values()}) == 1
+    apply_protocol(project, "seas")
+    apply_protocol(project, "cadiff")
     params = Project(project.root).params
     assert (params.segment.architecture, params.segment.image_score) == ("unet", "max_of_mean")
 
 
-def test_a_preset_keeps_comments_and_other_keys_but_no_other_policy(project):
+def test_a_protocol_keeps_comments_and_other_keys_but_no_other_policy(project):
     file = project.path("params.yaml")
     file.write_text("# mine\nseed: 7\nsplit: {policy: half, max_train: 2}\nsegment: {validation_fraction: 0.1}\n")
-    apply_preset(project, "ddim-inversion")
+    apply_protocol(project, "ddim-inversion")
     params = Project(project.root).params
     assert file.read_text().startswith("# mine\n") and params.seed == 7
     assert params.split.max_train is None and params.split.policy == "two_fold"
@@ -84,5 +87,5 @@ def test_a_preset_keeps_comments_and_other_keys_but_no_other_policy(project):
 def test_an_unknown_protocol_changes_nothing(project):
     before = project.path("params.yaml").read_bytes()
     with pytest.raises(InputError, match="expected one of anomalydiffusion, cadiff"):
-        apply_preset(project, "best")
+        apply_protocol(project, "best")
     assert project.path("params.yaml").read_bytes() == before

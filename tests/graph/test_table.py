@@ -1,35 +1,22 @@
-"""The Stage table: its graph, its code lists, and the dvc.yaml rendered from it."""
+"""The stage table: its graph, the code of each stage, and the dvc.yaml rendered from it."""
 
 import ast
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_names
 from defect_core.graph import dvcfile
-from defect_core.graph.instances import code_root, find_instance, instances
+from defect_core.graph.code import CARRIERS, code_root, stage_code
+from defect_core.graph.instances import find_instance, instances, stage_named
 from defect_core.graph.table import STAGES
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Modules that carry values and messages but decide no result; parameters are tracked by DVC itself.
-CARRIERS = {
-    "defect_core",
-    "defect_core.errors",
-    "defect_core.project.params",
-    "defect_core.progress",
-    "defect_core.project.paths",
-    "defect_core.graph.table",
-    "defect_core.graph.instances",
-    "defect_core.stages",
-    "defect_core.generators",
-    "defect_core.generators.registry",
-    "defect_core.data",
-    "defect_core.backbones",
-}
 
 
 @pytest.fixture
@@ -51,29 +38,29 @@ def _cells(params):
     return [cell for stage in STAGES for cell in instances(stage, params)]
 
 
-def test_every_input_is_written_by_a_stage_named_in_after_or_is_raw_material(params):
+def test_every_input_is_written_by_a_stage_named_in_after(params):
     writers = {}
     for cell in _cells(params):
         for path in (*cell.outputs, *cell.metrics):
-            assert path not in writers, "two instances write one file"
+            assert path not in writers, "two instances write the same file"
             writers[path] = cell.stage.name
     for cell in _cells(params):
         for path in cell.inputs:
-            near = {name for out, name in writers.items() if _overlap(out, path)}
+            sources = {name for out, name in writers.items() if _overlap(out, path)}
             if cell.stage.name == "ingest":
-                assert not near
+                assert not sources
             else:
-                assert near and near <= set(cell.stage.after), (cell.address, path, near)
+                assert sources and sources <= set(cell.stage.after), (cell.address, path, sources)
 
 
-def test_optional_judges_leave_a_project_without_them_as_it_was(params):
+def test_optional_stages_leave_other_stages_as_they_are(params):
     plain = params.model_copy(update={"segment_unified": None, "classify": None})
     for project in (plain, params):
         cells = [cell for stage in STAGES for cell in instances(stage, project)]
-        judged = {cell.stage.name for cell in cells} & {"segment_unified", "classify"}
-        (board,) = (cell for cell in cells if cell.stage.name == "leaderboard")
-        extra = {"metrics/segment_unified", "metrics/classify"} & set(board.inputs)
-        assert len(judged) == len(extra) == (0 if project is plain else 2)
+        optional = {cell.stage.name for cell in cells} & {"segment_unified", "classify"}
+        (leaderboard,) = (cell for cell in cells if cell.stage.name == "leaderboard")
+        extra = {"metrics/segment_unified", "metrics/classify"} & set(leaderboard.inputs)
+        assert len(optional) == len(extra) == (0 if project is plain else 2)
     assert {c.address: c.inputs for s in STAGES for c in instances(s, plain) if s.name != "leaderboard"}.items() <= {
         c.address: c.inputs for s in STAGES for c in instances(s, params)
     }.items()
@@ -90,7 +77,7 @@ def _overlap(one, other):
     return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
 
 
-def test_stages_stand_in_an_order_in_which_they_can_run():
+def test_stages_are_in_an_order_in_which_they_can_run():
     seen = set()
     for stage in STAGES:
         assert set(stage.after) <= seen
@@ -112,50 +99,41 @@ def test_stages_stand_in_an_order_in_which_they_can_run():
     ),
     ids=lambda cell: cell.address,
 )
-def test_the_code_list_covers_what_the_stage_imports(cell):
+def test_the_computed_code_covers_what_a_stage_imports(cell, imports):
     listed = [code_root() / path for path in cell.code]
-    for path in listed:
-        assert path.exists(), f"{cell.address} lists {path.name}, which does not exist"
+    assert all(path.exists() for path in listed)
     start = [f"defect_core.stages.{cell.stage.name}"]
-    if "{code}" in cell.stage.code:
+    if cell.stage.runs_generator:
         package = cell.fields["code"].replace("/", ".")
         start += [f"{package}.config", f"{package}.generator"]
-    for module in sorted(_reached(start)):
-        file = _file(module)
-        assert any(file == path or file.is_relative_to(path) for path in listed), f"{cell.address} imports {module}"
+    for module in set(start) | set().union(*(imports.find_upstream_modules(module) for module in start)):
+        file = (code_root() / module.replace(".", "/")).with_suffix(".py")
+        if file.is_file():  # A package contains no code.
+            assert any(file == path or file.is_relative_to(path) for path in listed), f"{cell.address} imports {module}"
 
 
-def _reached(start):
-    todo, seen = list(start), set()
-    while todo:
-        module = todo.pop()
-        if module in seen or module in CARRIERS:
-            continue
-        seen.add(module)
-        for node in ast.walk(ast.parse(_file(module).read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            todo += [name for name in names if name.startswith("defect_core") and _file(name)]
-    return seen
+@pytest.fixture(scope="module")
+def imports():
+    """The import graph of the library by another implementation, without the modules that decide no result."""
+    graph = grimp.build_graph("defect_core", exclude_type_checking_imports=True, cache_dir=None)
+    for module in [*CARRIERS, *(name for name in graph.modules if name.startswith("defect_core.cli"))]:
+        graph.remove_module(module)
+    return graph
 
 
-def _file(module):
-    path = code_root() / module.replace(".", "/")
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+def test_stages_depend_on_no_code_that_they_do_not_use():
+    assert not [path for path in stage_code(stage_named("split")) if "generators/" in path or "metrics" in path]
+    assert not [path for path in stage_code(stage_named("segment")) if "backbones" in path or "diffusion" in path]
+    assert not [
+        path for path in stage_code(stage_named("finetune"), "seas") if "evaluation" in path or "cadiff" in path
+    ]
 
 
-def test_the_library_imports_neither_dagster_nor_dvc():
-    for path in (code_root() / "defect_core").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] in ("dagster", "dvc", "pipelines") for name in names), path
+def test_packages_contain_no_code():
+    for path in (code_root() / "defect_core").rglob("__init__.py"):
+        for node in ast.parse(path.read_text()).body:
+            allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.If)
+            assert isinstance(node, allowed), f"{path}: {type(node).__name__}; expected imports only"
 
 
 def test_this_repository_is_a_project_whose_dvc_yaml_agrees_with_the_table():
@@ -183,11 +161,11 @@ def _fill(text, fields):
     return text
 
 
-def test_names_that_would_collide_are_refused(tmp_path):
+def test_similar_names_have_different_keys(tmp_path):
     (tmp_path / "params.yaml").write_text(
         yaml.safe_dump({"products": ["a", "a-crop"], "sources": {"a": {"path": "x"}, "a-crop": {"path": "y"}}})
     )
-    dvcfile.render(Project(tmp_path))  # different keys: fine
+    dvcfile.render(Project(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +178,7 @@ def test_names_that_would_collide_are_refused(tmp_path):
         ("segment", {"product": "a", "arm": "seas"}, "arm 'seas' is not in params.yaml"),
     ],
 )
-def test_a_wrong_instance_is_one_clear_line(params, name, axes, message):
+def test_an_unknown_instance_is_an_error_of_one_line(params, name, axes, message):
     with pytest.raises(InputError) as caught:
         find_instance(name, params, **{"product": None, "generator": None, "arm": None, **axes})
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""params.yaml: every mistake is one line that names the field and what is expected."""
+"""params.yaml: every error is one line that names the field and what is expected."""
 
 import pytest
 import yaml
@@ -17,10 +17,10 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
         ({"split": {"policy": "thirds"}}, "split.policy: input should be 'first_third', 'half' or 'two_fold'"),
         ({"synthesize": {"per_defects": 3}}, "synthesize.per_defects: unknown key"),
-        ({"segment": {"seeds": []}}, "segment.seeds: empty"),
+        ({"segment": {"seeds": []}}, "segment.seeds: tuple should have at least 1 item"),
         ({"segment": {"seeds": ["x"]}}, "segment.seeds.0"),
         ({"generators": ["paint"]}, "generators: generator 'paint' is unknown; expected one of "),
-        ({"generators": ["crop-paste", "crop-paste"]}, "generators: a name stands twice"),
+        ({"generators": ["crop-paste", "crop-paste"]}, "generators: a name is listed twice"),
         ({"arms": ["real"]}, "arms: unknown arm 'real'; expected real_only"),
         ({"arms": ["crop-paste-at-0"]}, "arms: unknown arm 'crop-paste-at-0'; expected"),
         ({"arms": ["seas-at-50"]}, "arms: unknown arm 'seas-at-50'"),
@@ -44,7 +44,7 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"overrides": {"b": {}}}, "overrides.b: no such product"),
         ({"overrides": {"a": {"seas": {}}}}, "overrides.a.seas: no such generator"),
         ({"overrides": {"a": {"crop-paste": {"steps": 3}}}}, "overrides.a.crop-paste.steps: unknown key"),
-        ({"draws": {"a": {"crop-paste": -1}}}, "draws.a.crop-paste"),
+        ({"regenerations": {"a": {"crop-paste": -1}}}, "regenerations.a.crop-paste"),
         ({"products": ["a", "b"]}, "sources.b: missing"),
         ({"products": []}, "products: 'a' has a source but is not listed"),
         ({"products": ["a/b"], "sources": {"a/b": {}}}, "products"),
@@ -54,7 +54,7 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"sources": {"a": {"path": 3}}}, "sources.a.path"),
     ],
 )
-def test_a_wrong_field_is_named(tmp_path, change, message):
+def test_an_invalid_field_is_named(tmp_path, change, message):
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({**GOOD, **change}))
     with pytest.raises(InputError) as caught:
@@ -64,25 +64,25 @@ def test_a_wrong_field_is_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a", "expected a mapping")])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text, message):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_params(path)
 
 
-def test_a_missing_file_says_how_to_make_one(tmp_path):
+def test_a_missing_file_says_how_to_create_one(tmp_path):
     with pytest.raises(InputError, match="defectory init"):
         load_params(tmp_path / "params.yaml")
 
 
-def test_an_empty_file_is_the_defaults(tmp_path):
+def test_an_empty_file_gives_the_defaults(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("")
     assert load_params(path).generators == ("crop-paste", "disentangled-inversion")
 
 
-def test_an_override_goes_before_the_settings_of_all_products(tmp_path):
+def test_an_override_replaces_the_settings_of_all_products(tmp_path):
     path = tmp_path / "params.yaml"
     content = {
         **GOOD,
@@ -98,8 +98,8 @@ def test_an_override_goes_before_the_settings_of_all_products(tmp_path):
 
 def test_a_count_may_be_a_multiple_of_the_real_one(tmp_path):
     path = tmp_path / "params.yaml"
-    wanted = {}
-    for given in (7, "2x", "0.5x"):
-        path.write_text(yaml.safe_dump({**GOOD, "synthesize": {"per_defect": given}}))
-        wanted[given] = [load_params(path).synthesize.wanted(real) for real in (1, 3, 10)]
-    assert wanted == {7: [7, 7, 7], "2x": [2, 6, 20], "0.5x": [1, 2, 5]}
+    counts = {}
+    for value in (7, "2x", "0.5x"):
+        path.write_text(yaml.safe_dump({**GOOD, "synthesize": {"per_defect": value}}))
+        counts[value] = [load_params(path).synthesize.target_count(real) for real in (1, 3, 10)]
+    assert counts == {7: [7, 7, 7], "2x": [2, 6, 20], "0.5x": [1, 2, 5]}

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from defect_core.data.manifest import read_manifest
+from defect_core.data.manifest import manifest_rows
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
-from defect_core.generators.registry import weights_folder
+from defect_core.generators.registry import generator_folder
 from defect_core.graph.instances import active_stages, find_instance, instances, stage_named
 from defect_core.project.params import Params, load_params
 from defect_core.report.leaderboard import make_leaderboard
@@ -52,7 +52,7 @@ def test_a_generator_is_fitted_on_each_product_or_on_all_of_them(tmp_path):
     }
     for product in ("bolt", "nut"):
         assert "data/generator/catalogue/defectdiffu" in cells[f"synthesize@{product}-defectdiffu"].inputs
-    assert weights_folder("nut", "defectdiffu") == "data/generator/catalogue/defectdiffu"
+    assert generator_folder("nut", "defectdiffu") == "data/generator/catalogue/defectdiffu"
 
 
 def test_without_such_a_generator_there_is_no_such_stage():
@@ -112,14 +112,14 @@ class _Painter:
 
 def _recipe(**changes):
     recipe = {"product": "bolt", "generator": "defectdiffu", "base_seed": 0, "per_defect": 2, "batch_size": 2}
-    recipe |= {"max_draws": 2.0, "min_change": 1.0, "min_area": 1, "model_digest": "x"}
+    recipe |= {"max_attempts": 2.0, "min_change": 1.0, "min_area": 1, "model_digest": "x"}
     return SynthesisPlan(**{**recipe, **changes})
 
 
 def test_a_carried_defect_has_its_own_rows_and_is_drawn_on_the_products_own_images(tmp_path):
     examples = [_example("bolt", "good"), _example("bolt", "dent"), _example("nut", "snag"), _example("nut", "good", 9)]
     synthesize(_Painter(), _recipe(), examples, tmp_path)
-    rows = read_manifest(tmp_path / "manifest.parquet")
+    rows = manifest_rows(tmp_path / "manifest.parquet")
     found = {(row.product, row.defect, row.source_product, row.source_mask) for row in rows}
     assert found == {("bolt", "dent", "bolt", "bolt/dent.png"), ("bolt", "snag", "nut", "nut/snag.png")}
     assert {row.source_image for row in rows} == {"bolt/good.png"}
@@ -129,7 +129,7 @@ def test_a_carried_defect_has_its_own_rows_and_is_drawn_on_the_products_own_imag
 
 def test_a_product_without_any_defect_can_be_given_one(tmp_path):
     synthesize(_Painter(), _recipe(), [_example("bolt", "good"), _example("nut", "snag")], tmp_path)
-    assert {row.defect for row in read_manifest(tmp_path / "manifest.parquet")} == {"snag"}
+    assert {row.defect for row in manifest_rows(tmp_path / "manifest.parquet")} == {"snag"}
 
 
 def _project(tmp_path, text=TEXT + WISH):
@@ -158,8 +158,8 @@ def test_a_carried_defect_is_scored_on_its_own_and_only_against_real_ones(tmp_pa
     sides = {"train": examples[:2], "test": [_example("bolt", "dent"), *([_example("bolt", "snag")] if seen else [])]}
     asked = []
 
-    def score_sets(real, made, unseen, **_):
-        asked.append((set(real), set(made), set(unseen)))
+    def score_sets(*sets_and_options):
+        asked.append(tuple(set(sets.images) for sets in sets_and_options[:3]))
         return {"protocol": {}, "scores": {"pooled": {"frechet_lite0": 1.0}, "defects": {}}, "missing": {}}
 
     monkeypatch.setattr(score, "load_examples", lambda project, product, side: sides[side])
@@ -195,7 +195,7 @@ def test_the_catalogue_fit_sees_all_products_and_leaves_no_checkpoint(tmp_path, 
     for product in ("bolt", "nut"):
         (tmp_path / "data/raw" / product).mkdir(parents=True)
     monkeypatch.setattr(finetune_catalogue, "generator_class", lambda name: Fake)
-    monkeypatch.setattr(finetune_catalogue, "open_original", lambda project: SimpleNamespace(digest="d"))
+    monkeypatch.setattr(finetune_catalogue, "open_project_backbone", lambda project: SimpleNamespace(digest="d"))
     monkeypatch.setattr(finetune_catalogue, "load_examples", lambda project, product, side: [_example(product, "good")])
     finetune_catalogue.run(Project(tmp_path), "defectdiffu")
     assert seen["products"] == ["bolt", "nut"] and seen["backbone"].digest == "d"

@@ -6,18 +6,26 @@ import json
 import numpy as np
 import pytest
 
-from defect_core.data.manifest import read_manifest
+from defect_core.data.files import folder_digest
+from defect_core.data.manifest import manifest_rows
 from defect_core.data.records import Record, load_image, load_mask, save_png, write_records
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
 from defect_core.generators.registry import generator_class, generator_config
-from defect_core.project.paths import Project, folder_digest
-from defect_core.stages.synthesize import load_synthesis_job
-from defect_core.synthesis.batches import SynthesisPlan, batch_around, make_request, regeneration_seed, synthesize
+from defect_core.project.paths import Project
+from defect_core.project.synthesis import load_synthesis_job
+from defect_core.synthesis.batches import synthesize
 from defect_core.synthesis.filter import measure_pair
+from defect_core.synthesis.requests import SynthesisPlan, batch_indices, make_request, regeneration_seed
 
-RECIPE = SynthesisPlan(
-    "plate", "crop-paste", 0, per_defect=5, batch_size=2, max_draws=2.0, min_change=2.0, min_area=4, model_digest="m"
+PLAN = SynthesisPlan(
+    product="plate",
+    generator="crop-paste",
+    base_seed=0,
+    per_defect=5,
+    batch_size=2,
+    min_on_product=0.0,
+    model_digest="m",
 )
 
 
@@ -45,8 +53,8 @@ def generator(examples, tmp_path):
 
 
 def test_the_manifest_lists_exactly_the_accepted_files(generator, examples, tmp_path):
-    synthesize(generator, RECIPE, examples, tmp_path / "out")
-    rows = read_manifest(tmp_path / "out" / "manifest.parquet")
+    synthesize(generator, PLAN, examples, tmp_path / "out")
+    rows = manifest_rows(tmp_path / "out" / "manifest.parquet")
     accepted = [row for row in rows if row.accepted]
     assert {d: sum(r.defect == d for r in accepted) for d in ("dent", "stain")} == {"dent": 5, "stain": 5}
     files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")}
@@ -61,7 +69,7 @@ def test_the_manifest_lists_exactly_the_accepted_files(generator, examples, tmp_
         assert names[row.nearest_image].defect == row.defect and row.nearest_distance >= 0
 
 
-def test_a_cut_mask_goes_onto_images_of_its_shape():
+def test_a_mask_at_the_border_is_placed_on_images_of_its_shape():
     def good(height, width, number):
         return Example("plate", "good", np.full((height, width, 3), 90, np.uint8), None, f"good/{number}.png")
 
@@ -72,22 +80,22 @@ def test_a_cut_mask_goes_onto_images_of_its_shape():
     whole[:, [0, -1]] = False
     for mask, narrow in ((wide, True), (whole, False)):
         source = Example("plate", "dent", np.full((80, 40, 3), 30, np.uint8), mask, "dent/0.png")
-        made = [make_request(RECIPE, "dent", index, normals, [source])[0] for index in range(20)]
+        made = [make_request(PLAN, "dent", index, normals, [source])[0] for index in range(20)]
         shapes = {request.normal_image.shape[:2] for request in made}
         assert shapes == ({(80, 44)} if narrow else {(80, 44), (40, 80)})
         assert all(request.mask.any(0).all() for request in made) == narrow
-        names = {make_request(RECIPE, "dent", index, normals[:3], [source])[1] for index in range(20)}
-        assert len(names) == 3  # where none is alike, all will do
+        names = {make_request(PLAN, "dent", index, normals[:3], [source])[1] for index in range(20)}
+        assert len(names) == 3  # Without a similar shape, all are used.
 
 
-def test_each_defect_may_want_its_own_number(generator, examples, tmp_path):
-    recipe = dataclasses.replace(RECIPE, per_defect={"dent": 1, "stain": 5})
-    synthesize(generator, recipe, examples, tmp_path / "out")
-    rows = read_manifest(tmp_path / "out" / "manifest.parquet")
+def test_each_defect_type_may_have_its_own_count(generator, examples, tmp_path):
+    plan = PLAN.model_copy(update={"per_defect": {"dent": 1, "stain": 5}})
+    synthesize(generator, plan, examples, tmp_path / "out")
+    rows = manifest_rows(tmp_path / "out" / "manifest.parquet")
     assert {d: sum(r.accepted for r in rows if r.defect == d) for d in ("dent", "stain")} == {"dent": 1, "stain": 5}
-    assert SynthesisPlan(**json.loads((tmp_path / "out" / "recipe.json").read_text())) == recipe
-    assert [len(batch_around(recipe, defect, 0)) for defect in ("dent", "stain")] == [2, 2]
-    assert list(batch_around(recipe, "stain", 9)) == [8, 9] and list(batch_around(recipe, "dent", 1)) == [0, 1]
+    assert SynthesisPlan(**json.loads((tmp_path / "out" / "plan.json").read_text())) == plan
+    assert [len(batch_indices(plan, defect, 0)) for defect in ("dent", "stain")] == [2, 2]
+    assert list(batch_indices(plan, "stain", 9)) == [8, 9] and list(batch_indices(plan, "dent", 1)) == [0, 1]
 
 
 def test_a_multiple_counts_the_real_training_images_of_each_defect(tmp_path):
@@ -104,11 +112,11 @@ def test_a_multiple_counts_the_real_training_images_of_each_defect(tmp_path):
     for given, wanted in (("2x", {"dent": 4, "stain": 2}), (7, 7)):
         settings = {"products": ["plate"], "sources": {"plate": {"path": "x"}}, "synthesize": {"per_defect": given}}
         (tmp_path / "params.yaml").write_text(json.dumps(settings))
-        assert load_synthesis_job(Project(tmp_path), "plate", "crop-paste").recipe.per_defect == wanted
+        assert load_synthesis_job(Project(tmp_path), "plate", "crop-paste").plan.per_defect == wanted
 
 
 def test_a_killed_run_ends_with_the_same_bytes(generator, examples, tmp_path):
-    synthesize(generator, RECIPE, examples, tmp_path / "whole")
+    synthesize(generator, PLAN, examples, tmp_path / "whole")
 
     class Dies(type(generator)):
         calls = 0
@@ -121,42 +129,42 @@ def test_a_killed_run_ends_with_the_same_bytes(generator, examples, tmp_path):
 
     dying = Dies(generator.config, generator.defects)
     with pytest.raises(KeyboardInterrupt):
-        synthesize(dying, RECIPE, examples, tmp_path / "killed")
+        synthesize(dying, PLAN, examples, tmp_path / "killed")
     Dies.calls = 10
-    synthesize(dying, RECIPE, examples, tmp_path / "killed")
+    synthesize(dying, PLAN, examples, tmp_path / "killed")
     assert folder_digest(tmp_path / "killed") == folder_digest(tmp_path / "whole")
-    assert Dies.calls < 16, "finished batches were drawn again"
+    assert Dies.calls < 16, "finished batches were sampled again"
 
 
-def test_rejected_draws_are_recorded_with_their_reason_and_drawn_anew(generator, examples, tmp_path):
+def test_rejected_samples_are_recorded_with_the_reason_and_replaced(generator, examples, tmp_path):
     class Faint(type(generator)):
         def sample(self, requests):
             for pair, request in zip(super().sample(requests), requests, strict=True):
                 faint = request.sample_id.endswith("1")
                 yield dataclasses.replace(pair, image=request.normal_image) if faint else pair
 
-    synthesize(Faint(generator.config, generator.defects), RECIPE, examples, tmp_path / "out")
-    rows = read_manifest(tmp_path / "out" / "manifest.parquet")
+    synthesize(Faint(generator.config, generator.defects), PLAN, examples, tmp_path / "out")
+    rows = manifest_rows(tmp_path / "out" / "manifest.parquet")
     rejected = [row for row in rows if not row.accepted]
     assert {row.sample_id for row in rejected} == {"dent-00001", "stain-00001"}
     assert all("change inside the mask 0.0" in row.reject_reason and row.image is None for row in rejected)
     assert sum(row.accepted for row in rows) == 10
 
 
-def test_the_budget_ends_a_hopeless_run(generator, examples, tmp_path):
+def test_the_largest_number_of_requests_ends_a_run_without_accepted_pairs(generator, examples, tmp_path):
     class Nothing(type(generator)):
         def sample(self, requests):
             for pair, request in zip(super().sample(requests), requests, strict=True):
                 yield dataclasses.replace(pair, image=request.normal_image)
 
-    synthesize(Nothing(generator.config, generator.defects), RECIPE, examples, tmp_path / "out")
-    rows = read_manifest(tmp_path / "out" / "manifest.parquet")
+    synthesize(Nothing(generator.config, generator.defects), PLAN, examples, tmp_path / "out")
+    rows = manifest_rows(tmp_path / "out" / "manifest.parquet")
     assert len(rows) == 20 and not any(row.accepted for row in rows)
 
 
-def test_a_fresh_draw_has_another_seed_and_the_first_that_of_the_project():
+def test_a_regeneration_has_another_seed_and_the_first_set_that_of_the_project():
     assert regeneration_seed(5, 0) == 5
-    assert len({regeneration_seed(seed, draw) for seed in (5, 6) for draw in (0, 1, 2)}) == 6
+    assert len({regeneration_seed(seed, number) for seed in (5, 6) for number in (0, 1, 2)}) == 6
     assert regeneration_seed(5, 1) == regeneration_seed(5, 1)
 
 
@@ -166,11 +174,11 @@ def test_quality_is_change_inside_minus_outside():
     mask[2:5, 2:5] = True
     image = normal.copy()
     image[mask] = 130
-    seen = measure_pair(SyntheticPair("s", image, mask), normal, RECIPE)
-    assert seen.quality == 30 and seen.reason == ""
-    assert measure_pair(SyntheticPair("s", image, mask & False), normal, RECIPE).reason.startswith("mask of 0 px")
+    measured = measure_pair(SyntheticPair("s", image, mask), normal, PLAN)
+    assert measured.quality == 30 and measured.reason == ""
+    assert measure_pair(SyntheticPair("s", image, mask & False), normal, PLAN).reason.startswith("mask of 0 px")
 
 
-def test_without_good_images_there_is_nothing_to_draw_on(generator, examples, tmp_path):
-    with pytest.raises(InputError, match="no good training images"):
-        synthesize(generator, RECIPE, [e for e in examples if e.mask is not None], tmp_path / "out")
+def test_a_product_without_normal_images_is_an_error(generator, examples, tmp_path):
+    with pytest.raises(InputError, match="no normal training images"):
+        synthesize(generator, PLAN, [e for e in examples if e.mask is not None], tmp_path / "out")

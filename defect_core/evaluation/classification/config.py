@@ -1,34 +1,37 @@
-"""What a classifier's training is decided by (no torch: stages read it at start-up)."""
+"""Settings of the stage `classify` (no torch)."""
 
-from dataclasses import dataclass
+from typing import Literal
 
-ARCHITECTURES = ("resnet34", "resnet18", "mobilenet_v3_small")
+from pydantic import Field
+
+from defect_core.settings import PooledFraction, Settings
 
 
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Settings of one training; the same for every arm.
+class ClassifierConfig(Settings):
+    """A classifier of the defect types of one product; the same for every arm. Without this section none is trained.
 
-    AnomalyDiffusion's protocol, after DFMGAN's: ResNet-34 (text and code; the caption of its table 4 says ResNet-18),
-    256 px, Adam at 1e-4, batches of 8, cross-entropy over the defect types of one product, no good images, tested on
-    the real images that no training has seen. Its ResNet starts from ImageNet.
-
-    Attributes:
-        image_size: side in pixels of the views.
-        steps: optimiser steps, the same with and without synthetic data.
-        batch_size: images per step; every defect type has the same share of them in every arm.
-        learning_rate: of Adam.
-        architecture: one of `ARCHITECTURES`, as torchvision builds them.
-        view: `image`, the whole; or `crop`, the square around the mask.
-        synthetic_fraction: part of the places that goes to synthetic images, or `pooled`, as many as there are.
-        validation_fraction: part of the real training images held out for the curve and the best model on it.
+    The protocol of AnomalyDiffusion (Hu et al. 2024), after DFMGAN (Duan et al. 2023): ResNet-34 (text and code; the
+    caption of table 4 says ResNet-18), 256 px, Adam at 1e-4, batches of 8, cross-entropy over the defect types of one
+    product, no normal images, tested on real images that no training has used.
     """
 
-    image_size: int = 128
-    steps: int = 300
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    architecture: str = "resnet34"
-    view: str = "image"
-    synthetic_fraction: float | str = 0.5
-    validation_fraction: float = 0.0
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """One training per seed."""
+    image_size: int = Field(default=128, ge=32)
+    """Side in pixels of the views."""
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps, the same with and without synthetic pairs."""
+    batch_size: int = Field(default=8, ge=2)
+    """Images per step; every defect type has the same fraction of them in every arm."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of Adam."""
+    architecture: Literal["resnet34", "resnet18", "mobilenet_v3_small"] = "resnet34"
+    """Architecture of torchvision."""
+    weights: str | None = None
+    """A safetensors file in torchvision's layout, in the project or in DEFECTORY_WEIGHTS; None: random weights."""
+    view: Literal["image", "crop"] = "image"
+    """`image`: the whole image. `crop`: the square around the mask, of test images too, which no inspection has."""
+    synthetic_fraction: PooledFraction = 0.5
+    """Fraction of the batch slots that is synthetic; `pooled`: every image is chosen equally often."""
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the real training images that is held out for the curve and the best model on it."""

@@ -11,7 +11,7 @@ from PIL import Image
 from defect_core.data.masks import bounding_box
 from defect_core.data.records import load_image, load_mask
 from defect_core.evaluation.classification.config import ClassifierConfig
-from defect_core.evaluation.segmentation.data import synthetic_share
+from defect_core.evaluation.segmentation.data import synthetic_fraction_of
 
 CONTEXT = 2.0  # side of a crop in sides of the mask's box
 LEAST_CROP = 0.25  # and at least this part of the image's shorter side
@@ -104,7 +104,7 @@ def batch_plans(
     ]
     has = [set(real), set(synthetic)]
     types = _endless(list(range(classes)), np.random.default_rng([seed, 0]))
-    share = synthetic_share(config.synthetic_fraction, len(real), len(synthetic)) * config.batch_size
+    share = synthetic_fraction_of(config.synthetic_fraction, len(real), len(synthetic)) * config.batch_size
     for step in range(config.steps):
         made = int((step + 1) * share + 1e-9) - int(step * share + 1e-9)
         plan = Plan([], [])

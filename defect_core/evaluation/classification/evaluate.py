@@ -13,7 +13,7 @@ DRAWS = 400
 Labels = NDArray[np.int64]
 
 
-def score_answers(truth: Labels, answers: Labels, classes: Sequence[str]) -> dict[str, Any]:
+def score_predictions(truth: Labels, answers: Labels, classes: Sequence[str]) -> dict[str, Any]:
     """Scores of one classifier.
 
     Args:
@@ -24,7 +24,7 @@ def score_answers(truth: Labels, answers: Labels, classes: Sequence[str]) -> dic
         `accuracy`, `balanced_accuracy` (mean of the recalls of the types that are tested), `recall_<type>` each 0 to
         1 with six digits or None, `reasons` for each None, and `confusion`, counts `[true][answered]`.
 
-    >>> found = score_answers(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ["dent", "hole"])
+    >>> found = score_predictions(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ["dent", "hole"])
     >>> found["accuracy"], found["recall_dent"], found["confusion"]
     (0.75, 0.5, [[1, 1], [0, 2]])
     """
@@ -41,7 +41,7 @@ def score_answers(truth: Labels, answers: Labels, classes: Sequence[str]) -> dic
     return {**scores, "confusion": confusion.tolist()}
 
 
-def answer_intervals(
+def prediction_intervals(
     truth: Labels, answers: Sequence[Labels], classes: Sequence[str], seed: int, level: float = 0.95
 ) -> dict[str, list[float] | None]:
     """Intervals of the mean over seeds, test images drawn with replacement.

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,7 @@ def load_weights(model: Classifier, file: Path) -> None:
 def save_classifier(model: Classifier, config: ClassifierConfig, classes: Sequence[str], file: Path) -> None:
     """Write weights, settings and the names of the types to one safetensors file (byte-stable)."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
-    facts = {"config": asdict(config), "classes": list(classes)}
+    facts = {"config": config.model_dump(mode="json"), "classes": list(classes)}
     save_file(tensors, file, metadata={"classifier": json.dumps(facts, sort_keys=True)})
 
 

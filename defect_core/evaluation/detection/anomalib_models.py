@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defect_core.errors import InputError
-from defect_core.evaluation.segmentation.config import DetectorConfig
+from defect_core.evaluation.detection.config import DetectorConfig, DetectorName
 from defect_core.progress import track
 
 LITE0 = "tf_efficientnet_lite0"
@@ -52,28 +52,35 @@ class Detector:
 
 
 def fit_detector(
-    good: Images, config: DetectorConfig, seed: int, label: str = "detector", root: Path | None = None
+    normal: Images,
+    model: DetectorName,
+    config: DetectorConfig,
+    seed: int,
+    label: str = "detector",
+    root: Path | None = None,
 ) -> Detector:
-    """Learn what good images look like.
+    """Train a detector on normal images.
 
     Args:
-        good: uint8 `[N,S,S,3]`, real, or real and generated.
-        config: which model, and its settings.
-        seed: decides PatchCore's coreset, or DRAEM's weights, batches and made-up defects.
+        normal: uint8 `[N,S,S,3]`, real, or real and generated.
+        model: `patchcore` or `draem`.
+        config: settings.
+        seed: decides the coreset of PatchCore, or the weights, batches and simulated defects of DRAEM.
         label: shown with the progress.
         root: the folder that `config.weights` may be relative to.
 
     Raises:
-        InputError: no good image, anomalib is not installed, or the backbone's weights are not there or do not fit.
+        InputError: no normal image, anomalib is not installed, or the weights of the backbone are missing or do not
+            fit.
     """
-    if not len(good):
-        raise InputError("detect: no good image to learn from; expected at least one")
+    if not len(normal):
+        raise InputError("detect: no normal image to train on; expected at least one")
     _check_installed()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _seeded(seed):
-        if config.model == "patchcore":
-            return _fit_patchcore(good, config, seed, device, root)
-        return _fit_draem(good, config, seed, device, label)
+        if model == "patchcore":
+            return _fit_patchcore(normal, config, seed, device, root)
+        return _fit_draem(normal, config, seed, device, label)
 
 
 def _fit_patchcore(good: Images, config: DetectorConfig, seed: int, device: str, root: Path | None) -> Detector:
@@ -189,7 +196,7 @@ def _check_installed() -> None:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[Any]:
-    """anomalib draws from torch's global generator, which is put back afterwards."""
+    """Anomalib draws from torch's global generator, which is put back afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -3,4 +3,4 @@
 from defect_core.evaluation.segmentation.config import SegmenterConfig
 from defect_core.evaluation.segmentation.data import Sample, load_samples
 
-__all__ = ["SegmenterConfig", "Sample", "load_samples"]
+__all__ = ["Sample", "SegmenterConfig", "load_samples"]

@@ -1,6 +1,7 @@
 """Images and masks at the segmenter's size, and what each training batch is made of."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -10,7 +11,11 @@ from PIL import Image
 
 from defect_core.data.masks import downsample_mask
 from defect_core.data.records import load_image, load_mask
-from defect_core.evaluation.segmentation.config import POOLED, SegmenterConfig
+from defect_core.evaluation.segmentation.config import SegmenterConfig
+from defect_core.settings import POOLED
+
+# Hundreds of normal images are slow to decode, and few of them are ever chosen for a batch.
+MAX_NORMAL_IMAGES = 256
 
 
 class Sample(NamedTuple):
@@ -18,6 +23,36 @@ class Sample(NamedTuple):
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ArmData:
+    """Images of one arm at the segmenter's size.
+
+    Attributes:
+        defect_types: product and defect type of each real training defect.
+        real: real training defects.
+        normal: normal training images.
+        synthetic: synthetic defects.
+        test: test images, defects first.
+    """
+
+    defect_types: list[Hashable]
+    real: list[Sample]
+    normal: list[Sample]
+    synthetic: list[Sample]
+    test: list[Sample]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ArmData"]) -> "ArmData":
+        """Return the images of several products as one."""
+        return cls(
+            [each for part in parts for each in part.defect_types],
+            [each for part in parts for each in part.real],
+            [each for part in parts for each in part.normal],
+            [each for part in parts for each in part.synthetic],
+            [each for part in parts for each in part.test],
+        )
 
 
 class Item(Protocol):
@@ -82,7 +117,7 @@ def batch_plans(config: SegmenterConfig, n_good: int, n_real: int, n_synthetic: 
     )
     good_places = config.good_per_batch if n_good else 0
     defect_places = config.batch_size - good_places
-    share = synthetic_share(config.synthetic_fraction, n_real, n_synthetic) * defect_places
+    share = synthetic_fraction_of(config.synthetic_fraction, n_real, n_synthetic) * defect_places
     for step in range(config.steps):
         made = int((step + 1) * share + 1e-9) - int(step * share + 1e-9)
         yield BatchPlan(
@@ -92,7 +127,7 @@ def batch_plans(config: SegmenterConfig, n_good: int, n_real: int, n_synthetic: 
         )
 
 
-def synthetic_share(fraction: float | str, n_real: int, n_synthetic: int) -> float:
+def synthetic_fraction_of(fraction: float | str, n_real: int, n_synthetic: int) -> float:
     """The part of the defect places, 0 to 1, that really goes to synthetic images.
 
     Args:
@@ -103,7 +138,7 @@ def synthetic_share(fraction: float | str, n_real: int, n_synthetic: int) -> flo
     return n_synthetic / (n_real + n_synthetic) if fraction == POOLED else float(fraction)
 
 
-def auto_share(real_per_defect: float) -> float:
+def auto_synthetic_fraction(real_per_defect: float) -> float:
     """The part of the defect places, 0 to 1/3, that is worth giving to synthetic images: 2 / (2 + n), at most a third.
 
     As if the pairs of a defect type were worth two real images of it more. The rule is ours, measured on MVTec AD

@@ -10,7 +10,7 @@ from defect_core.errors import InputError
 from defect_core.evaluation.segmentation.data import Sample
 from defect_core.evaluation.segmentation.model import Segmenter
 from defect_core.metrics.bootstrap import ImageTables, image_tables
-from defect_core.metrics.localisation import LocalisationScores, pooling_window
+from defect_core.metrics.localisation import localisation_scores, pooling_window
 
 PRO_FPR_LIMIT = 0.3
 IOU_THRESHOLD = 0.5
@@ -44,9 +44,8 @@ def evaluate_segmenter(model: Segmenter, samples: Sequence[Sample], image_score:
         raise InputError("segment: no test image; expected at least one")
     maps = model.predict(np.stack([s.image for s in samples]))
     window = pooling_window(maps.shape[-1]) if image_score == "max_of_mean" else 1
-    metric = LocalisationScores(fpr_limit=PRO_FPR_LIMIT, iou_threshold=IOU_THRESHOLD, window=window)
-    metric.update(maps, [s.mask for s in samples])
-    scores = {k: round(v, 6) if isinstance(v, float) else v for k, v in metric.compute().items()}
+    exact = localisation_scores(maps, [s.mask for s in samples], PRO_FPR_LIMIT, IOU_THRESHOLD, window)
+    scores = {k: round(v, 6) if isinstance(v, float) else v for k, v in exact.items()}
     defects = sum(bool(s.mask.any()) for s in samples)
     scores["protocol"] = {
         "defect_images": defects,

@@ -69,8 +69,7 @@ class Segmenter(nn.Module):
 def save_segmenter(model: Segmenter, config: SegmenterConfig, file: Path) -> None:
     """Write weights and configuration to one safetensors file (byte-stable)."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    facts = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    save_file(tensors, file, metadata={"config": json.dumps(facts, sort_keys=True)})
+    save_file(tensors, file, metadata={"config": json.dumps(config.model_dump(mode="json"), sort_keys=True)})
 
 
 def load_segmenter(file: Path, device: str = "cpu") -> Segmenter:
@@ -81,10 +80,9 @@ def load_segmenter(file: Path, device: str = "cpu") -> Segmenter:
     """
     try:
         with safe_open(file, "pt") as stored:
-            facts = json.loads(stored.metadata()["config"])
+            settings = json.loads(stored.metadata()["config"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        facts["decoder_channels"] = tuple(facts["decoder_channels"])
-        model = Segmenter(SegmenterConfig(**facts), pretrained=False)
+        model = Segmenter(SegmenterConfig(**settings), pretrained=False)
         model.load_state_dict(tensors)
     except FileNotFoundError:
         raise InputError(f"{file.name}: not found; expected a segmenter written by the segment stage") from None

@@ -1,0 +1,91 @@
+"""What a synthetic set of a project is made from: the plan, the examples and the trained generator."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from defect_core.data.files import folder_digest
+from defect_core.errors import InputError
+from defect_core.generators.base import Example, Generator
+from defect_core.generators.registry import generator_class, generator_folder
+from defect_core.project.backbones import open_backbone
+from defect_core.project.examples import load_examples
+from defect_core.project.paths import Project
+from defect_core.synthesis.requests import SynthesisPlan, regeneration_seed
+
+
+@dataclass(frozen=True)
+class SynthesisJob:
+    """What a synthetic set is made from.
+
+    Attributes:
+        plan: how many pairs, with which filter and seed.
+        examples: training images of the product, then those that other products lend it.
+    """
+
+    plan: SynthesisPlan
+    examples: list[Example]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the set; unfinished work under another key cannot be continued."""
+        return {
+            "plan": self.plan.model_dump(),
+            "examples": [[example.product, example.name] for example in self.examples],
+        }
+
+
+def load_synthesis_job(project: Project, product: str, generator: str) -> SynthesisJob:
+    """Return what params.yaml and the outputs of earlier stages ask for.
+
+    Raises:
+        InputError: a zero-shot defect that the product has itself, or that its lender lacks.
+    """
+    params = project.params
+    weights = project.path(generator_folder(product, generator))
+    settings = params.synthesize
+    examples = load_examples(project, product, "train")
+    examples += _borrowed_examples(project, product, generator, {example.defect for example in examples})
+    real = Counter(example.defect for example in examples if example.mask is not None)
+    plan = SynthesisPlan(
+        product=product,
+        generator=generator,
+        base_seed=regeneration_seed(params.seed, params.regeneration(product, generator)),
+        per_defect=settings.per_defect
+        if isinstance(settings.per_defect, int)
+        else {name: settings.target_count(real[name]) for name in sorted(real)},
+        batch_size=settings.batch_size,
+        max_attempts=settings.max_attempts,
+        min_change=settings.min_change,
+        min_area=settings.min_area,
+        max_change_outside=settings.max_change_outside,
+        min_on_product=settings.min_on_product,
+        min_distance=settings.min_distance,
+        model_digest=folder_digest(weights),
+    )
+    return SynthesisJob(plan, examples)
+
+
+def load_project_generator(project: Project, product: str, name: str) -> Generator:
+    """Return a generator that the stage `finetune` trained on a product.
+
+    Raises:
+        InputError: the generator was not trained, or was trained on another backbone.
+    """
+    weights = project.path(generator_folder(product, name))
+    return generator_class(name).load(weights, open_backbone(project, product, name))
+
+
+def _borrowed_examples(project: Project, product: str, generator: str, own: set[str]) -> list[Example]:
+    """Return training examples of other products, of the defects that `zero_shot` asks for on this one."""
+    borrowed: list[Example] = []
+    for entry in project.params.borrowed_defects(product, generator):
+        if entry.defect in own:
+            raise InputError(f"params.yaml: zero_shot: {product} has training examples of {entry.defect!r} itself")
+        examples = [e for e in load_examples(project, entry.lender, "train") if e.defect == entry.defect]
+        if not examples:
+            raise InputError(
+                f"params.yaml: zero_shot: from: {entry.lender} has no training example of {entry.defect!r}"
+            )
+        borrowed += examples
+    return borrowed

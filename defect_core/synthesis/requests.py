@@ -1,0 +1,129 @@
+"""From a plan to requests: which normal image, which real example, where the mask is placed.
+
+A request is decided by (base seed, product, generator, defect, index) alone. So a run that was killed, or divided into
+shards, makes the same requests.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from defect_core.data.masks import touches_border
+from defect_core.data.placement import place_defect
+from defect_core.errors import InputError
+from defect_core.generators.base import Example, SampleRequest
+from defect_core.seeds import derive_seed
+from defect_core.synthesis.config import BatchSettings
+
+# A mask that touches the border is scaled with its image. Its shape is roughly kept if the logarithms of the two
+# aspect ratios differ by at most this much.
+MAX_LOG_ASPECT_DIFFERENCE = 0.2
+# The choice is among at least this many normal images, so that pairs do not repeat a few backgrounds.
+MIN_BACKGROUNDS = 32
+
+
+class SynthesisPlan(BatchSettings):
+    """What a synthetic set consists of: the settings of `synthesize`, resolved for one product and generator."""
+
+    product: str
+    """Product that the pairs show."""
+    generator: str
+    """Name of the generator."""
+    base_seed: int
+    """Seed from which the seeds of all samples are derived."""
+    per_defect: int | dict[str, int]
+    """Accepted pairs of every defect type, or of each by name."""
+    model_digest: str = ""
+    """Digest of the generator's folder, for the manifest."""
+
+    def target_count(self, defect: str) -> int:
+        """Return the number of accepted pairs of a defect type."""
+        return self.per_defect if isinstance(self.per_defect, int) else self.per_defect[defect]
+
+    def max_requests(self, defect: str) -> int:
+        """Return the largest number of requests for a defect type."""
+        return math.ceil(self.target_count(defect) * self.max_attempts)
+
+
+def regeneration_seed(seed: int, regeneration: int) -> int:
+    """Return the base seed of a set: the project's seed at first, another one for each regeneration."""
+    return seed if regeneration == 0 else derive_seed(seed, "", "", "draw", regeneration)
+
+
+def normal_examples(plan: SynthesisPlan, examples: Sequence[Example]) -> list[Example]:
+    """Return the normal images of the plan's product.
+
+    Raises:
+        InputError: there is none.
+    """
+    normals = [example for example in examples if example.mask is None and example.product == plan.product]
+    if not normals:
+        raise InputError(f"product {plan.product}: has no normal training images to generate defects on")
+    return normals
+
+
+def defect_types(plan: SynthesisPlan, examples: Sequence[Example]) -> list[str]:
+    """Return the defect types that are generated, sorted.
+
+    Raises:
+        InputError: the product has no normal images.
+    """
+    normal_examples(plan, examples)
+    return sorted({example.defect for example in examples if example.mask is not None})
+
+
+def make_request(
+    plan: SynthesisPlan, defect: str, index: int, normals: Sequence[Example], sources: Sequence[Example]
+) -> tuple[SampleRequest, str]:
+    """Return the request with this index for a defect type, and the name of its normal image.
+
+    A normal image and a real example are chosen at random. The example's mask is placed where the normal image looks
+    like the surroundings of the example. If the mask touches the border, a normal image of about the same shape is
+    preferred, because such a mask is scaled with its image (see `place_defect`).
+
+    Args:
+        plan: what the set consists of.
+        defect: defect type.
+        index: number of the request within its defect type, from 0.
+        normals: normal images of the product; at least one.
+        sources: real examples of the defect type, with masks; at least one.
+    """
+    seed = derive_seed(plan.base_seed, plan.product, plan.generator, defect, index)
+    rng = np.random.default_rng(seed)
+    normal = normals[int(rng.integers(len(normals)))]
+    source = sources[int(rng.integers(len(sources)))]
+    if source.mask is None:
+        raise ValueError(f"{source.name}: expected an example with a mask")
+    if touches_border(source.mask) and _log_aspect_difference(normal, source) > MAX_LOG_ASPECT_DIFFERENCE:
+        smallest = sorted(_log_aspect_difference(each, source) for each in normals)[:MIN_BACKGROUNDS]
+        limit = max(MAX_LOG_ASPECT_DIFFERENCE, smallest[-1])
+        candidates = [each for each in normals if _log_aspect_difference(each, source) <= limit]
+        normal = candidates[int(rng.integers(len(candidates)))]
+    placement = place_defect(source.image, source.mask, normal.image, rng)
+    request = SampleRequest(
+        sample_id=f"{defect}-{index:05d}",
+        product=plan.product,
+        defect=defect,
+        seed=seed,
+        normal_image=normal.image,
+        mask=placement.mask,
+        source=source,
+        warped=placement.warped,
+    )
+    return request, normal.name
+
+
+def batch_indices(plan: SynthesisPlan, defect: str, index: int) -> range:
+    """Return the indices of a defect type that are sampled together with `index`.
+
+    The seed of a sample decides it up to rounding. Rounding may depend on the size of the batch.
+    """
+    start = index - index % plan.batch_size
+    return range(start, min(start + plan.batch_size, plan.max_requests(defect)))
+
+
+def _log_aspect_difference(one: Example, other: Example) -> float:
+    """Return the absolute difference of the logarithms of the aspect ratios of two images."""
+    ratios = [each.image.shape[0] / each.image.shape[1] for each in (one, other)]
+    return float(abs(np.log(ratios[0] / ratios[1])))
