@@ -32,7 +32,7 @@ def downsample_mask(mask: NDArray[np.bool_], size: tuple[int, int] | int, policy
     if policy not in POLICIES:
         raise ValueError(f"unknown mask policy {policy!r}; expected one of {', '.join(POLICIES)}")
     if height < 1 or width < 1:
-        raise ValueError(f"size {(height, width)}; expected at least one pixel each way")
+        raise ValueError(f"size {(height, width)}; expected at least one pixel in height and width")
     if mask.shape == (height, width):
         return mask.copy()
     if policy == "nearest":

@@ -127,7 +127,7 @@ def place_defect(
         if not ((moved >= -_ROUNDING) & (moved <= np.array(size[::-1]) + _ROUNDING)).all():
             continue
         on = _lookup(target_on, _transform(matrix, inside)).mean()
-        # `on == 0` matters if the mask of the example itself is beside its product
+        # `required` is 0 if the mask of the example itself is beside its product.
         if on < required or on == 0:
             partly_on_product.append((on, matrix))
         else:
@@ -255,8 +255,8 @@ def _shrink_to_fit(outline: NDArray[np.float64], size: tuple[int, ...], target_o
     low, high = outline.min(axis=0), outline.max(axis=0)
     room = np.array(size[::-1], dtype=np.float64)
     zoom = min(1.0, float((_FIT_FRACTION * room / np.maximum(high - low, 1)).min()))
-    half = zoom * (high - low) / 2
-    to = np.clip(_middle(target_on), half, room - half)
+    half_extent = zoom * (high - low) / 2
+    to = np.clip(_middle(target_on), half_extent, room - half_extent)
     return _similarity(0, zoom, False, (low + high) / 2, to)
 
 

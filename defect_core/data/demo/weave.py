@@ -169,10 +169,10 @@ def cut(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]:
     mask = np.zeros((size, size), dtype=bool)
     mask[window] |= depth > -1.0
     for _ in range(int(rng.integers(2, 3 + int(length / 6)))):
-        where = points[rng.integers(1, len(points) - 1)] + rng.normal(0, 0.3 * gape, 2)
+        fibre_start = points[rng.integers(1, len(points) - 1)] + rng.normal(0, 0.3 * gape, 2)
         fibre = curve(
             rng,
-            where,
+            fibre_start,
             angle + np.pi / 2 * rng.choice([-1, 1]) + rng.normal(0, 0.5),
             rng.uniform(0.6, 2.2) * gape,
             0.8,

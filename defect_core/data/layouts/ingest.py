@@ -131,7 +131,7 @@ def _copy(
         image = load_image(item.image_path)
         height, width = image.shape[:2]
         if min(height, width) < MIN_SIDE:
-            raise InputError(f"{item.image_path}: {width}x{height} pixels; expected at least {MIN_SIDE} each way")
+            raise InputError(f"{item.image_path}: {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}")
         mask = None if item.mask_path is None else load_united_mask(item, item.mask_path, image)
         name = item.image_path.relative_to(source).as_posix()
         if mask is not None and not mask.any():

@@ -43,13 +43,17 @@ class LayoutOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    good: str | None = Field(default=None, description="folder of the normal images; default: good, ok, normal or defect_free")
+    good: str | None = Field(
+        default=None, description="folder of the normal images; default: good, ok, normal or defect_free"
+    )
     subfolder: str = Field(default="", description="folder in each class folder that holds the images")
     image_suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="suffixes of image files")
     mask_suffix: str | None = Field(
         None, description="what a mask's name adds to the image's stem: '.png' or '_mask.png'; default: both"
     )
-    masks: str = Field(default="auto", description="'beside' the images, or the name of a parallel folder; 'auto' tries both")
+    masks: str = Field(
+        default="auto", description="'beside' the images, or the name of a parallel folder; 'auto' tries both"
+    )
     strip_prefix: str = Field(default="", description="prefix of folder names that is not part of the defect name")
     defects: tuple[str, ...] | None = Field(default=None, description="only these defects, after strip_prefix")
 
