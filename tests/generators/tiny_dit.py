@@ -1,4 +1,4 @@
-"""A DiT of six blocks, width 48, with random weights, and the shapes that go with it."""
+"""A DiT of six blocks of width 48 with random weights, and random inputs for it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ TOKENS = (SIDE // 2) ** 2
 
 
 def plain_dit(sample_size: int = SIDE) -> Any:
-    """diffusers' DiT, nothing in it zero; as in published weights, every block holds the same embeddings."""
+    """Return a DiT of diffusers without zero weights; all blocks have the same embeddings, as in published weights."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     with torch.random.fork_rng():
@@ -36,20 +36,35 @@ def plain_dit(sample_size: int = SIDE) -> Any:
     return dit.eval()
 
 
-def tiny_model(sample_size: int = SIDE, disturbed: bool = True) -> DefectDiT:
-    """`disturbed` gives the cross-attention's last layer, zero at the start, weights too."""
+def tiny_model(sample_size: int = SIDE, zero_cross_attention: bool = False) -> DefectDiT:
+    """Return a small DefectDiT; `zero_cross_attention` keeps the zero initialisation of its output layers."""
     dit = plain_dit(sample_size)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = DefectDiT(dit, TEXT_WIDTH)
-        for layer in model.cross if disturbed else ():
+        for layer in () if zero_cross_attention else model.cross:
             nn.init.normal_(layer.out.weight, std=0.5)
     return model.eval()
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
+    """Return standard normal values."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def texts(count: int, seed: int = 5) -> Conditions:
-    return Conditions(*(random(count, TEXT_WIDTH, seed=seed + part) for part in range(3)))
+def random_latents(count: int = 2, side: int = SIDE, seed: int = 0) -> Tensor:
+    """Return standard normal latents [count, CHANNELS, side, side]."""
+    return random_tensor(count, CHANNELS, side, side, seed=seed)
+
+
+def random_conditions(count: int = 2, seed: int = 5) -> Conditions:
+    """Return standard normal text embeddings [count, TEXT_WIDTH]."""
+    return Conditions(*(random_tensor(count, TEXT_WIDTH, seed=seed + part) for part in range(3)))
+
+
+def square_masks(*sides: int) -> Tensor:
+    """Return one latent mask per side, with a square in the first corner."""
+    masks = torch.zeros(len(sides), 1, SIDE, SIDE)
+    for row, side in enumerate(sides):
+        masks[row, :, :side, :side] = 1
+    return masks

@@ -11,83 +11,85 @@ CAPABILITIES = Capabilities(
 )
 
 
-class Config(GeneratorConfig):
-    """Settings; where the paper says nothing, the choice is ours and marked *.
+class DefectDiffuConfig(GeneratorConfig):
+    """Settings of DefectDiffu. The defaults suit the embedded transformer.
 
-    `keeps_background` is promised with `paste` on, the default.
-
-    Attributes:
-        dit: `embedded` (small, ships with the package, for the backbone `embedded`); a folder in diffusers' layout; or
-            a hub name such as `facebook/DiT-XL-2-512` (weights CC-BY-NC 4.0: no commercial use).
-        text: `hashed` (no weights; every word has a fixed random direction)*, or a folder with CLIP's `text_encoder/`
-            and `tokenizer/` (paper: CLIP).
-        split: blocks of the background, defect and fusion part (paper: 10, 10, 8 of 28); None keeps that proportion.
-        steps: optimiser steps over the whole catalogue (public code: 1501 epochs).
-        learning_rate, weight_decay, batch_size: of AdamW* (public code: 1e-5, 1e-8, 2).
-        added_learning_rate: of the parts that a DiT has not: text layer, cross-attention, mask head* (public code: the
-            same 1e-5).
-        variants, good_variants: augmented views of each defective and each good image that are encoded at the start*.
-        defect_share: share of a batch that shows defects; products and defects are drawn evenly*.
-        canvas: `local` draws in a window around the requested mask*, `whole` on the whole image (paper).
-        context: side of a local window over that of the defect's bounding box*.
-        min_side: least side of a local window, in pixels*.
-        focus_share: share of the defect views whose place is told in training*; told in sampling too unless 0.
-        drop_product, drop_defect: p1 and p2 of algorithm 1 (paper: 0.2 each).
-        mask_weight: lambda of eq. 11 (paper: 0.2).
-        variance_weight: of the learned variance's bound (not in the paper; public code: 1).
-        alpha: of eq. 8 (paper: 1e-3; public code: 1e-4).
-        weight_cap: noise losses are weighted by min(1 / alpha_bar, weight_cap); 1 is the paper's*.
-        detach_ratio: no gradient through R* (public code: gradient).
-        gradient_checkpointing: less memory, more time.
-        residual: walk twice with the same noise, with strength w_d and with 0, and add the difference to the normal
-            image*: what the walk does to the product itself falls out. Only with `paste` and from `normal`.
-        sampling_steps: of the ancestral sampler (public code: 50).
-        guidance: `three_branch` (paper, eq. 4); `two_branch` is the public code's eps(good, p) + w (eps(d, p) −
-            eps(good, p)), on all channels (the public code guides the first three of four).
-        product_scale: w_p*.
-        strength_range: w_d is drawn from here by the request's seed where the request says none* (public code: 0.5 to
-            2.5, one after the other).
-        start: `normal` starts from the requested normal image, noised to `start_level` of the steps*; `noise` from pure
-            noise (paper), which draws another background.
-        mask_share: the mask is averaged over this last share of the steps (paper: the last 100 of 1000).
-        mask_contrast: least difference of the mask's two classes, of 1; below it the predicted mask is rejected*.
-        reach: how far the mask may go beyond the requested one, in pixels of the canvas*; None: as far as predicted.
-        paste: only the pixels in the mask are taken over into the normal image*; else the whole canvas.
-        feather: width in pixels of the paste's soft edge, inside the mask*.
+    The capability `keeps_background` holds for the default `paste: true`.
     """
 
     dit: str = "embedded"
+    """`embedded` (ships with the package), a folder as diffusers writes it, or a hub name. Paper: DiT-XL/2."""
     text: str = "hashed"
+    """`hashed` (no weights, not in the paper), or a folder with `text_encoder/` and `tokenizer/`. Paper: CLIP."""
     split: tuple[int, int, int] | None = None
-    steps: int = Field(700, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    added_learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-8, ge=0)
-    batch_size: int = Field(16, ge=1)
-    variants: int = Field(24, ge=1)
-    good_variants: int = Field(6, ge=1)
-    defect_share: float = Field(0.6, gt=0, le=1)
+    """Blocks of the background, defect and fusion part; null keeps the paper's proportions. Paper: 10, 10, 8."""
+    steps: int = Field(default=700, ge=1)
+    """Optimiser steps over the whole catalogue. Public code: 1501 epochs."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Learning rate of AdamW for the blocks of the DiT. Public code: 1e-5."""
+    added_learning_rate: float = Field(default=2e-3, gt=0)
+    """Learning rate of AdamW for text layer, cross-attention and mask generation module. Public code: 1e-5."""
+    weight_decay: float = Field(default=1e-8, ge=0)
+    """Weight decay of AdamW. Public code: 1e-8."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images per optimiser step. Public code: 2."""
+    variants: int = Field(default=24, ge=1)
+    """Augmented views per defect image, encoded before training (not in the paper)."""
+    normal_variants: int = Field(default=6, ge=1)
+    """Augmented views per normal image, encoded before training (not in the paper)."""
+    defect_fraction: float = Field(default=0.6, gt=0, le=1)
+    """Fraction of each batch that shows defects (not in the paper)."""
     canvas: Literal["local", "whole"] = "local"
-    context: float = Field(2.5, ge=1)
-    min_side: int = Field(48, ge=8)
-    focus_share: float = Field(0.7, ge=0, le=1)
-    drop_product: float = Field(0.2, ge=0, le=1)
-    drop_defect: float = Field(0.2, ge=0, le=1)
-    mask_weight: float = Field(1.0, ge=0)
-    variance_weight: float = Field(1.0, ge=0)
-    alpha: float = Field(1e-3, gt=0)
-    weight_cap: float = Field(5.0, ge=1)
+    """`local` is a window around the requested mask (not in the paper), `whole` the image. Paper: `whole`."""
+    context: float = Field(default=2.5, ge=1)
+    """Side of a local window divided by the side of the mask's bounding box (not in the paper)."""
+    min_side: int = Field(default=48, ge=8)
+    """Smallest side of a local window in pixels (not in the paper)."""
+    region_fraction: float = Field(default=0.7, ge=0, le=1)
+    """Fraction of defect views trained with their region; 0 disables regions (not in the paper)."""
+    drop_product: float = Field(default=0.2, ge=0, le=1)
+    """Probability that the product becomes null, p_1 of algorithm 1. Paper: 0.2."""
+    drop_defect: float = Field(default=0.2, ge=0, le=1)
+    """Probability that the defect becomes "good", p_2 of algorithm 1. Paper: 0.2."""
+    mask_weight: float = Field(default=1.0, ge=0)
+    """Weight of the mask prediction loss, lambda of eq. 11. Paper: 0.2."""
+    variance_weight: float = Field(default=1.0, ge=0)
+    """Weight of the variational bound that trains the variance (not in the paper). Public code: 1."""
+    alpha: float = Field(default=1e-3, gt=0)
+    """Constant in the denominator of eq. 8. Paper: 1e-3. Public code: 1e-4."""
+    weight_cap: float = Field(default=5.0, ge=1)
+    """Noise losses are weighted by min(1 / alpha_bar, weight_cap); 1 disables it (not in the paper)."""
     detach_ratio: bool = True
+    """Stops the gradient through R of eq. 9 (not in the paper). Public code: false."""
     gradient_checkpointing: bool = False
+    """Recomputes activations in the backward pass, which saves memory and costs time."""
     residual: bool = True
-    sampling_steps: int = Field(25, ge=1)
+    """Adds the difference between the samples at strength w_d and 0 (not in the paper).
+
+    It needs `paste: true` and `start: normal`.
+    """
+    sampling_steps: int = Field(default=25, ge=1)
+    """Steps of the ancestral sampler. Public code: 50."""
     guidance: Literal["three_branch", "two_branch"] = "three_branch"
-    product_scale: float = Field(1.0, ge=0)
+    """`three_branch` (eq. 4), or `two_branch` as in the public code. Paper: `three_branch`."""
+    product_scale: float = Field(default=1.0, ge=0)
+    """Weight of the product direction, w_p of eq. 4."""
     strength_range: tuple[float, float] = (1.5, 3.5)
+    """Range of the strength w_d of eq. 4 for requests without one; the seed chooses. Public code: 0.5 to 2.5."""
     start: Literal["normal", "noise"] = "normal"
-    start_level: float = Field(0.6, gt=0, le=1)
-    mask_share: float = Field(0.1, gt=0, le=1)
-    mask_contrast: float = Field(0.1, ge=0, le=1)
-    reach: float | None = Field(2.0, ge=0)
+    """`normal` starts from the noised normal image (not in the paper), `noise` from pure noise. Paper: `noise`."""
+    start_level: float = Field(default=0.6, gt=0, le=1)
+    """With `start: normal`, the fraction of the steps that sampling takes (not in the paper)."""
+    mask_average_fraction: float = Field(default=0.1, gt=0, le=1)
+    """Fraction of the steps, the last ones, over which the mask is averaged. Paper: 0.1."""
+    mask_contrast: float = Field(default=0.1, ge=0, le=1)
+    """A mask whose two classes differ by less (of 1) is rejected; 0 accepts all (not in the paper)."""
+    mask_dilation: float | None = Field(default=2.0, ge=0)
+    """Limits the mask to the requested mask dilated by this many canvas pixels; null: no limit (not in the paper)."""
     paste: bool = True
-    feather: float = Field(1.0, ge=0)
+    """Copies only the pixels inside the mask into the normal image (not in the paper)."""
+    feather: float = Field(default=1.0, ge=0)
+    """Width in pixels of the soft edge of `paste`, inside the mask (not in the paper)."""
+
+
+CONFIG = DefectDiffuConfig

@@ -1,107 +1,133 @@
-"""Double-free guidance, and the walk from noise to image and mask under it."""
+"""Double-free guidance (section 3.3), and sampling of image and mask with it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from defect_core.diffusion.samplers import guide
+from defect_core.data.records import GOOD
+from defect_core.diffusion.guidance import combine_guidance
+from defect_core.diffusion.samplers import sample
 from defect_core.diffusion.schedule import add_noise
-from defect_core.generators.defectdiffu.ancestral import Chain
+from defect_core.generators.defectdiffu.ancestral import LearnedVarianceSchedule
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction
-from defect_core.generators.defectdiffu.text import EMPTY, GOOD, Conditions
-
-Pair = tuple[str, str]
+from defect_core.generators.defectdiffu.text import NULL, ConditionNames, Conditions
 
 
-class Drawn(NamedTuple):
-    """Clean latents of image and mask, each [B, C, h, w]."""
+class SampledLatents(NamedTuple):
+    """Sampled clean latents.
+
+    Attributes:
+        image: latents of the image, [B, C, h, w].
+        mask: latents of the mask image, [B, C, h, w].
+    """
 
     image: Tensor
     mask: Tensor
 
 
-def branches(product: str, defect: str, guidance: str) -> list[Pair]:
-    """The (product, defect) words that the network is asked under, the base first.
+@dataclass(frozen=True)
+class DoubleFreeGuidance:
+    """Guidance in the product direction and in the defect direction.
 
-    >>> branches("screw", "scratch", "three_branch")
+    Three branches are eq. 4: eps(c_g, ∅) + w_p (eps(c_g, c_p) - eps(c_g, ∅)) + w_d (eps(c_d, ∅) - eps(c_g, ∅)). Two
+    branches are the public code: eps(c_g, c_p) + w_d (eps(c_d, c_p) - eps(c_g, c_p)); they do not use w_p.
+
+    Attributes:
+        conditions: text embeddings of all branches, [n·B, W], in the order of `branch_conditions`.
+        product_scale: w_p.
+        strength: w_d, [B].
+        region: where the defect should be, {0, 1} [B, 1, h, w]. Only the branch with the defect condition receives it.
+    """
+
+    conditions: Conditions
+    product_scale: float
+    strength: Tensor
+    region: Tensor | None = None
+
+    def predict(self, model: DefectDiT, latents: Tensor, timestep: Tensor) -> Prediction:
+        """Return the guided prediction. All branches are predicted in one call of the network.
+
+        The sources do not say which branch gives variance and mask. The variance is from the branch with the product
+        condition; mask and attention maps are from the branch with the defect condition.
+
+        Args:
+            model: the transformer.
+            latents: noisy latents, [B, C, h, w].
+            timestep: int scalar.
+        """
+        batch_size = len(latents)
+        count = len(self.conditions.product) // batch_size
+        timesteps = timestep.to(latents.device).expand(count * batch_size)
+        region = self.region
+        if region is not None:
+            region = torch.cat([torch.zeros_like(region)] * (count - 1) + [region])
+        output = model(latents.repeat(count, 1, 1, 1), timesteps, self.conditions, region)
+        parts = (part.to(latents.dtype).split(batch_size) for part in output)
+        branches = [Prediction(*branch) for branch in zip(*parts, strict=True)]
+        directions: list[tuple[float | Tensor, Tensor]] = [
+            (self.strength.to(latents).view(-1, 1, 1, 1), branches[-1].noise)
+        ]
+        if count == 3:
+            directions.append((self.product_scale, branches[1].noise))
+        noise = combine_guidance(branches[0].noise, *directions)
+        return Prediction(noise, branches[-2].variance, branches[-1].mask, branches[-1].attention_maps)
+
+
+def branch_conditions(product: str, defect: str, guidance: str) -> list[ConditionNames]:
+    """Return the product and defect names of each branch. The first branch is the base of the guidance.
+
+    Args:
+        product: name of the product.
+        defect: name of the defect.
+        guidance: `three_branch` or `two_branch`, see `DoubleFreeGuidance`.
+
+    >>> branch_conditions("screw", "scratch", "three_branch")
     [('', 'good'), ('screw', 'good'), ('', 'scratch')]
-    >>> branches("screw", "scratch", "two_branch")
+    >>> branch_conditions("screw", "scratch", "two_branch")
     [('screw', 'good'), ('screw', 'scratch')]
     """
     if guidance == "three_branch":
-        return [(EMPTY, GOOD), (product, GOOD), (EMPTY, defect)]
+        return [(NULL, GOOD), (product, GOOD), (NULL, defect)]
     return [(product, GOOD), (product, defect)]
 
 
-def guided(
-    model: DefectDiT,
-    latents: Tensor,
-    time: Tensor,
-    conditions: Conditions,
-    product_scale: float,
-    strength: Tensor,
-    region: Tensor | None = None,
-) -> Prediction:
-    """The network's answer under guidance, all branches in one call.
-
-    Three branches (paper, eq. 4): eps(g, -) + w_p (eps(g, p) - eps(g, -)) + w_d (eps(d, -) - eps(g, -)). Two (public
-    code): eps(g, p) + w_d (eps(d, p) - eps(g, p)), in which w_p has no part. The variance is that of the branch that
-    knows the product, mask and maps are those of the branch that knows the defect; the sources say neither.
-
-    Args:
-        latents: [B, C, h, w].
-        time: int scalar.
-        conditions: [n·B, W], branch after branch in the order of `branches`.
-        product_scale, strength: w_p, and w_d as [B].
-        region: where the defect belongs, {0, 1} [B, 1, h, w]; told to the branch that knows the defect.
-    """
-    count, size = len(conditions.product) // len(latents), len(latents)
-    times = time.to(latents.device).expand(count * size)
-    if region is not None:
-        region = torch.cat([torch.zeros_like(region)] * (count - 1) + [region])
-    answer = model(latents.repeat(count, 1, 1, 1), times, conditions, region)
-    wholes = (whole.to(latents.dtype).split(size) for whole in answer)
-    parts = [Prediction(*piece) for piece in zip(*wholes, strict=True)]
-    dial = strength.to(latents).view(-1, 1, 1, 1)
-    steered = [(dial, parts[-1].noise)]
-    if count == 3:
-        steered.append((product_scale, parts[1].noise))
-    noise = guide(parts[0].noise, *steered)
-    return Prediction(noise, parts[-2].variance, parts[-1].mask, parts[-1].maps)
-
-
 @torch.no_grad()
-def draw(
+def sample_latents(
     model: DefectDiT,
-    chain: Chain,
-    clean: Tensor | None,
+    schedule: LearnedVarianceSchedule,
+    guidance: DoubleFreeGuidance,
+    noise_stream: Callable[[], Tensor],
     start: int,
-    fresh_noise: Callable[[], Tensor],
-    conditions: Conditions,
-    product_scale: float,
-    strength: Tensor,
     mask_steps: int,
-    region: Tensor | None = None,
-) -> Drawn:
-    """Walk the chain down to the clean end (section 3.3), the mask averaged over the last steps (section 3.4).
+    clean: Tensor | None = None,
+) -> SampledLatents:
+    """Return sampled latents of image and mask (section 3.3). The mask is averaged over the last steps (section 3.4).
 
     Args:
-        chain: respaced to the sampling steps T.
-        clean: latents [B, C, h, w] to start from, noised to level `start`; None starts from pure noise at level T.
-        start: number of steps to walk, 1 to T; T where `clean` is None.
-        fresh_noise: called for the start's noise [B, C, h, w], then once per step.
-        mask_steps: number of last steps, at least 1.
-        region: see `guided`.
+        model: the transformer.
+        schedule: respaced to the sampling steps T.
+        guidance: conditions and guidance scales.
+        noise_stream: returns standard normal noise [B, C, h, w]; called once for the start and once per step.
+        start: number of steps to take, from 1 to T.
+        mask_steps: number of last steps over which the mask is averaged, at least 1.
+        clean: latents [B, C, h, w] to start from after noising (not in the paper). None starts from noise, with
+            `start` T.
     """
-    latents = fresh_noise()
+    latents = noise_stream()
     if clean is not None:
-        latents = add_noise(clean, latents, chain.alpha_bars[start - 1].expand(len(clean)))
+        latents = add_noise(clean, latents, schedule.alphas_cumprod[start - 1].expand(len(clean)))
     masks: list[Tensor] = []
-    for step in range(start - 1, -1, -1):
-        answer = guided(model, latents, chain.timesteps[step], conditions, product_scale, strength, region)
-        latents = chain.step_back(latents, answer.noise, answer.variance, step, fresh_noise())
-        if step < mask_steps:
-            masks.append(answer.mask)
-    return Drawn(latents, torch.stack(masks).mean(0))
+
+    def denoiser(latents: Tensor, timestep: Tensor) -> Prediction:
+        return guidance.predict(model, latents, timestep)
+
+    def step(latents: Tensor, prediction: Prediction, level: int, _: int) -> Tensor:
+        if level <= mask_steps:
+            masks.append(prediction.mask)
+        return schedule.previous_sample(latents, prediction.noise, prediction.variance, level - 1, noise_stream())
+
+    latents = sample(latents, denoiser, schedule.trajectory, step, path=range(start, -1, -1))
+    return SampledLatents(latents, torch.stack(masks).mean(0))

@@ -1,8 +1,4 @@
-"""Sentences to condition vectors: a stand-in without weights, in which a word always means the same, or CLIP's.
-
-Each of the three parts of the transformer reads its own sentence (paper, section 3.2): the background part
-"a photo of {product}", the defect part "a photo of {defect}", the fusion part "a photo of {defect} {product}".
-"""
+"""Consistency conditions: prompts of product and defect names, text encoders (section 3.2), dropout (section 3.3)."""
 
 import hashlib
 import re
@@ -14,42 +10,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defect_core.data.records import GOOD
 from defect_core.errors import InputError
 from defect_core.generators.views import prompt_words
 
-GOOD = "good"
-EMPTY = ""
+NULL = ""  # the null condition ∅ of the paper
 TEMPLATE = "a photo of {}"
 HASHED_WIDTH = 128
-_SILENT = {"a", "an", "the", "of", "on", "in", "with", "photo", "image", "close", "up"}
+# These words are in many prompts, so they would make different prompts similar.
+_STOP_WORDS = {"a", "an", "the", "of", "on", "in", "with", "photo", "image", "close", "up"}
+
+ConditionNames = tuple[str, str]
+"""A product name and a defect name. `NULL` leaves the product out; "good" is the defect name c_g of normal images."""
 
 
 class Conditions(NamedTuple):
-    """Text vectors [B, W] of the background, the defect and the fusion part."""
+    """Text embeddings of the three parts of the transformer, each [B, W].
+
+    Attributes:
+        product: consistency condition c_p of the background part.
+        defect: consistency condition c_d of the defect part.
+        fusion: fusion condition c_f of the fusion part.
+    """
 
     product: Tensor
     defect: Tensor
     fusion: Tensor
 
     def to(self, like: Tensor) -> "Conditions":
-        return Conditions(*(part.to(like.device, like.dtype) for part in self))
+        """Return the conditions on the device and in the number type of `like`."""
+        return Conditions(*(embedding.to(like.device, like.dtype) for embedding in self))
 
 
-class SentenceEncoder(Protocol):
-    """`width` is W; `name` says in a saved generator which encoder it was."""
+class TextEncoder(Protocol):
+    """Encodes prompts to one vector each.
+
+    Attributes:
+        width: W, the length of a vector.
+        name: name of the encoder.
+    """
 
     width: int
     name: str
 
-    def __call__(self, sentences: Sequence[str]) -> Tensor: ...
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of `prompts`, [B, W]."""
+        ...
 
 
-class HashedWords:
-    """Every word has a fixed random direction; a sentence is the normalised sum of its words' directions.
+class HashedTextEncoder:
+    """Text encoder without weights: a prompt is the normalised sum of one random direction per word.
 
-    The direction is decided by a hash of the word alone, so any word works and means the same on every machine. Words
-    that stand in every prompt (articles, "photo") are silent, for they would make all sentences alike; a sentence of
-    silent words, and the empty one, is the zero vector.
+    The hash of a word gives its direction, so a word has the same direction on every machine and for every product.
+    Stop words have no direction. The embedding of a prompt without other words is zero.
+
+    Args:
+        width: W, the length of an embedding.
     """
 
     name = "hashed"
@@ -57,27 +73,31 @@ class HashedWords:
     def __init__(self, width: int = HASHED_WIDTH) -> None:
         self.width = width
 
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
-        return torch.stack([self._encode(sentence) for sentence in sentences])
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of `prompts`, [B, W], of norm 1 or 0."""
+        return torch.stack([self._encode(prompt) for prompt in prompts])
 
-    def _encode(self, sentence: str) -> Tensor:
-        heard = [word for word in re.findall(r"\w+", prompt_words(sentence).lower()) if word not in _SILENT]
+    def _encode(self, prompt: str) -> Tensor:
+        words = [word for word in re.findall(r"\w+", prompt_words(prompt).lower()) if word not in _STOP_WORDS]
         total = torch.zeros(self.width)
-        for word in heard:
+        for word in words:
             total = total + self._direction(word)
-        return total / total.norm().clamp(min=1e-8) if heard else total
+        return total / total.norm().clamp(min=1e-8) if words else total
 
     def _direction(self, word: str) -> Tensor:
-        """Signs from the bits of the word's hash: no library's random numbers, so the same for ever."""
+        """Return a unit vector whose signs are bits of the word's hash.
+
+        No library's random numbers are used, because the embedded weights need the same directions in every version.
+        """
         bits = np.unpackbits(np.frombuffer(hashlib.shake_256(word.encode()).digest(-(-self.width // 8)), np.uint8))
         return torch.from_numpy(2.0 * bits[: self.width] - 1).float() / self.width**0.5
 
 
-class ClipSentences:
-    """The normalised pooled sentence vector of CLIP's text encoder (paper: CLIP; its code: the RN50 variant).
+class ClipTextEncoder:
+    """CLIP's text encoder; the embedding is the pooled vector, normalised to 1.
 
     Args:
-        folder: holds `text_encoder/` and `tokenizer/`, as a Stable Diffusion folder does.
+        folder: contains `text_encoder/` and `tokenizer/`, as a Stable Diffusion folder does.
 
     Raises:
         InputError: a part is missing or cannot be read.
@@ -93,37 +113,66 @@ class ClipSentences:
         try:
             self._model = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).float().eval()
             self._tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        except Exception as error:
+        except Exception as error:  # transformers raises errors of many types
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"text: {folder}: cannot be loaded ({reason}); expected CLIP's text encoder") from error
         self.name = "clip"
         self.width = int(self._model.config.hidden_size)
 
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of `prompts`, [B, W], of norm 1."""
         length = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
         tokens = self._tokenizer(
-            list(sentences), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         with torch.no_grad():
             pooled = self._model(input_ids=tokens.input_ids).pooler_output
         return pooled / pooled.norm(dim=-1, keepdim=True)
 
 
-def sentences(product: str, defect: str) -> tuple[str, str, str]:
-    """The three sentences for a pair of words; `EMPTY` stands for a condition that is left out.
+def consistency_prompts(product: str, defect: str) -> tuple[str, str, str]:
+    """Return the prompts of the background, the defect and the fusion part.
 
-    >>> sentences("metal_nut", "scratch")
+    Args:
+        product: name of the product, or `NULL`.
+        defect: name of the defect; "good" for a normal image.
+
+    >>> consistency_prompts("metal_nut", "scratch")
     ('a photo of metal nut', 'a photo of scratch', 'a photo of scratch metal nut')
-    >>> sentences("", "good")
+    >>> consistency_prompts("", "good")
     ('', 'a photo of good', 'a photo of good')
     """
-    both = " ".join(prompt_words(word) for word in (defect, product) if word)
-    return tuple(TEMPLATE.format(prompt_words(text)) if text else "" for text in (product, defect, both))
+    fusion = " ".join(prompt_words(name) for name in (defect, product) if name)
+    background, foreground, both = (
+        TEMPLATE.format(prompt_words(text)) if text else "" for text in (product, defect, fusion)
+    )
+    return background, foreground, both
 
 
-def encode_pairs(encoder: SentenceEncoder, pairs: Sequence[tuple[str, str]]) -> Conditions:
-    """Condition vectors of (product, defect) pairs; equal sentences are encoded once."""
-    wanted = [sentences(product, defect) for product, defect in pairs]
-    unique = sorted({text for three in wanted for text in three})
-    vectors = dict(zip(unique, encoder(unique), strict=True))
-    return Conditions(*(torch.stack([vectors[three[part]] for three in wanted]) for part in range(3)))
+def encode_conditions(encoder: TextEncoder, names: Sequence[ConditionNames]) -> Conditions:
+    """Return the text embeddings of products and defects, [B, W] for each part. Equal prompts are encoded once."""
+    prompts = [consistency_prompts(product, defect) for product, defect in names]
+    unique = sorted({prompt for three in prompts for prompt in three})
+    embeddings = dict(zip(unique, encoder(unique), strict=True))
+    return Conditions(*(torch.stack([embeddings[three[part]] for three in prompts]) for part in range(3)))
+
+
+def drop_conditions(
+    names: Sequence[ConditionNames], drop_product: float, drop_defect: float, generator: torch.Generator
+) -> list[ConditionNames]:
+    """Return the names after the dropout of the double-free strategy (algorithm 1).
+
+    Product and defect are dropped independently, so all branches of eq. 4 are trained. Algorithm 1 tries twice to drop
+    the product of a defect image. The public code never drops it, so it does not train the branch (c_d, ∅).
+
+    Args:
+        names: product and defect names of a batch.
+        drop_product: p_1, probability that a product becomes `NULL`.
+        drop_defect: p_2, probability that a defect becomes "good".
+        generator: source of randomness; 2 · B numbers are used.
+    """
+    product, defect = torch.rand((2, len(names)), generator=generator).tolist()
+    return [
+        (NULL if product[i] < drop_product else name[0], GOOD if defect[i] < drop_defect else name[1])
+        for i, name in enumerate(names)
+    ]

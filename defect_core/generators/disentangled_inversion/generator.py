@@ -1,78 +1,128 @@
-"""Disentangled DDIM inversion as a generator: few-shot training of the U-Net, then inversion and drawing.
+"""Disentangled DDIM inversion (Cho et al.) as a generator: a defect inside the mask, the same background outside."""
 
-Formulas stand in `inversion.py`; this file turns real examples into training views and requests into pairs.
-"""
-
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
 from torch import Tensor
 
-from defect_core.backbones import Backbone
-from defect_core.diffusion.attention import control_attention, resize_map
+from defect_core.backbones.load import Backbone
+from defect_core.diffusion.attention import control_attention
+from defect_core.diffusion.samplers import noise_from_seeds
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.errors import InputError
 from defect_core.generators.base import (
+    CheckedRequest,
     Example,
-    Generator,
     Image,
     Mask,
     SampleRequest,
     SyntheticPair,
     check_request,
-    read_description,
-    write_description,
 )
 from defect_core.generators.canvas import Window, choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite, paste
-from defect_core.generators.disentangled_inversion.config import CAPABILITIES, Config
-from defect_core.generators.disentangled_inversion.inversion import draw, invert, masked_loss, sample_noise
+from defect_core.generators.disentangled_inversion.config import CAPABILITIES, DisentangledInversionConfig
+from defect_core.generators.disentangled_inversion.denoiser import (
+    MaskedDenoiser,
+    PromptEmbeddings,
+    encode_prompts,
+    format_defect_prompt,
+)
+from defect_core.generators.disentangled_inversion.inversion import (
+    disentanglement_loss,
+    invert_background,
+    sample_defect,
+)
 from defect_core.generators.disentangled_inversion.refinement import refine_by_attention, refine_by_difference
-from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.trained import SavedGenerator, TrainedGenerator, freeze_in_half_precision, load_frozen
 from defect_core.generators.views import (
+    LatentBank,
     augmented_views,
-    backbone_metadata,
-    check_backbone,
     encode_views,
     latent_masks,
-    prompt_words,
-    round_to_half,
     to_denoiser,
     to_pixels,
     to_tensor,
 )
-from defect_core.training.loop import bf16_inference, train
+from defect_core.training.loop import Loss, TrainingConfig, train
+from defect_core.training.precision import bf16_inference
+
+LATENT_CELL = 8  # canvas pixels per latent
 
 
-class DisentangledInversion(Generator):
-    """One U-Net per product, tuned on all its defects; VAE and text encoder stay frozen."""
+@dataclass(frozen=True)
+class SampleTask:
+    """A checked request with its canvas.
+
+    Attributes:
+        request: the request.
+        window: the part of the image that is sampled.
+        canvas: the normal image in the window, uint8 [R, R, 3].
+        mask: the requested mask in the window, bool [R, R].
+        example: the whole image with the real example pasted in, uint8 [H, W, 3]; None with `start: noise`.
+    """
+
+    request: CheckedRequest
+    window: Window
+    canvas: Image
+    mask: Mask
+    example: Image | None
+
+
+class SampledCanvases(NamedTuple):
+    """Decoded samples, [B, R, R, 3] in 0 to 255.
+
+    Attributes:
+        generated: canvases with the defect.
+        reconstructed: normal canvases, encoded and decoded.
+        reconstructed_examples: canvases of the examples, encoded and decoded; None without `residual`.
+        attention: attention to the defect tokens, [B, h, w]; None unless `refinement` is `attention`.
+        cells: latent masks, bool [B, h, w].
+    """
+
+    generated: NDArray[np.floating]
+    reconstructed: NDArray[np.floating]
+    reconstructed_examples: NDArray[np.floating] | None
+    attention: NDArray[np.floating] | None
+    cells: NDArray[np.bool_]
+
+
+class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
+    """One U-Net per product, fine-tuned on all its defects. VAE and text encoder are frozen.
+
+    Args:
+        backbone: the diffusion backbone.
+        config: the settings.
+        product: fitted product.
+        defects: fitted defect types.
+    """
 
     name = "disentangled-inversion"
     capabilities = CAPABILITIES
+    config_class = DisentangledInversionConfig
 
-    def __init__(self, backbone: Backbone, config: Config, product: str, defects: Sequence[str]) -> None:
-        self.backbone, self.config, self.product, self.defects = backbone, config, product, tuple(defects)
-        self.losses: list[float] = []
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: DisentangledInversionConfig,
+        product: str = "",
+        defects: Sequence[str] = (),
+    ) -> None:
+        super().__init__(backbone, config)
+        self.product, self.defects = product, tuple(defects)
         self._control = control_attention(backbone.denoiser)
 
-    @classmethod
-    def create(cls, config: GeneratorConfig, backbone: Backbone) -> "DisentangledInversion":
-        assert isinstance(config, Config)
-        return cls(backbone, config, "", ())
-
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        defective = [example for example in examples if example.mask is not None]
-        if not defective:
-            raise InputError("disentangled-inversion: no defect examples to learn from; expected at least one")
+        """Fine-tune the U-Net on the defective examples of one product; see `Generator.fit`."""
+        defective = self.defective_examples(examples)
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
-        config = self.config
+        config, denoiser = self.config, self.backbone.denoiser
         views = augmented_views(
             defective,
             config.variants,
@@ -83,248 +133,168 @@ class DisentangledInversion(Generator):
             np.random.default_rng(seed),
         )
         bank = encode_views(self.backbone, views, self.defects)
-        backbone, denoiser, prompts = self.backbone, self.backbone.denoiser, self._prompts()
         denoiser.requires_grad_(True)
-
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            chosen = torch.randint(len(bank.latents), (self.config.batch_size,), generator=generator)
-            noise = torch.randn(chosen.shape + bank.latents.shape[1:], generator=generator)
-            times = torch.randint(len(backbone.schedule), chosen.shape, generator=generator)
-            latents, mask = to_denoiser(backbone, bank.latents[chosen]), to_denoiser(backbone, bank.masks[chosen])
-            noise, levels = to_denoiser(backbone, noise), backbone.schedule[times]
-            noised = add_noise(latents, noise, levels)
-            inside = torch.cat([prompts.defect[bank.defects[chosen]], prompts.hole.expand(len(chosen), -1, -1)])
-            with self._control.regions(prompts.background, torch.cat([mask, mask])):
-                # one call for both branches: z_t^m = (1 − m)·z_t, same noise and time (brief §6.2)
-                both = denoiser(
-                    torch.cat([noised, (1 - mask) * noised]),
-                    to_denoiser(self.backbone, torch.cat([times, times])),
-                    inside,
-                ).sample
-            defect_noise, background_noise = both.chunk(2)
-            return masked_loss(noise, defect_noise, background_noise, mask, self.config.balance)
-
-        self.losses = train(
+        losses = train(
             denoiser,
-            loss,
-            steps=self.config.steps,
-            learning_rate=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
+            self._make_loss(bank),
+            TrainingConfig(config.steps, config.learning_rate, config.weight_decay),
             seed=seed,
             work_dir=work_dir,
             label=f"fine-tuning {self.name} on {self.product}",
         )
-        denoiser.requires_grad_(False)
-        round_to_half(denoiser)
+        self.training = {"loss": losses}
+        freeze_in_half_precision(denoiser)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
+        """Yield one pair per request; see `Generator.sample`."""
         if len(requests) == 1 and self.backbone.device.type == "cpu":
-            # alone it would be rounded otherwise in bfloat16, and pixels at the edge of its mask would come and go
+            # On a CPU, bfloat16 rounds a batch of one differently, which would change pixels at the edge of the mask.
             yield next(self.sample([*requests, *requests]))
             return
-        views = [self._view(request) for request in requests]
-        if not views:
+        tasks = [self._prepare(request) for request in requests]
+        if not tasks:
             return
-        canvases = to_tensor([view.image for view in views])
-        examples = (
-            to_denoiser(self.backbone, to_tensor([view.shown_example(self.backbone.resolution) for view in views]))
-            if self.config.start == "example"
-            else None
-        )
-        mask = latent_masks(self.backbone, [view.mask for view in views])
-        with torch.no_grad():
-            walked = self._generate(
-                to_denoiser(self.backbone, canvases),
-                examples,
-                to_denoiser(self.backbone, mask),
-                [r.defect for r in requests],
-                [r.seed for r in requests],
-            )
-        for index, (request, view) in enumerate(zip(requests, views, strict=True)):
-            yield self._finish(request, view, walked, index, mask[index, 0].numpy() > 0)
+        canvases = self._sample_canvases(tasks)
+        for index, task in enumerate(tasks):
+            yield self._make_pair(task, canvases, index)
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.half().contiguous() for name, tensor in self.backbone.denoiser.state_dict().items()}
-        save_file(state, folder / "unet.safetensors")
-        write_description(
-            folder,
-            self.name,
-            self.config,
-            product=self.product,
-            defects=list(self.defects),
-            backbone=backbone_metadata(self.backbone),
-        )
-        (folder / "training.json").write_text(json.dumps({"loss": self.losses}) + "\n")
+    def describe(self) -> dict[str, Any]:
+        """Return product and defects."""
+        return {"product": self.product, "defects": list(self.defects)}
+
+    def state_dicts(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return the weights of the U-Net."""
+        return {"unet": self.backbone.denoiser.state_dict()}
 
     @classmethod
-    def load(cls, folder: Path, backbone: Backbone) -> "DisentangledInversion":
-        described = read_description(folder, cls.name)
-        check_backbone(folder, described, backbone)
-        config = Config.model_validate(described["config"])
-        made = cls(backbone, config, described["product"], described["defects"])
-        backbone.denoiser.load_state_dict({k: v.float() for k, v in load_file(folder / "unet.safetensors").items()})
-        backbone.denoiser.requires_grad_(False).eval()
-        return made
+    def restore(cls, backbone: Backbone, config: DisentangledInversionConfig, saved: SavedGenerator) -> Self:
+        """Return the fitted generator of a folder."""
+        generator = cls(backbone, config, saved.description["product"], saved.description["defects"])
+        load_frozen(backbone.denoiser, saved.state_dict("unet"))
+        return generator
 
-    # sampling
+    def _make_loss(self, bank: LatentBank) -> Loss:
+        """Return the loss of one training step as a function of the step and its generator."""
+        backbone, denoiser, prompts = self.backbone, self.backbone.denoiser, self._encode_prompts()
 
-    def _generate(
-        self, canvases: Tensor, examples: Tensor | None, mask: Tensor, defects: Sequence[str], seeds: list[int]
-    ) -> "_Walked":
-        config, backbone, prompts = self.config, self.backbone, self._prompts()
-        trajectory = make_trajectory(backbone.schedule, config.sampling_steps)
-        inside = prompts.defect[[self.defects.index(defect) for defect in defects]]
-        tokens = prompts.tokens[[self.defects.index(defect) for defect in defects]]
-        kept: list[Tensor] = []
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            rows = torch.randint(len(bank.latents), (self.config.batch_size,), generator=generator)
+            noise = torch.randn(rows.shape + bank.latents.shape[1:], generator=generator)
+            timesteps = torch.randint(len(backbone.alphas_cumprod), rows.shape, generator=generator)
+            latents, mask = to_denoiser(backbone, bank.latents[rows]), to_denoiser(backbone, bank.masks[rows])
+            noise = to_denoiser(backbone, noise)
+            noised = add_noise(latents, noise, backbone.alphas_cumprod[timesteps])
+            inside = torch.cat([prompts.defect[bank.defects[rows]], prompts.hole.expand(len(rows), -1, -1)])
+            with self._control.regions(prompts.background, torch.cat([mask, mask])):
+                # One call predicts both terms of eq. 5, because z_t^m = (1 − m)⊙z_t (eq. 6 and 7).
+                output = denoiser(
+                    torch.cat([noised, (1 - mask) * noised]),
+                    to_denoiser(backbone, torch.cat([timesteps, timesteps])),
+                    inside,
+                )
+            defect_noise, background_noise = output.sample.chunk(2)
+            return disentanglement_loss(noise, defect_noise, background_noise, mask, self.config.balance)
 
-        def predict(latents: Tensor, time: Tensor, text: Tensor, watch: Tensor | None = None) -> Tensor:
-            time = time.to(latents.device)
-            with self._control.regions(prompts.background, mask):
-                if watch is None:
-                    return backbone.denoiser(latents, time, text).sample.to(latents.dtype)
-                with self._control.capture(watch[:, None]) as maps:
-                    noise = backbone.denoiser(latents, time, text).sample
-            kept.extend(_same_size([part[:, 0].to(latents) for _, part in maps.layers], mask.shape[-1]))
-            return noise.to(latents.dtype)
+        return loss
 
-        def background(latents: Tensor, time: Tensor) -> Tensor:
-            return predict(latents, time, prompts.hole)
+    def _prepare(self, request: SampleRequest) -> SampleTask:
+        checked = check_request(request, self.defects)
+        config, resolution = self.config, self.backbone.resolution
+        window = choose_window(checked.mask, config.canvas, config.context, config.min_side)
+        example = None
+        if config.start == "example":
+            if checked.warped is None:
+                raise InputError(f"request {checked.sample_id}: start: example needs a real example; found none")
+            # The edge is hard here, because `composite` softens the edge of the sampled defect.
+            example = paste(checked.normal_image, checked.warped, checked.mask, 0.0, 1.0)
+        canvas = crop_image(checked.normal_image, window, resolution)
+        return SampleTask(checked, window, canvas, crop_mask(checked.mask, window, resolution), example)
 
-        def defect(latents: Tensor, time: Tensor) -> Tensor:
-            noise = predict(latents, time, inside, tokens if config.refinement == "attention" else None)
-            if config.guidance_scale == 1:
-                return noise
-            plain = predict(latents, time, prompts.hole)
-            return plain + config.guidance_scale * (noise - plain)
-
-        clean = backbone.encode(canvases)
-        noise = to_denoiser(self.backbone, sample_noise(seeds, tuple(clean.shape[1:])))
-        example = None if examples is None else backbone.encode(examples)
-        level = trajectory.steps if example is None else max(1, round(config.start_level * trajectory.steps))
-        again = background if config.mode == "paper" else None
+    @torch.no_grad()
+    def _sample_canvases(self, tasks: Sequence[SampleTask]) -> SampledCanvases:
+        config, backbone = self.config, self.backbone
+        trajectory = make_trajectory(backbone.alphas_cumprod, config.sampling_steps)
+        mask = latent_masks(backbone, [task.mask for task in tasks])
+        denoiser = self._masked_denoiser(tasks, to_denoiser(backbone, mask))
+        clean = self._encode([task.canvas for task in tasks])
+        noise = noise_from_seeds([task.request.seed for task in tasks], tuple(clean.shape[1:]))
+        noise, example, start = to_denoiser(backbone, noise), None, trajectory.steps
+        if config.start == "example":
+            windows = [(task.example, task.window) for task in tasks if task.example is not None]
+            example = self._encode([crop_image(image, window, backbone.resolution) for image, window in windows])
+            start = max(1, round(config.start_level * trajectory.steps))
         with bf16_inference(backbone.denoiser):
-            inverted = invert(clean, mask, background, trajectory, level)  # what lies above is not walked again
-            latents = draw(inverted, mask, noise, defect, again, trajectory, example, level)
-        drawn = backbone.decode(latents)
-        return _Walked(
-            to_pixels(drawn),
+            # Levels above `start` are not sampled, so they are not inverted.
+            inversion = invert_background(clean, denoiser.mask, denoiser.predict_background, trajectory, start)
+            background = denoiser.predict_background if config.mode == "paper" else None
+            latents = sample_defect(
+                inversion, denoiser.mask, noise, denoiser.predict_defect, background, trajectory, example, start
+            )
+        maps = denoiser.attention_maps
+        return SampledCanvases(
+            to_pixels(backbone.decode(latents)),
             to_pixels(backbone.decode(clean)),
             to_pixels(backbone.decode(example)) if example is not None and config.residual else None,
-            torch.stack(kept).mean(0).cpu().numpy() if kept else None,
+            torch.stack(maps).mean(0).cpu().numpy() if maps else None,
+            mask[:, 0].numpy() > 0,
         )
 
-    def _finish(
-        self, request: SampleRequest, view: "_View", walked: "_Walked", index: int, cells: Mask
-    ) -> SyntheticPair:
-        back = resize_to_window(walked.drawn[index], view.window)
-        allowed = view.mask_at(cells)
-        soft = None
-        if self.config.refinement == "difference":
-            mask, soft = refine_by_difference(back, resize_to_window(walked.normal[index], view.window), allowed)
-        elif self.config.refinement == "attention":
-            mask, soft = refine_by_attention(walked.attention[index], allowed & request.mask[view.window.slices])
-        else:
-            mask = request.mask[view.window.slices].copy()
-        if not mask.any():
-            mask = request.mask[view.window.slices].copy()
+    def _make_pair(self, task: SampleTask, canvases: SampledCanvases, index: int) -> SyntheticPair:
+        request, window = task.request, task.window
+        generated = resize_to_window(canvases.generated[index], window)
+        mask, soft_mask = self._refine_mask(task, canvases, index, generated)
         full_mask = np.zeros_like(request.mask)
-        full_mask[view.window.slices] = mask
-        full = request.normal_image.astype(np.float32)
-        if walked.example is not None:
-            back += view.example[view.window.slices] - resize_to_window(walked.example[index], view.window)
-        full[view.window.slices] = back
-        image = composite(request.normal_image, full, full_mask, self.config.feather)
-        full_soft = None
-        if soft is not None:
-            full_soft = np.zeros(request.mask.shape, np.float32)
-            full_soft[view.window.slices] = soft
-        return SyntheticPair(request.sample_id, image, full_mask, full_soft, {"prompt": self._prompt(request.defect)})
+        full_mask[window.slices] = mask
+        if task.example is not None and canvases.reconstructed_examples is not None:
+            reconstructed = resize_to_window(canvases.reconstructed_examples[index], window)
+            generated += task.example[window.slices] - reconstructed
+        full_image = request.normal_image.astype(np.float32)
+        full_image[window.slices] = generated
+        image = composite(request.normal_image, full_image, full_mask, self.config.feather)
+        full_soft_mask = None
+        if soft_mask is not None:
+            full_soft_mask = np.zeros(request.mask.shape, np.float32)
+            full_soft_mask[window.slices] = soft_mask
+        metadata = {"prompt": format_defect_prompt(self.config, self.product, request.defect)}
+        return SyntheticPair(request.sample_id, image, full_mask, full_soft_mask, metadata)
 
-    def _view(self, request: SampleRequest) -> "_View":
-        check_request(request, self.defects)
-        window = choose_window(request.mask, self.config.canvas, self.config.context, self.config.min_side)
-        resolution = self.backbone.resolution
-        example = None
-        if self.config.start == "example":
-            if request.warped is None:
-                raise InputError(f"request {request.sample_id}: start: example needs a real example; found none")
-            # with a hard edge: `composite` softens the drawn one's
-            example = paste(request.normal_image, request.warped, request.mask, 0.0, 1.0)
-        return _View(
-            window,
-            crop_image(request.normal_image, window, resolution),
-            crop_mask(request.mask, window, resolution),
-            example,
+    def _refine_mask(
+        self, task: SampleTask, canvases: SampledCanvases, index: int, generated: NDArray[np.floating]
+    ) -> tuple[Mask, NDArray[np.float32] | None]:
+        """Return the refined mask at the size of the window, never empty, and its soft mask if there is one.
+
+        Args:
+            task: the task.
+            canvases: the sampled canvases.
+            index: index of the task.
+            generated: the generated canvas at the size of the window.
+        """
+        window = task.window
+        requested = task.request.mask[window.slices]
+        cells = np.kron(canvases.cells[index], np.ones((LATENT_CELL, LATENT_CELL), np.float32))
+        allowed = resize_to_window(cells, window) > 0.5
+        mask, soft_mask = requested, None
+        if self.config.refinement == "difference":
+            reconstructed = resize_to_window(canvases.reconstructed[index], window)
+            mask, soft_mask = refine_by_difference(generated, reconstructed, allowed)
+        elif canvases.attention is not None:
+            mask, soft_mask = refine_by_attention(canvases.attention[index], allowed & requested)
+        return (mask if mask.any() else requested), soft_mask
+
+    def _encode(self, images: Sequence[Image]) -> Tensor:
+        return self.backbone.encode(to_denoiser(self.backbone, to_tensor(images)))
+
+    def _encode_prompts(self) -> PromptEmbeddings:
+        return encode_prompts(self.backbone, self.config, self.product, self.defects)
+
+    def _masked_denoiser(self, tasks: Sequence[SampleTask], mask: Tensor) -> MaskedDenoiser:
+        prompts = self._encode_prompts()
+        rows = [self.defects.index(task.request.defect) for task in tasks]
+        prompts = prompts._replace(defect=prompts.defect[rows], defect_tokens=prompts.defect_tokens[rows])
+        captures_attention = self.config.refinement == "attention"
+        return MaskedDenoiser(
+            self.backbone, self._control, prompts, mask, self.config.guidance_scale, captures_attention
         )
 
-    # texts and tensors
 
-    def _prompt(self, defect: str) -> str:
-        return self.config.defect_prompt.format(defect=prompt_words(defect), product=prompt_words(self.product))
-
-    def _prompts(self) -> "_Prompts":
-        encode = self.backbone.encode_text
-        with torch.no_grad():
-            defect = encode([self._prompt(name) for name in self.defects])
-            background = encode([self.config.background_prompt.format(product=prompt_words(self.product))])
-            hole = encode([self.config.hole_prompt])
-        marked = [
-            _token_mask(self.backbone.tokenizer, self._prompt(n), prompt_words(n), defect.shape[1])
-            for n in self.defects
-        ]
-        return _Prompts(defect, background, hole, torch.stack(marked).to(defect.device))
-
-
-METHOD = DisentangledInversion
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    defect: Tensor
-    background: Tensor
-    hole: Tensor
-    tokens: Tensor
-
-
-class _Walked(NamedTuple):
-    """Canvases [B, R, R, 3] in 0 to 255: drawn; the normal one and the example, both through the autoencoder alone
-    (the example with `residual`); and attention maps [B, h, w] where the masks are refined by them.
-    """
-
-    drawn: np.ndarray
-    normal: np.ndarray
-    example: np.ndarray | None
-    attention: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _View:
-    """A request in its window: canvas and mask at the backbone's resolution, the pasted example at the image's own."""
-
-    window: Window
-    image: Image
-    mask: Mask
-    example: Image | None
-
-    def shown_example(self, resolution: int) -> Image:
-        return crop_image(self.example, self.window, resolution)
-
-    def mask_at(self, cells: Mask) -> Mask:
-        """The latent cells that were drawn, at the window's own size."""
-        return resize_to_window(np.kron(cells, np.ones((8, 8), np.float32)), self.window) > 0.5
-
-
-def _token_mask(tokenizer: Any, prompt: str, word: str, length: int) -> Tensor:
-    """Which token positions of a prompt spell the defect's name (bool [length]; position 0 is the start token)."""
-    before = tokenizer(prompt[: prompt.index(word)].strip(), add_special_tokens=False)["input_ids"]
-    spelled = tokenizer(word, add_special_tokens=False)["input_ids"]
-    marked = torch.zeros(length, dtype=torch.bool)
-    marked[1 + len(before) : 1 + len(before) + len(spelled)] = True
-    return marked
-
-
-def _same_size(maps: list[Tensor], side: int) -> list[Tensor]:
-    """Attention maps of the two finest layers' sizes, brought to the latent side (brief §6.3 step 5)."""
-    finest = sorted({part.shape[-1] for part in maps})[-2:]
-    return [resize_map(part[:, None], side)[:, 0] for part in maps if part.shape[-1] in finest]
+GENERATOR = DisentangledInversion

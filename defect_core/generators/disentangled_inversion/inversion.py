@@ -1,113 +1,127 @@
-"""The two pure functions of the method: invert a normal latent around a hole, and draw a defect into it.
+"""Disentanglement loss (Cho et al., section 3.1), inversion of the background and sampling of the defect (3.2).
 
-Source: "Revisiting DDIM Inversion for Controlling Defect Generation by Disentangling the Background" (Cho et al.).
-z is a clean latent [B, C, h, w], m a latent mask [B, 1, h, w] in {0, 1}; superscript m marks the branch whose
-mask region is zero. A noise model is `(latents, timestep) -> predicted noise`, both [B, C, h, w].
+z is a clean latent [B, C, h, w], m a latent mask [B, 1, h, w] in {0, 1}, C_1 = [C_def, C_bg] and C_2 = [C_m, C_bg]. The
+superscript m marks latents that are zero inside the mask.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from defect_core.diffusion.schedule import Trajectory, add_noise, ddim_move
-
-NoiseModel = Callable[[Tensor, Tensor], Tensor]
+from defect_core.diffusion.samplers import Denoiser, make_ddim_step, sample
+from defect_core.diffusion.schedule import Trajectory, add_noise
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """What inversion leaves behind.
+class BackgroundInversion:
+    """DDIM inversion of a background (eq. 8).
 
     Attributes:
-        path: z̃_t^m from t = 0 up to T or the level asked for, zero inside the mask.
-        noises: the background predictions on that way, noises[t] made at level t; `cached` mode reuses them.
+        latents: z̃_t^m at level t, from 0 to the last inverted level; zero inside the mask.
+        noises: ε_θ(z̃_t^m, t, C_2) at level t, from 0 to the last but one; zero inside the mask.
     """
 
-    path: tuple[Tensor, ...]
+    latents: tuple[Tensor, ...]
     noises: tuple[Tensor, ...]
 
 
-def masked_loss(
+def disentanglement_loss(
     noise: Tensor, defect_noise: Tensor, background_noise: Tensor, mask: Tensor, balance: str = "area"
 ) -> Tensor:
-    """‖m⊙(ε − ε_θ(z_t, C_1))‖² + ‖(1 − m)⊙(ε − ε_θ(z_t^m, C_2))‖² (paper eq. 5).
+    """Return eq. 5, ‖m⊙(ε − ε_θ(z_t, C_1))‖² + ‖(1 − m)⊙(ε − ε_θ(z_t^m, C_2))‖², a scalar.
 
     Args:
-        noise, defect_noise, background_noise: ε and the two predictions, [B, C, h, w].
+        noise: ε, [B, C, h, w].
+        defect_noise: ε_θ(z_t, C_1) of the matching loss, [B, C, h, w].
+        background_noise: ε_θ(z_t^m, C_2) of the regularizer, [B, C, h, w].
         mask: m, [B, 1, h, w].
-        balance: `area` takes the mean over all elements (the paper's sum up to a factor); `equal` averages each
-            half over its own area first, so that a small defect weighs as much as a large background.
+        balance: `area` is the mean over all elements, which is eq. 5 up to a factor. `equal` averages each term over
+            its own area (not in the paper), so a small defect has the same weight as a large background.
     """
-    inside = mask * (noise - defect_noise) ** 2
-    outside = (1 - mask) * (noise - background_noise) ** 2
+    matching = mask * (noise - defect_noise) ** 2
+    regularizer = (1 - mask) * (noise - background_noise) ** 2
     if balance == "area":
-        return (inside + outside).mean()
+        return (matching + regularizer).mean()
     channels = noise.shape[1]
-    area = mask.sum().clamp(min=1) * channels
-    rest = (1 - mask).sum().clamp(min=1) * channels
-    return inside.sum() / area + outside.sum() / rest
+    defect_area = mask.sum().clamp(min=1) * channels
+    background_area = (1 - mask).sum().clamp(min=1) * channels
+    return matching.sum() / defect_area + regularizer.sum() / background_area
 
 
-def invert(
-    latents: Tensor, mask: Tensor, background: NoiseModel, trajectory: Trajectory, last: int | None = None
-) -> Inverted:
-    """DDIM inversion of the background alone, from z̃_0^m = (1 − m)⊙z_0 up to level `last` (None: T).
+def invert_background(
+    latents: Tensor, mask: Tensor, background: Denoiser[Tensor], trajectory: Trajectory, last: int | None = None
+) -> BackgroundInversion:
+    """Return the DDIM inversion of z̃_0^m = (1 − m)⊙z_0 (eq. 8).
 
-    The hole stays exactly zero.
+    Args:
+        latents: z_0 of the normal image, [B, C, h, w].
+        mask: m, [B, 1, h, w].
+        background: denoiser under C_2.
+        trajectory: the noise levels.
+        last: the last level, from 1 to T; None: T.
     """
     outside = 1 - mask
     path, noises = [outside * latents], []
-    for t in range(1, (trajectory.steps if last is None else last) + 1):
-        noise = outside * background(path[-1], trajectory.timesteps[t - 1])
-        noises.append(noise)
-        path.append(ddim_move(path[-1], noise, trajectory.alpha_bars[t - 1], trajectory.alpha_bars[t]))
-    return Inverted(tuple(path), tuple(noises))
+
+    def keep_noise(noise: Tensor, _latents: Tensor, _level: int) -> Tensor:
+        noises.append(outside * noise)
+        return noises[-1]
+
+    def keep_latents(latents: Tensor, _level: int) -> Tensor:
+        path.append(latents)
+        return latents
+
+    sample(
+        path[0],
+        background,
+        trajectory,
+        make_ddim_step(trajectory),
+        path=range((trajectory.steps if last is None else last) + 1),
+        after_noise=keep_noise,
+        after_step=keep_latents,
+    )
+    return BackgroundInversion(tuple(path), tuple(noises))
 
 
-def draw(
-    inverted: Inverted,
+def sample_defect(
+    inversion: BackgroundInversion,
     mask: Tensor,
     noise: Tensor,
-    defect: NoiseModel,
-    background: NoiseModel | None,
+    defect: Denoiser[Tensor],
+    background: Denoiser[Tensor] | None,
     trajectory: Trajectory,
     example: Tensor | None = None,
     start: int | None = None,
 ) -> Tensor:
-    """Sample z*_0: the inverted background outside the mask, a defect grown from `noise` inside.
+    """Return z*_0, the inverted background with a defect inside the mask (eq. 9).
 
-    z*_T = z̃_T^m + m⊙noise; at each level ε̂ = (1 − m)⊙ε_θ(z_t^m, C_2) + m⊙ε_θ(z*_t, C_1).
+    It starts from z*_T = z̃_T^m + m⊙ε. The noise of each step is (1 − m)⊙ε_θ(z_t^m, C_2) + m⊙ε_θ(z*_t, C_1).
 
     Args:
-        inverted: what `invert` returned for the same mask, up to `start` at least.
+        inversion: result of `invert_background` for the same mask and trajectory, at least up to the start level.
         mask: m, [B, 1, h, w].
-        noise: [B, C, h, w], standard normal.
-        defect: noise model under C_1.
-        background: noise model under C_2 (paper mode), or None to reuse the inversion's predictions, which leads
-            the background latent back to z_0 up to rounding (cached mode).
-        trajectory: the one of the inversion.
-        example: latents of a real defect in this place, noised to level `start` inside the mask, from where the walk
-            begins (SDEdit, Meng et al. 2022). Not the paper's; None begins from noise at T, as the paper does.
-        start: level in 1 … T, with `example` only.
+        noise: standard normal, [B, C, h, w].
+        defect: denoiser under C_1.
+        background: denoiser under C_2. None reuses the noise of the inversion (not in the paper), which reconstructs
+            the background latents z_0 up to rounding.
+        trajectory: the noise levels.
+        example: latents of a real defect at the position of the mask, [B, C, h, w]. Sampling starts from them,
+            noised to level `start` (SDEdit, Meng et al. 2022; not in the paper). None starts from noise at level T.
+        start: level from 1 to T, used with `example` only; None: T.
     """
     outside = 1 - mask
     first, inside = trajectory.steps, noise
     if example is not None:
         first = trajectory.steps if start is None else start
-        inside = add_noise(example, noise, trajectory.alpha_bars[first].expand(len(example)))
-    hole = inverted.path[first]
-    current = hole + mask * inside
-    for t in range(first, 0, -1):
-        step = trajectory.timesteps[t]
-        kept = inverted.noises[t - 1] if background is None else outside * background(hole, step)
-        mixed = kept + mask * defect(current, step)
-        levels = trajectory.alpha_bars[t], trajectory.alpha_bars[t - 1]
-        current, hole = ddim_move(current, mixed, *levels), ddim_move(hole, kept, *levels)
-    return current
+        inside = add_noise(example, noise, trajectory.alphas_cumprod[first].expand(len(example)))
+    cached_noises = iter(inversion.noises[first - 1 :: -1])
 
+    def denoiser(coupled: Tensor, timestep: Tensor) -> Tensor:
+        latents, masked_latents = coupled
+        outside_noise = next(cached_noises) if background is None else outside * background(masked_latents, timestep)
+        return torch.stack([outside_noise + mask * defect(latents, timestep), outside_noise])
 
-def sample_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise [len(seeds), *shape], each sample from its own CPU generator."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    masked_latents = inversion.latents[first]
+    coupled = torch.stack([masked_latents + mask * inside, masked_latents])  # z* and z^m take the same steps.
+    return sample(coupled, denoiser, trajectory, make_ddim_step(trajectory), path=range(first, -1, -1))[0]

@@ -1,68 +1,75 @@
-"""From the requested mask to the mask of what was really drawn: m* ⊆ m, never empty when m is not."""
+"""Refinement of the requested mask m to the mask m* of the generated defect (section 3.3.2); m* is a part of m."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from defect_core.data.masks import label_components
 from defect_core.generators.base import Mask
 
-LEAST_CHANGE = 6.0
-RELATIVE_CHANGE = 0.35
-SMALLEST_PART = 3
+ATTENTION_THRESHOLD = 0.5  # eq. 13
+# The thresholds of `refine_by_difference` are not in the paper; they were chosen by experiment.
+BLUR_SIGMA = 0.8  # pixels
+PEAK_PERCENTILE = 98
+MIN_CHANGE = 6.0  # grey levels
+MIN_RELATIVE_CHANGE = 0.35  # of the peak
+MIN_AREA = 3  # pixels of a connected component
+MIN_RELATIVE_AREA = 0.1  # of the largest connected component
 
 
 def refine_by_difference(
-    drawn: NDArray[np.floating], rebuilt: NDArray[np.floating], allowed: Mask
+    generated: NDArray[np.floating], reconstructed: NDArray[np.floating], allowed: Mask
 ) -> tuple[Mask, NDArray[np.float32]]:
-    """Where the drawn canvas differs from its own reconstruction without a defect.
+    """Return the pixels where the generated canvas differs from the reconstructed normal canvas (not in the paper).
 
-    Both went through the same decoder, so what differs is the defect alone, at pixel precision. The threshold is a
-    share of the strongest change (its 98th percentile inside `allowed`), and at least a few grey levels. Ours, not
-    the paper's, whose attention maps are too coarse at 16 x 16.
+    Both are outputs of the same decoder, so they differ by the defect only. The attention maps of eq. 13 are coarser.
 
     Args:
-        drawn, rebuilt: [H, W, 3] in 0 to 255.
-        allowed: bool [H, W], the region that was drawn.
+        generated: [H, W, 3] in 0 to 255.
+        reconstructed: [H, W, 3] in 0 to 255.
+        allowed: bool [H, W], the region that was generated.
 
     Returns:
-        The refined mask, and the change over its threshold scale as a soft mask in [0, 1].
+        The refined mask, which is empty if nothing changed, and the change relative to its peak, float32 in [0, 1].
     """
-    change = ndimage.gaussian_filter(np.abs(drawn - rebuilt).mean(-1), 0.8) * allowed
+    change = ndimage.gaussian_filter(np.abs(generated - reconstructed).mean(-1), BLUR_SIGMA) * allowed
     if not allowed.any():
         return allowed.copy(), change.astype(np.float32)
-    peak = float(np.percentile(change[allowed], 98))
-    mask = change >= max(LEAST_CHANGE, RELATIVE_CHANGE * peak)
-    mask = ndimage.binary_closing(np.pad(mask, 2), iterations=1)[2:-2, 2:-2] & allowed
-    mask = _drop_small(ndimage.binary_fill_holes(mask) & allowed)
+    peak = float(np.percentile(change[allowed], PEAK_PERCENTILE))
+    mask = change >= max(MIN_CHANGE, MIN_RELATIVE_CHANGE * peak)
+    mask = np.asarray(ndimage.binary_closing(np.pad(mask, 2), iterations=1), bool)[2:-2, 2:-2] & allowed
+    mask = _remove_small_components(np.asarray(ndimage.binary_fill_holes(mask), bool) & allowed)
     return mask, np.clip(change / max(peak, 1e-6), 0, 1).astype(np.float32)
 
 
 def refine_by_attention(attention: NDArray[np.floating], allowed: Mask) -> tuple[Mask, NDArray[np.float32]]:
-    """Where the defect's words were attended to: paper §3.4, m* = [resize(m'⊙softmax(QK_def/τ)) ≥ ½].
+    """Return the pixels with attention to the defect tokens, m* = [resize(m'⊙softmax(QK_def/τ)) ≥ ½] (eq. 13).
 
-    A raw softmax value rarely reaches ½, so the averaged map is min-max normalised inside the mask first
-    (brief §6.3 step 5).
+    The softmax rarely reaches ½, so the map is scaled to [0, 1] inside the mask first (not in the paper).
 
     Args:
-        attention: [h, w], averaged over steps, layers, heads and the defect's tokens.
-        allowed: bool [H, W], m at the window's size.
+        attention: [h, w], mean over steps, layers, heads and the defect tokens.
+        allowed: bool [H, W], m at the size of the window.
+
+    Returns:
+        The refined mask, nonempty if `allowed` is, and the scaled attention, float32 [H, W] in [0, 1].
     """
     height, width = allowed.shape
     rows = np.clip((np.arange(height) + 0.5) * attention.shape[0] / height - 0.5, 0, attention.shape[0] - 1)
     columns = np.clip((np.arange(width) + 0.5) * attention.shape[1] / width - 0.5, 0, attention.shape[1] - 1)
-    fine = ndimage.map_coordinates(attention.astype(np.float64), np.meshgrid(rows, columns, indexing="ij"), order=1)
+    resized = ndimage.map_coordinates(attention.astype(np.float64), np.meshgrid(rows, columns, indexing="ij"), order=1)
     if not allowed.any():
         return allowed.copy(), np.zeros(allowed.shape, np.float32)
-    low, high = fine[allowed].min(), fine[allowed].max()
-    soft = np.where(allowed, (fine - low) / max(high - low, 1e-12), 0).astype(np.float32)
-    mask = (soft >= 0.5) & allowed
+    low, high = resized[allowed].min(), resized[allowed].max()
+    soft = np.where(allowed, (resized - low) / max(high - low, 1e-12), 0).astype(np.float32)
+    mask = (soft >= ATTENTION_THRESHOLD) & allowed
     return (mask if mask.any() else allowed.copy()), soft
 
 
-def _drop_small(mask: Mask) -> Mask:
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
+def _remove_small_components(mask: Mask) -> Mask:
+    labels, count = label_components(mask)
     if count <= 1:
         return mask
-    areas = np.bincount(parts.ravel())
+    areas = np.bincount(labels.ravel())
     areas[0] = 0
-    return np.isin(parts, np.flatnonzero(areas >= max(SMALLEST_PART, 0.1 * areas.max())))
+    return np.isin(labels, np.flatnonzero(areas >= max(MIN_AREA, MIN_RELATIVE_AREA * areas.max())))

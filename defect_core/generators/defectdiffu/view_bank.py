@@ -1,0 +1,129 @@
+"""Training data in memory: encoded views of the examples, and the text embeddings of all conditions."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defect_core.backbones.load import Backbone
+from defect_core.data.masks import downsample_mask
+from defect_core.data.records import GOOD
+from defect_core.generators.base import Example, Image, Mask
+from defect_core.generators.defectdiffu.config import DefectDiffuConfig
+from defect_core.generators.defectdiffu.text import NULL, ConditionNames, Conditions, TextEncoder, encode_conditions
+from defect_core.generators.views import View, augmented_views, to_tensor
+
+ENCODE_BATCH_SIZE = 16
+
+
+class ViewBank(NamedTuple):
+    """Encoded views on the CPU.
+
+    Attributes:
+        latents: latents of the images, [N, C, h, w].
+        masks: {0, 1}, float [N, 1, h, w], max-pooled so that no defect is lost.
+        mask_latents: latents of the mask images, [N, C, h, w].
+        names: product and defect name of each view.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    mask_latents: Tensor
+    names: list[ConditionNames]
+
+    def choose(self, count: int, defect_fraction: float, generator: torch.Generator) -> Tensor:
+        """Return the rows of a batch, int64 [count]; products and defects are chosen uniformly.
+
+        Args:
+            count: number of rows.
+            defect_fraction: probability of a defect view.
+            generator: source of randomness; 3 · count numbers are used.
+        """
+        rows_by_name: dict[ConditionNames, list[int]] = {}
+        for row, name in enumerate(self.names):
+            rows_by_name.setdefault(name, []).append(row)
+        normal, defective = (
+            [rows for name, rows in rows_by_name.items() if (name[1] == GOOD) == is_normal]
+            for is_normal in (True, False)
+        )
+        chosen = []
+        for kind, group, row in torch.rand((count, 3), generator=generator, dtype=torch.float64).tolist():
+            preferred, other = (defective, normal) if kind < defect_fraction else (normal, defective)
+            groups = preferred or other
+            rows = groups[int(group * len(groups))]
+            chosen.append(rows[int(row * len(rows))])
+        return torch.tensor(chosen)
+
+
+class ConditionTable(NamedTuple):
+    """Text embeddings of all products and defects.
+
+    Attributes:
+        rows: row of each pair of names.
+        conditions: text embeddings, [N, W].
+    """
+
+    rows: dict[ConditionNames, int]
+    conditions: Conditions
+
+    def lookup(self, names: Sequence[ConditionNames]) -> Conditions:
+        """Return the text embeddings of the names, [B, W]."""
+        rows = [self.rows[name] for name in names]
+        return Conditions(*(embeddings[rows] for embeddings in self.conditions))
+
+
+def encode_bank(
+    backbone: Backbone,
+    config: DefectDiffuConfig,
+    examples: Sequence[Example],
+    resolution: int,
+    latent_size: int,
+    seed: int,
+) -> ViewBank:
+    """Return the encoded augmented views of the examples.
+
+    Args:
+        backbone: gives the VAE.
+        config: settings of the views.
+        examples: defective and normal examples of all products.
+        resolution: side of a view in pixels.
+        latent_size: side of its latents.
+        seed: the only source of randomness.
+    """
+    rng = np.random.default_rng(seed)
+    views: list[View] = []
+    names: list[ConditionNames] = []
+    for example in examples:
+        count = config.normal_variants if example.mask is None else config.variants
+        views += augmented_views([example], count, config.canvas, config.context, config.min_side, resolution, rng)
+        names += [(example.product, GOOD if example.mask is None else example.defect)] * count
+    mask_images = [np.repeat(view.mask[..., None], 3, -1).astype(np.uint8) * 255 for view in views]
+    return ViewBank(
+        encode_images(backbone, [view.image for view in views]),
+        max_pool_masks([view.mask for view in views], latent_size),
+        encode_images(backbone, mask_images),
+        names,
+    )
+
+
+def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
+    """Return the latents of images uint8 [R, R, 3] on the CPU, [N, C, h, w]."""
+    with torch.no_grad():
+        parts = [
+            backbone.encode(to_tensor(images[first : first + ENCODE_BATCH_SIZE])).cpu()
+            for first in range(0, len(images), ENCODE_BATCH_SIZE)
+        ]
+    return torch.cat(parts).float()
+
+
+def max_pool_masks(masks: Sequence[Mask], side: int) -> Tensor:
+    """Return masks bool [R, R] as {0, 1}, float [N, 1, side, side]. A cell is 1 if any of its pixels is."""
+    return torch.from_numpy(np.stack([downsample_mask(mask, side, "max") for mask in masks])).float()[:, None]
+
+
+def encode_condition_table(encoder: TextEncoder, products: Sequence[str], defects: Sequence[str]) -> ConditionTable:
+    """Return the text embeddings of all conditions that training needs, with null products and normal images."""
+    names = [(product, defect) for product in (NULL, *products) for defect in (GOOD, *defects)]
+    return ConditionTable({name: row for row, name in enumerate(names)}, encode_conditions(encoder, names))
