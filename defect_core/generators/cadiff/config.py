@@ -31,9 +31,7 @@ class CADiffConfig(GeneratorConfig):
     variants: int = Field(default=24, ge=1)
     """Augmented views of each defect image, encoded before training (not in the paper)."""
     normal_fraction: float = Field(default=0.25, ge=0, lt=1)
-    """Fraction of each batch that is normal images (not in the paper). They are conditioned on an anomaly token whose
-    attention is 0 inside a mask, which teaches intensity 0.
-    """
+    """Fraction of a batch that is normal images, conditioned on a defect at intensity 0 (not in the paper)."""
     init_word: str = Field(default="anomaly", min_length=1)
     """Word whose embedding initialises all tokens. Paper: anomaly."""
     templates: tuple[str, ...] = Field(
@@ -47,31 +45,23 @@ class CADiffConfig(GeneratorConfig):
         ),
         min_length=1,
     )
-    """Prompts with the slots {context} and {anomaly} (not in the paper). Training chooses one per image; sampling uses
-    the first.
-    """
+    """Prompts with {context} and {anomaly}; sampling uses the first (not in the paper)."""
     balance: Literal["image", "equal"] = "equal"
-    """`image` averages the noise loss over the image (paper); `equal` gives mask and background the same weight (not in
-    the paper).
-    """
+    """`image`: mean over the image (paper). `equal`: mask and background weigh the same (not in the paper)."""
     localising_weight: float = Field(default=1.0, ge=0)
     """Weight γ of the localizing masked loss. Paper: 1e-3."""
     localising: Literal["balanced", "token", "paper"] = "balanced"
-    """Form of that loss: `paper` is eq. 5; `token` compares the map of each token with its mask, and `balanced` also
-    gives mask and background the same weight (not in the paper).
-    """
+    """Form of the localizing masked loss: `paper` is eq. 5; for `token` and `balanced` see `localizing_masked_loss`."""
     loss_sides: tuple[int, ...] = ()
-    """Sides of the attention layers used in that loss; empty uses all. Paper: all."""
+    """Sides of the attention layers in the localizing masked loss; empty: all. Paper: all."""
     contrast_weight: float = Field(default=5e-4, ge=0)
     """Weight β of the contrastive disentanglement loss. Paper: 5e-4."""
     temperature: float = Field(default=0.1, gt=0)
-    """Temperature τ of that loss (not in the paper)."""
+    """Temperature τ of the contrastive disentanglement loss (not in the paper)."""
     contrast_views: int = Field(default=4, ge=2)
-    """Number of prompts per token in that loss (not in the paper). Paper: the batch."""
+    """Prompts per token in the contrastive disentanglement loss. Paper: the images of the batch."""
     self_adaptive_interaction: Literal["attention", "addition", "both"] = "both"
-    """How the control branch enters the U-Net: `attention` is the paper's self-adaptive interaction module, `addition`
-    is the sum of ControlNet, `both` adds the two (not in the paper).
-    """
+    """`attention`: self-adaptive interaction module (paper). `addition`: as in ControlNet. `both`: their sum."""
     control_scale: float = Field(default=1.0, ge=0, le=1)
     """Weight of the control branch from 0 to 1; 0 disables it (not in the paper)."""
     tune_denoiser: bool = True

@@ -29,14 +29,7 @@ from defect_core.generators.views import prompt_words
 
 
 class CADiff(TrainedGenerator[CADiffConfig]):
-    """CADiff (Tong et al. 2026): one context token, one anomaly token per defect and one control branch per product.
-
-    Args:
-        backbone: diffusion backbone with cross-attention.
-        config: settings.
-        product: fitted product.
-        defects: fitted defects.
-    """
+    """CADiff (Tong et al. 2026): one context token, one anomaly token per defect and one control branch per product."""
 
     name = "cadiff"
     capabilities = CAPABILITIES
@@ -62,12 +55,7 @@ class CADiff(TrainedGenerator[CADiffConfig]):
         self._focus_side = min(sides, key=lambda side: (abs(side - config.focus_side), side))
 
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        """Train tokens, control branch and, with `tune_denoiser`, the U-Net on the examples of one product.
-
-        Args:
-            examples: at least one defect example; normal examples are used with `normal_fraction`.
-            work_dir: folder for checkpoints.
-            seed: decides all random choices.
+        """Train tokens, control branch and, with `tune_denoiser`, the U-Net; see `Generator.fit`.
 
         Raises:
             InputError: no defect example.

@@ -89,12 +89,7 @@ class CADiffModel(nn.Module):
         return self._backbone[0]
 
     def encode(self, templates: Sequence[str], defects: Sequence[Sequence[int]]) -> EncodedPrompts:
-        """Encode context-aware text prompts: the context token and one or several anomaly tokens each.
-
-        Args:
-            templates: template of each prompt.
-            defects: defect indices of each prompt.
-        """
+        """Encode context-aware text prompts: the context token and the anomaly tokens of each prompt's defects."""
         prompts = [
             template.format(context=f"{{{CONTEXT}}}", anomaly=" and ".join(f"{{{_slot(n)}}}" for n in indices))
             for template, indices in zip(templates, defects, strict=True)
@@ -102,14 +97,7 @@ class CADiffModel(nn.Module):
         return encode_prompts(self.backbone, prompts, [self.tokens.embeddings] * len(prompts))
 
     def predict_noise(self, latents: Tensor, timesteps: Tensor, text: Tensor, masks: Tensor) -> Tensor:
-        """Return the noise that the U-Net predicts under the control of the masks, [B, C, h, w].
-
-        Args:
-            latents: noisy latents [B, C, h, w].
-            timesteps: int64 [B].
-            text: encoded prompts [B, T, D].
-            masks: [B, 1, R, R] in {0, 1}.
-        """
+        """Return the noise that the U-Net predicts under the control of masks [B, 1, R, R]; see `ControlBranch`."""
         backbone = self.backbone
         hint = hint_image(masks, backbone.latent_size).to(latents)
         return self.control.predict_noise(backbone.denoiser, latents, timesteps, text, hint, self.config.control_scale)

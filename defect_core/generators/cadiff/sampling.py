@@ -93,13 +93,7 @@ def sample_canvases(model: CADiffModel, plans: Sequence[SamplePlan], focus_side:
 class ReweightedDenoiser:
     """Predicts noise with intensity-controllable attention re-weighting (IAR, eq. 11) for one batch.
 
-    It keeps the state of the delayed focus scheduler. The attention of one step decides about the re-weighting of the
-    next step, so each step needs one call of the U-Net.
-
-    Args:
-        model: the trained model.
-        plans: B plans.
-        focus_side: side of the attention layers on which α is measured.
+    The attention of one step decides about the re-weighting of the next step, so each step calls the U-Net once.
     """
 
     def __init__(self, model: CADiffModel, plans: Sequence[SamplePlan], focus_side: int) -> None:
@@ -124,12 +118,7 @@ class ReweightedDenoiser:
         ]
 
     def predict_noise(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Return the predicted noise of one step, [B, C, h, w], and update the delayed focus schedulers.
-
-        Args:
-            latents: noisy latents [B, C, h, w].
-            timestep: scalar.
-        """
+        """Return the predicted noise of one step, [B, C, h, w], and update the delayed focus schedulers."""
         count = len(latents)
         inputs = torch.cat([latents, latents]) if self.is_guided else latents
         with ExitStack() as stack:

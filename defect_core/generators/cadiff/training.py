@@ -20,16 +20,7 @@ EVALUATION_VIEWS = 32  # largest number of defect views in `attention_iou`
 
 
 class TrainingViews:
-    """Encoded views of defect and normal examples, and random batches of them.
-
-    Args:
-        backbone: encodes the views.
-        config: settings.
-        defective: defect examples.
-        normal: normal examples, used if `config.normal_fraction` gives at least one per batch.
-        defects: names of the fitted defects.
-        seed: decides the augmentation.
-    """
+    """Encoded views of defect examples and, with `config.normal_fraction`, of normal ones, and batches of them."""
 
     def __init__(
         self,
@@ -58,13 +49,9 @@ class TrainingViews:
             self.normal_latents = encode_views(backbone, augment_all(normal, repeats), defects).latents
 
     def sample_batch(self, size: int, normal_count: int, generator: torch.Generator) -> TrainingBatch:
-        """Return a random batch.
+        """Return a random batch of `size` images, the last `normal_count` of which are normal.
 
-        Args:
-            size: number of images.
-            normal_count: number of normal images among them, at the end. They replace the latents of defect views and
-                keep the masks and defects of these.
-            generator: decides views, noise, timesteps and templates.
+        A normal image replaces the latents of a defect view, and keeps the mask and defect of that view.
         """
         backbone, views, templates = self.backbone, self.defect_views, self.config.templates
         chosen = torch.randint(len(views.latents), (size,), generator=generator)
@@ -91,18 +78,10 @@ class TrainingViews:
 def train_model(
     model: CADiffModel, views: TrainingViews, attention_side: int, seed: int, work_dir: Path, label: str
 ) -> dict[str, list[float]]:
-    """Train the model and freeze it.
-
-    Args:
-        model: tokens, control branch and, with `tune_denoiser`, the U-Net.
-        views: training images.
-        attention_side: side of the attention layers that `attention_iou` measures.
-        seed: decides all random choices.
-        work_dir: folder for checkpoints.
-        label: text of the progress bar.
+    """Train the model and freeze it; seed, work_dir and label as in `train`.
 
     Returns:
-        `loss` of every step, and `attention_iou` before and after the training.
+        `loss` of every step, and `attention_iou` at `attention_side` before and after the training.
     """
     config = model.config
 
@@ -124,14 +103,7 @@ def train_model(
 
 @torch.no_grad()
 def attention_iou(model: CADiffModel, views: TrainingViews, side: int, seed: int) -> float:
-    """Return how well the attention of the anomaly tokens matches the masks: mean IoU, with fixed noise.
-
-    Args:
-        model: the model.
-        views: training images.
-        side: side of the measured attention layers.
-        seed: decides the images and their noise.
-    """
+    """Return the mean IoU of masks and anomaly token attention in the layers of a side, with fixed noise."""
     count, size = min(EVALUATION_VIEWS, len(views.canvas_masks)), model.config.batch_size
     batch = views.sample_batch(count, 0, torch.Generator().manual_seed(seed))
     parts = [batch.select(start, start + size) for start in range(0, count, size)]

@@ -34,13 +34,9 @@ class SeasConfig(GeneratorConfig):
     anomaly_init_word: str = "defect"
     """Word whose embedding initialises the anomaly tokens. Public code: defect."""
     noise_weighting: Literal["noise", "velocity"] = "velocity"
-    """`noise` weights all timesteps equally (paper); `velocity` multiplies the squared error by 1 / alpha_bar, the
-    objective of the embedded backbone.
-    """
+    """`noise`: all timesteps weigh the same (paper). `velocity`: divides the squared error by alpha_cumprod."""
     balance: Literal["image", "equal"] = "equal"
-    """`image` averages the noise loss over a defect image (paper); `equal` gives mask and background the same weight
-    (not in the paper).
-    """
+    """`image`: mean over a defect image (paper). `equal`: mask and background weigh the same (not in the paper)."""
     alignment: Literal["paper", "official"] = "official"
     """Form of the DA loss: `paper` is eq. 3, `official` is that of the public code."""
     alignment_weight: float = Field(default=2.0, ge=0)
@@ -56,9 +52,7 @@ class SeasConfig(GeneratorConfig):
     normals: int = Field(default=60, ge=1)
     """Largest number of normal images used for training. Paper: 60."""
     augmentation: Literal["rotate_flip", "full", "none"] = "rotate_flip"
-    """`rotate_flip` is quarter turns and flips (public code for MVTec AD), `none` (public code for VisA) or `full`, the
-    default augmentation of this project (not in the paper).
-    """
+    """Quarter turns and flips (public code), `none`, or the `full` augmentation of this project (not in the paper)."""
     mask_steps: int = Field(default=150, ge=1)
     """Optimiser steps of the RMP branch. Paper: 800 per defect of the product."""
     mask_learning_rate: float = Field(default=1e-3, gt=0)
@@ -76,15 +70,11 @@ class SeasConfig(GeneratorConfig):
     sampling_steps: int = Field(default=25, ge=2)
     """Steps of DPM-Solver++ (Lu et al. 2022). Paper: 25."""
     guidance_scale: float = Field(default=7.0, ge=0)
-    """Weight of classifier-free guidance (Ho and Salimans 2022); 1 disables it. Public code: 8 on MVTec AD, 2 on VisA,
-    5 on MVTec 3D AD.
-    """
+    """Weight of classifier-free guidance (Ho and Salimans 2022); 1 disables it. Public code: 8, 2 or 5 by data set."""
     normal_guidance_scale: float = Field(default=2.0, ge=0)
     """Weight of classifier-free guidance for normal images. Public code: as `guidance_scale`."""
     reference: Literal["paper", "official"] = "paper"
-    """`paper` noises the scaled latent of the normal image to the last timestep; `official` noises the unscaled latent
-    with a schedule of 1500 steps.
-    """
+    """`paper`: noises the scaled latents of the normal image. `official`: unscaled latents, 1500 noising steps."""
     ref_strength: float = Field(default=0.35, ge=0, lt=1)
     """Fraction of the sampling steps that is skipped; more of the normal image remains (not in the paper)."""
     mask_threshold: float = Field(default=0.2, gt=0, lt=1)
@@ -92,13 +82,9 @@ class SeasConfig(GeneratorConfig):
     mask_average: int = Field(default=3, ge=1)
     """Number of last sampling steps whose masks are averaged. Paper: 3."""
     mask_dilation: float | None = Field(default=2.0, ge=0)
-    """Dilation radius of the requested mask in pixels of the canvas (not in the paper). Anomaly tokens and predicted
-    mask are restricted to the dilated mask. Null removes the restriction, as in the paper.
-    """
+    """Anomaly tokens and mask stay within this many canvas pixels of the request; null: anywhere (paper)."""
     residual: bool = True
-    """Sample twice with the same noise, with and without the anomaly tokens, and add the difference to the normal image
-    (not in the paper). Applies only with `paste` and a `mask_dilation`.
-    """
+    """Add the difference of sampling with and without anomaly tokens to the normal image (not in the paper)."""
     paste: bool = True
     """Keep the normal image outside the predicted mask (not in the paper)."""
     feather: float = Field(default=1.0, ge=0)

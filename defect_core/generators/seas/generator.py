@@ -42,14 +42,7 @@ MIDDLE_GREY = 127.5  # what `to_pixels` makes of 0
 
 
 class Seas(TrainedGenerator[SeasConfig]):
-    """SeaS (Dai et al. 2025). The whole U-Net and the tokens are trained; VAE and text encoder stay frozen.
-
-    Args:
-        backbone: diffusion backbone with cross-attention in the U-Net's encoder.
-        config: settings.
-        product: fitted product.
-        defects: fitted defects.
-    """
+    """SeaS (Dai et al. 2025). The whole U-Net and the tokens are trained; VAE and text encoder stay frozen."""
 
     name = "seas"
     capabilities = CAPABILITIES
@@ -64,12 +57,7 @@ class Seas(TrainedGenerator[SeasConfig]):
         self.branch = RefinedMaskPrediction.for_backbone(backbone, config)
 
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
-        """Train the U-Net with its tokens, then the RMP branch, on the examples of one product.
-
-        Args:
-            examples: at least one defect example and one normal example.
-            work_dir: folder for checkpoints.
-            seed: decides all random choices.
+        """Train the U-Net with its tokens, then the RMP branch; see `Generator.fit`.
 
         Raises:
             InputError: no defect example, or no normal example.

@@ -87,7 +87,7 @@ def separation_and_sharing_loss(
     whole loss, and the noise losses become means. With `alignment: official` each norm is a mean over its own elements.
 
     Args:
-        backbone: the backbone; its U-Net is trained.
+        backbone: backbone of the trained U-Net.
         prompt: tokens of the product.
         control: attention control of the U-Net.
         sides: sides of the aligned attention layers.
@@ -126,12 +126,6 @@ def defect_noise_loss(noise: Tensor, predicted: Tensor, masks: Tensor, config: S
     """Return the noise loss of the defect images (eq. 4, second term), a scalar.
 
     `balance: image` is the mean over the image; `balance: equal` the mean of the means inside and outside the mask.
-
-    Args:
-        noise: noise [B, C, h, w].
-        predicted: predicted noise [B, C, h, w].
-        masks: [B, 1, R, R] in {0, 1}.
-        config: settings.
     """
     if config.balance == "image":
         return noise_loss(noise, predicted)

@@ -35,15 +35,7 @@ EVALUATION_TIMESTEPS = (0.1, 0.3, 0.5)  # fractions of the schedule in `attentio
 
 
 class TrainingViews:
-    """Encoded views of defect and normal examples, and mixed batches of them.
-
-    Args:
-        backbone: encodes the views.
-        config: settings.
-        defective: defect examples.
-        normal: normal examples; at most `config.normals` of them are chosen at random.
-        seed: decides choice and augmentation.
-    """
+    """Encoded views of defect examples and of at most `config.normals` normal examples, and mixed batches of them."""
 
     def __init__(
         self,
@@ -71,13 +63,7 @@ class TrainingViews:
         self.normal_latents = encode_views(backbone, normal_views, self.defects).latents
 
     def sample_batch(self, size: int, timesteps: int, generator: torch.Generator) -> MixedBatch:
-        """Return a random batch of `size` defect views and as many normal views.
-
-        Args:
-            size: number of defect views.
-            timesteps: each image gets a timestep below this.
-            generator: decides views, timesteps and noise.
-        """
+        """Return a random batch of `size` defect views and as many normal views, with timesteps below `timesteps`."""
         rows = torch.randint(len(self.defect_latents), (size,), generator=generator)
         normal_rows = torch.randint(len(self.normal_latents), (size,), generator=generator)
         latents = torch.cat([self.defect_latents[rows], self.normal_latents[normal_rows]])
@@ -109,10 +95,7 @@ class SeasTrainer:
     seed: int
 
     def train_unet(self, work_dir: Path) -> tuple[list[float], list[float]]:
-        """Train U-Net and tokens by separation and sharing fine-tuning, then freeze them.
-
-        Args:
-            work_dir: folder for checkpoints.
+        """Train U-Net and tokens with checkpoints in `work_dir`, then freeze them.
 
         Returns:
             Loss of every step, and `attention_iou` before and after the training.
@@ -137,14 +120,7 @@ class SeasTrainer:
         return losses, [iou_before, self.attention_iou(sides)]
 
     def train_mask_branch(self, work_dir: Path) -> list[float]:
-        """Train the RMP branch on the frozen U-Net, then freeze it.
-
-        Args:
-            work_dir: folder for checkpoints.
-
-        Returns:
-            Loss of every step.
-        """
+        """Train the RMP branch with checkpoints in `work_dir`, freeze it, and return the loss of every step."""
         config, backbone = self.config, self.backbone
         defects = sorted(set(self.views.defects))
         with torch.no_grad():
@@ -175,11 +151,7 @@ class SeasTrainer:
         return losses
 
     def attention_iou(self, sides: Sequence[int]) -> float:
-        """Return how well the attention of the anomaly tokens matches the masks: mean IoU, with fixed noise.
-
-        Args:
-            sides: sides of the aligned attention layers; the largest is measured.
-        """
+        """Return the mean IoU of masks and anomaly token attention at the largest of the sides, with fixed noise."""
         backbone, control, scores = self.backbone, control_attention(self.backbone.denoiser), []
         count, size = min(EVALUATION_VIEWS, len(self.views.defects)), self.config.batch_size
         with torch.no_grad():
