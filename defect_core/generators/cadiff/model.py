@@ -164,8 +164,8 @@ class CADiffModel(nn.Module):
             stack.enter_context(control_attention(network).reweight(tokens, weights))
 
     def _add_noise(self, batch: TrainingBatch) -> Tensor:
-        levels = self.backbone.alphas_cumprod[batch.timesteps.cpu()]
-        return add_noise(batch.latents, batch.noise, levels)
+        alphas_cumprod = self.backbone.alphas_cumprod[batch.timesteps.cpu()]
+        return add_noise(batch.latents, batch.noise, alphas_cumprod)
 
     def _noise_loss(self, batch: TrainingBatch, predicted: Tensor) -> Tensor:
         """Return the mean over the image, or the mean of the means inside and outside the mask (see `balance`)."""

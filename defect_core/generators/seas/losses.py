@@ -96,21 +96,21 @@ def separation_and_sharing_loss(
     """
     count = len(batch.defects)
     prompts = prompt.encode(backbone, [(name,) for name in batch.defects] + [()] * (len(batch.latents) - count))
-    levels = backbone.alphas_cumprod[batch.timesteps]
+    alphas_cumprod = backbone.alphas_cumprod[batch.timesteps]
     latents, noise = to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise)
     softmax = "tokens" if config.alignment == "paper" else "pixels"
     with (
         bf16_autocast(backbone.device, backbone.latent_size),
         control.capture(token_groups(prompts), softmax, sides) as captured,
     ):
-        noised, timesteps = add_noise(latents, noise, levels), to_denoiser(backbone, batch.timesteps)
+        noised, timesteps = add_noise(latents, noise, alphas_cumprod), to_denoiser(backbone, batch.timesteps)
         predicted = backbone.denoiser(noised, timesteps, prompts.states).sample
     maps = encoder_attention_maps(captured.layers, count)
     masks = mask_pyramid(to_denoiser(backbone, batch.masks), backbone.latent_size, maps.anomaly, config.alignment)
     alignment = decoupled_anomaly_alignment_loss(maps, masks, config.alignment)
     if config.alignment == "paper":
         alignment = alignment / latents[0].numel()
-    weight = levels.rsqrt() if config.noise_weighting == "velocity" else torch.ones_like(levels)
+    weight = alphas_cumprod.rsqrt() if config.noise_weighting == "velocity" else torch.ones_like(alphas_cumprod)
     weight = to_denoiser(backbone, weight)[:, None, None, None]
     noise, predicted = weight * noise, weight * predicted.float()
     return LossTerms(

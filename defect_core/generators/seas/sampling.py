@@ -132,10 +132,10 @@ def noise_reference(backbone: Backbone, clean: Tensor, noise: Tensor, timestep: 
     """
     if config.reference == "official":
         clean = clean / backbone.vae.config.scaling_factor
-        level = extended_alphas_cumprod(backbone.alphas_cumprod, _EXTENDED_STEPS)[-1]
+        alpha_cumprod = extended_alphas_cumprod(backbone.alphas_cumprod, _EXTENDED_STEPS)[-1]
     else:
-        level = backbone.alphas_cumprod[timestep]
-    return add_noise(clean, noise, level.expand(len(clean)))
+        alpha_cumprod = backbone.alphas_cumprod[timestep]
+    return add_noise(clean, noise, alpha_cumprod.expand(len(clean)))
 
 
 def extended_alphas_cumprod(alphas_cumprod: Tensor, steps: int) -> Tensor:

@@ -132,11 +132,13 @@ class SeasTrainer:
             count = len(batch.defects)
             rows = [defects.index(name) for name in batch.defects]
             texts = prompts[rows + [len(defects)] * (len(batch.latents) - count)]
-            levels = backbone.alphas_cumprod[batch.timesteps]
+            alphas_cumprod = backbone.alphas_cumprod[batch.timesteps]
             with torch.no_grad(), capture_unet_features(backbone) as features:
-                noised = add_noise(to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise), levels)
+                noised = add_noise(
+                    to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise), alphas_cumprod
+                )
                 predicted = backbone.denoiser(noised, to_denoiser(backbone, batch.timesteps), texts).sample
-                original = pred_original_sample(noised, predicted, levels)
+                original = pred_original_sample(noised, predicted, alphas_cumprod)
                 image_features = decode_image_features(backbone, original[:count])
             unet_features = features[0], features[1]
             return refined_mask_prediction_loss(
