@@ -185,6 +185,5 @@ def check_on_product(request: CheckedRequest) -> None:
     """
     if not (request.mask & find_foreground(request.normal_image)).any():
         raise InputError(
-            f"request {request.sample_id}: the mask lies outside the object; expected it to overlap the product "
-            "on the normal image"
+            f"request {request.sample_id}: the mask is outside the product on the normal image; expected an overlap"
         )

@@ -192,7 +192,9 @@ def test_only_tune_denoiser_changes_the_networks(backbone, examples, tmp_path, t
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == ({"denoiser"} if tune else set())
     start = token_embedding(backbone).weight[backbone.tokenizer("anomaly", add_special_tokens=False)["input_ids"][0]]
-    assert any(not torch.allclose(rows, start.expand(8, -1), atol=1e-3) for rows in generator.tokens.embeddings.values())
+    assert any(
+        not torch.allclose(rows, start.expand(8, -1), atol=1e-3) for rows in generator.tokens.embeddings.values()
+    )
     generator.save(tmp_path / "saved")
     assert (tmp_path / "saved" / "unet.safetensors").is_file() == tune
     fresh = tiny_backbone()
@@ -305,7 +307,7 @@ def test_a_mask_outside_the_product_is_rejected(fitted):
     normal[30:60, 30:60] = 220
     mask = np.zeros((80, 96), bool)
     mask[2:8, 2:8] = True
-    with pytest.raises(InputError, match="the mask lies outside the object"):
+    with pytest.raises(InputError, match="the mask is outside the product"):
         list(fitted.sample([make_request(normal_image=normal, mask=mask)]))
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from defect_core.generators.base import Example, SampleRequest
-from defect_core.generators.cutpaste.generator import CutPaste, draw_rectangle
+from defect_core.generators.cutpaste.generator import CutPaste, rectangle_mask
 from defect_core.generators.perlin.generator import DraemPerlin, perlin_noise
 from defect_core.generators.registry import generator_config
 
@@ -50,11 +50,11 @@ def test_pasted_pixels_come_from_the_normal_image(spot):
 def test_scars_are_thin_and_rotated(spot):
     scars = [pair.mask for pair in _generator(CutPaste, scar_fraction=1).sample(_requests(30, spot))]
     assert max(mask.sum() for mask in scars) < 80
-    straight = draw_rectangle((40, 40), (20, 20), 20, 4, 0)
-    rotated = draw_rectangle((40, 40), (20, 20), 20, 4, 45)
+    straight = rectangle_mask((40, 40), (20, 20), 20, 4, 0)
+    rotated = rectangle_mask((40, 40), (20, 20), 20, 4, 45)
     assert straight.any(1).sum() == 21 and 13 <= rotated.any(1).sum() <= 19
     assert rotated.any(0).sum() > straight.any(0).sum()
-    assert draw_rectangle((9, 9), (0, 0), 0.1, 0.1, 30).any()
+    assert rectangle_mask((9, 9), (0, 0), 0.1, 0.1, 30).any()
 
 
 def test_perlin_noise_is_smooth_centred_and_0_at_lattice_points():

@@ -12,6 +12,7 @@ import pytest
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.registry import generator_capabilities, generator_class, generator_config, generator_names
+from defect_core.synthesis.defect_generator import create_generator
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "third_party_generator"
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
@@ -60,7 +61,17 @@ def test_the_registry_finds_the_example_through_its_entry_point():
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_example_fits_samples_saves_and_loads(tmp_path):
+def test_the_example_generates_pairs_through_the_python_api():
+    normal, defective = _examples()
+    generator = create_generator("stain", darkness=0.8).fit([normal, defective])
+    pairs = generator.generate("stain", n=2, seed=3)
+    assert [pair.metadata for pair in pairs] == [{"strength": 1.0}] * 2
+    for pair in pairs:
+        assert pair.mask.any() and (pair.image[~pair.mask] == normal.image[~pair.mask]).all()
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_strength_changes_a_sample_and_loading_does_not(tmp_path):
     normal, defective = _examples()
     generator = generator_class("stain").create(generator_config("stain", {"darkness": 0.8}), None)
     generator.fit([normal, defective], tmp_path / "work", seed=0)

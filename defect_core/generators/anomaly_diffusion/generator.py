@@ -172,7 +172,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
     def state_dicts(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Return the tokens, the encoder, and the U-Net if it was trained."""
         states: dict[str, Mapping[str, Tensor]] = {
-            "words": dict(self._named_tokens()),
+            "tokens": dict(self._named_tokens()),
             "encoder": self.encoder.state_dict(),
         }
         if self.config.tune_denoiser:
@@ -183,7 +183,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
     def restore(cls, backbone: Backbone, config: AnomalyDiffusionConfig, saved: SavedGenerator) -> Self:
         """Return the generator with the saved tokens and networks."""
         generator = cls(backbone, config, [(product, defect) for product, defect in saved.description["concepts"]])
-        stored = saved.state_dict("words")
+        stored = saved.state_dict("tokens")
         with torch.no_grad():
             for name, rows in generator._named_tokens():
                 rows.copy_(stored[name])
@@ -198,7 +198,9 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         embeddings = token_embedding(backbone).weight.detach().float()
         scale = float(embeddings.square().mean().sqrt())
         mask_counts = dict.fromkeys(keys, config.mask_model.tokens) if config.masks == "generated" else {}
-        self.tokens = ConceptTokens.from_init_word(backbone, dict.fromkeys(keys, config.anomaly_tokens), config.init_word)
+        self.tokens = ConceptTokens.from_init_word(
+            backbone, dict.fromkeys(keys, config.anomaly_tokens), config.init_word
+        )
         self.mask_tokens = ConceptTokens.from_init_word(backbone, mask_counts, _MASK_INIT_WORD)
         self.encoder = SpatialEncoder(config.encoder, config.spatial_tokens, embeddings.shape[1], scale)
         for module in (self.tokens, self.mask_tokens, self.encoder):

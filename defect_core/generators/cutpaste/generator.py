@@ -36,7 +36,7 @@ class CutPaste(TrainingFreeGenerator[CutPasteConfig]):
             rows, columns = np.nonzero(checked.mask)
             is_scar = bool(rng.random() < self.config.scar_fraction)
             size = self._choose_size(rng, height, width, is_scar)
-            mask = draw_rectangle((height, width), (float(rows.mean()), float(columns.mean())), *size)
+            mask = rectangle_mask((height, width), (float(rows.mean()), float(columns.mean())), *size)
             pasted = self._jitter(rng, _shift_randomly(rng, image, mask))
             yield SyntheticPair(request.sample_id, composite(image, pasted, mask, 0), mask, metadata={"scar": is_scar})
 
@@ -61,7 +61,7 @@ class CutPaste(TrainingFreeGenerator[CutPasteConfig]):
         return np.clip((changed - mean) * contrast + mean, 0, 255)
 
 
-def draw_rectangle(
+def rectangle_mask(
     shape: tuple[int, int], centre: tuple[float, float], height: float, width: float, angle: float
 ) -> Mask:
     """Return a filled rectangle, bool [H, W], cropped at the image's edge; nonempty if its centre is inside.

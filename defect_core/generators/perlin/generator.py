@@ -3,7 +3,7 @@
 Source: Zavrtanik et al. 2021, "DRAEM", section 3.1 and eq. 1, with the choices of its public code: 2^0 to 2^5 noise
 cells, threshold 0.5, opacity of the normal image up to 0.8, three of nine colour changes. The paper takes textures from
 the Describable Textures Dataset. Here the texture is the normal image, shuffled in blocks and changed in colour, so
-that no download is needed. Only the blob nearest to the requested mask is kept, so that the defect is on the product.
+that no download is needed. The blob nearest to the requested mask is used, so that the defect is on the product.
 """
 
 from collections.abc import Callable, Iterator, Sequence
