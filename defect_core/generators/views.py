@@ -54,7 +54,7 @@ class LatentBank:
     defects: Tensor
 
 
-def augmented_views(
+def augment_examples(
     examples: Sequence[Example],
     variants: int,
     canvas: CanvasKind,
@@ -112,19 +112,27 @@ def encode_views(backbone: Backbone, views: Sequence[View], defects: Sequence[st
         views: N views.
         defects: defect types, to which the indices of the bank refer.
     """
+    latents = encode_images(backbone, [view.image for view in views])
+    indices = [defects.index(view.defect) if view.defect in defects else -1 for view in views]
+    return LatentBank(latents, latent_masks(backbone, [view.mask for view in views]), torch.tensor(indices))
+
+
+def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
+    """Return the latents of images uint8 [R, R, 3] on the CPU: [N, C, h, h]."""
     size = _ENCODING_BATCH_SIZE
     with torch.no_grad():
-        latents = [
-            backbone.encode(to_tensor([view.image for view in views[start : start + size]])).cpu()
-            for start in range(0, len(views), size)
-        ]
-    indices = [defects.index(view.defect) if view.defect in defects else -1 for view in views]
-    return LatentBank(torch.cat(latents), latent_masks(backbone, [view.mask for view in views]), torch.tensor(indices))
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        return torch.cat([backbone.encode(to_tensor(batch)).cpu() for batch in batches])
 
 
 def latent_masks(backbone: Backbone, masks: Sequence[Mask]) -> Tensor:
     """Return masks bool [H, W] of any size at the size of the latents: float [B, 1, h, h] in {0, 1}, max-pooled."""
-    small = [downsample_mask(mask, backbone.latent_size, "max") for mask in masks]
+    return max_pool_masks(masks, backbone.latent_size)
+
+
+def max_pool_masks(masks: Sequence[Mask], side: int) -> Tensor:
+    """Return masks bool [H, W] of any size as float [B, 1, side, side] in {0, 1}; one pixel is enough to set a cell."""
+    small = [downsample_mask(mask, side, "max") for mask in masks]
     return torch.from_numpy(np.stack(small)).float()[:, None]
 
 

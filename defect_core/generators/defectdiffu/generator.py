@@ -41,8 +41,6 @@ from defect_core.generators.defectdiffu.view_bank import (
     ViewBank,
     encode_bank,
     encode_condition_table,
-    encode_images,
-    max_pool_masks,
 )
 from defect_core.generators.defectdiffu.weights import (
     ADDED_PREFIXES,
@@ -53,7 +51,7 @@ from defect_core.generators.defectdiffu.weights import (
 )
 from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.trained import SavedGenerator, TrainedGenerator, freeze_in_half_precision
-from defect_core.generators.views import to_pixels
+from defect_core.generators.views import encode_images, max_pool_masks, to_pixels
 from defect_core.training.loop import Loss, TrainingConfig, train
 from defect_core.training.precision import bf16_inference
 
@@ -256,7 +254,9 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
             torch.tensor([task.strength for task in tasks]),
             self.make_regions(tasks).to(like),
         )
-        clean = None if config.start == "noise" else encode_images(self.backbone, canvases).to(self.backbone.device)
+        clean = None
+        if config.start == "normal":
+            clean = encode_images(self.backbone, canvases).float().to(self.backbone.device)
         shape = (self.model.channels, self.latent_size, self.latent_size)
         with bf16_inference(self.model):
             latents = sample_latents(

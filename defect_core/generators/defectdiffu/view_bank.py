@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from defect_core.backbones.load import Backbone
-from defect_core.data.masks import downsample_mask
 from defect_core.data.records import GOOD
-from defect_core.generators.base import Example, Image, Mask
+from defect_core.generators.base import Example
 from defect_core.generators.defectdiffu.config import DefectDiffuConfig
 from defect_core.generators.defectdiffu.text import NULL, ConditionNames, Conditions, TextEncoder, encode_conditions
-from defect_core.generators.views import View, augmented_views, to_tensor
-
-ENCODE_BATCH_SIZE = 16
+from defect_core.generators.views import View, augment_examples, encode_images, max_pool_masks
 
 
 class ViewBank(NamedTuple):
@@ -97,30 +94,15 @@ def encode_bank(
     names: list[ConditionNames] = []
     for example in examples:
         count = config.normal_variants if example.mask is None else config.variants
-        views += augmented_views([example], count, config.canvas, config.context, config.min_side, resolution, rng)
+        views += augment_examples([example], count, config.canvas, config.context, config.min_side, resolution, rng)
         names += [(example.product, GOOD if example.mask is None else example.defect)] * count
     mask_images = [np.repeat(view.mask[..., None], 3, -1).astype(np.uint8) * 255 for view in views]
     return ViewBank(
-        encode_images(backbone, [view.image for view in views]),
+        encode_images(backbone, [view.image for view in views]).float(),
         max_pool_masks([view.mask for view in views], latent_size),
-        encode_images(backbone, mask_images),
+        encode_images(backbone, mask_images).float(),
         names,
     )
-
-
-def encode_images(backbone: Backbone, images: Sequence[Image]) -> Tensor:
-    """Return the latents of images uint8 [R, R, 3] on the CPU, [N, C, h, w]."""
-    with torch.no_grad():
-        parts = [
-            backbone.encode(to_tensor(images[first : first + ENCODE_BATCH_SIZE])).cpu()
-            for first in range(0, len(images), ENCODE_BATCH_SIZE)
-        ]
-    return torch.cat(parts).float()
-
-
-def max_pool_masks(masks: Sequence[Mask], side: int) -> Tensor:
-    """Return masks bool [R, R] as {0, 1}, float [N, 1, side, side]. A cell is 1 if any of its pixels is."""
-    return torch.from_numpy(np.stack([downsample_mask(mask, side, "max") for mask in masks])).float()[:, None]
 
 
 def encode_condition_table(encoder: TextEncoder, products: Sequence[str], defects: Sequence[str]) -> ConditionTable:
