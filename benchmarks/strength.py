@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.demo_catalogue import fitted, train_examples
-from defect_core.data.demo import DEMO_PRODUCTS, demo_defects
+from benchmarks.demo_catalogue import load_or_fit, train_examples
+from defect_core.data.demo.render import DEMO_PRODUCTS, demo_defects
 from defect_core.data.records import save_png
 from defect_core.generators.base import Example, SampleRequest
-from defect_core.generators.defectdiffu.config import Config
+from defect_core.generators.defectdiffu.config import DefectDiffuConfig
 from defect_core.generators.defectdiffu.generator import DefectDiffu
 from defect_core.report.sheets import contact_sheet
 from defect_core.synthesis.batches import SynthesisPlan, make_request
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     examples = {product: train_examples(product) for product in DEMO_PRODUCTS}
     every = [example for part in examples.values() for example in part]
-    generator = fitted(every, options.generator or options.work / "generator", Config())
+    generator = load_or_fit(every, options.generator or options.work / "generator", DefectDiffuConfig())
     cells = [(p, d) for d in range(3) for p in DEMO_PRODUCTS if demo_defects(p)[d] in generator.defects]
     requests = [made_request(*cells[i % len(cells)], examples, i) for i in range(options.seeds)]
     area, distance, shown = measure(generator, requests)

@@ -18,15 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.demo_catalogue import fitted, held_back, train_examples
-from defect_core.data.demo import DEMO_PRODUCTS
-from defect_core.data.manifest import read_manifest
+from benchmarks.demo_catalogue import load_or_fit, test_examples, train_examples
+from defect_core.data.demo.render import DEMO_PRODUCTS
+from defect_core.data.manifest import manifest_rows
 from defect_core.evaluation.segmentation import Sample, SegmenterConfig, load_samples
 from defect_core.evaluation.segmentation.data import resize_sample
 from defect_core.generators.base import Example, Generator
-from defect_core.generators.defectdiffu.config import Config
+from defect_core.generators.defectdiffu.config import DefectDiffuConfig
 from defect_core.generators.registry import generator_class, generator_config
-from defect_core.project.loading import load_examples
+from defect_core.project.examples import load_examples
 from defect_core.project.paths import Project
 from defect_core.synthesis.batches import SynthesisPlan, synthesize
 
@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
         for product, examples in catalogue.train.items()
     }
     name = "-".join(f"{product}-{defect}" for product, defect in sorted(held))
-    generator = fitted([e for part in train.values() for e in part], options.work / f"without-{name}", Config())
+    generator = load_or_fit(
+        [e for part in train.values() for e in part], options.work / f"without-{name}", DefectDiffuConfig()
+    )
     config = SegmenterConfig(steps=options.steps, learning_rate=2e-3, validation_fraction=0)
     for carry in carries:
         _report(carry, train, catalogue.tested(carry.product, carry.held), generator, config, options.work)
@@ -111,7 +113,7 @@ def _report(
 
 
 def _of_demo() -> Catalogue:
-    return Catalogue({product: train_examples(product) for product in DEMO_PRODUCTS}, held_back)
+    return Catalogue({product: train_examples(product) for product in DEMO_PRODUCTS}, test_examples)
 
 
 def _of_project(project: Project) -> Catalogue:
@@ -135,7 +137,7 @@ def _pairs(
         synthesize(generator, recipe, examples, folder)
     facts = json.loads((folder / "summary.json").read_text())
     print(f"{name}: {facts['accepted']} of {facts['draws']} draws accepted, rejected: {facts['rejected']}")
-    return load_samples([row for row in read_manifest(folder / "manifest.parquet") if row.accepted], folder, side)
+    return load_samples([row for row in manifest_rows(folder / "manifest.parquet") if row.accepted], folder, side)
 
 
 def _scores(

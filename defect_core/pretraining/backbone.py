@@ -53,11 +53,7 @@ SEED_FACTOR = 1_000_003  # a large prime: runs with neighbouring seeds share no 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the stages that are not complete yet; see `--help`.
-
-    Args:
-        arguments: command-line arguments; None for those of the process.
-    """
+    """Run the stages that are not complete yet; see `--help`."""
     parser = argparse.ArgumentParser(description="Train the embedded backbone on a corpus of rendered images.")
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files and checkpoints")
     parser.add_argument("--steps", type=int, default=STEPS, help="last training step (0: no training)")
@@ -136,12 +132,7 @@ def train(
 
 
 def export(work: Path, folder: Path) -> None:
-    """Replace a backbone folder by the averaged weights of the last checkpoint, in one rename.
-
-    Args:
-        work: the work folder.
-        folder: the backbone folder to replace; its model card is kept.
-    """
+    """Replace a backbone folder by the averaged weights of the last checkpoint in a work folder, in one rename."""
     from safetensors.torch import load_file
 
     checkpoint = load_file(work / CHECKPOINT)

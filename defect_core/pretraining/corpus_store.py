@@ -111,10 +111,6 @@ def prepare_corpus(work: Path, scenes: int) -> "Iterator[dict[Path, Future[None]
 
     The tokenizer and the autoencoder are complete when the block starts. The yielded dict maps the file of a shard to
     its rendering job. Jobs that have not started when the block ends are cancelled.
-
-    Args:
-        work: the work folder.
-        scenes: number of scenes to render.
     """
     if not (work / "tokenizer").is_dir():
         vocabulary, merges = train_vocabulary([*vocabulary_texts(), INDUSTRIAL_WORDS], MERGES)

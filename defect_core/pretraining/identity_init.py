@@ -21,11 +21,8 @@ _CONSTANT = 30.0  # much larger than a latent value, so that it sets the varianc
 def initialise_as_identity(denoiser: "UNet2DConditionModel") -> None:
     """Set the first and the last layers in place so that the network returns its input at every timestep.
 
-    Args:
-        denoiser: needs 2 channels for every latent channel and 2 more in every group of the output norm in use.
-
     Raises:
-        ValueError: the latent channels do not fit into the groups of the output norm.
+        ValueError: the output norm has fewer than 2 channels per latent channel and 2 more per group in use.
     """
     network: Any = denoiser  # diffusers does not declare the types of these layers
     latent_channels = network.config.in_channels

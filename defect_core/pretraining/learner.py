@@ -137,13 +137,9 @@ class Learner:
 
 
 def rate_factor(step: int, steps: int, warm_up: int, decay_fraction: float) -> float:
-    """Return the factor of the learning rate: linear warm-up, constant, linear decay to 0.02 at the last step.
+    """Return the factor of the learning rate at a step, counted from 0.
 
-    Args:
-        step: number of the step, from 0.
-        steps: number of steps of the run.
-        warm_up: number of warm-up steps.
-        decay_fraction: fraction of the steps over which the rate decays.
+    It rises linearly over `warm_up` steps, and falls linearly to 0.02 over the last `decay_fraction` of the steps.
     """
     return min(1.0, (step + 1) / warm_up, max(0.02, (steps - step) / (decay_fraction * steps)))
 

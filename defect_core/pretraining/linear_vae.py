@@ -36,10 +36,6 @@ def fit_linear_vae(images: NDArray[np.uint8], latent_channels: int) -> "Autoenco
 
     The decoder is the least-squares prediction of a patch from the 3 x 3 neighbourhood of latents. A decoder from the
     components alone leaves visible block edges.
-
-    Args:
-        images: uint8 [N, R, R, 3].
-        latent_channels: number of principal components.
     """
     patches = patchify(images)
     count, width = patches.shape[0], patches.shape[1]

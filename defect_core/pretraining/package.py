@@ -12,11 +12,7 @@ MODEL_CARD = "MODEL_CARD.md"
 
 @contextmanager
 def rewrite_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `folder` in one rename at the end; the model card is kept.
-
-    Args:
-        folder: the folder of the package to replace.
-    """
+    """Yield an empty folder that replaces `folder` in one rename at the end; the model card is kept."""
     new = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

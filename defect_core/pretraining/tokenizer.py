@@ -69,13 +69,9 @@ def train_vocabulary(texts: Iterable[str], merge_count: int) -> tuple[dict[str, 
 
 
 def save_tokenizer(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], max_length: int) -> None:
-    """Write a folder that the CLIPTokenizer of transformers loads.
+    """Write the result of `train_vocabulary` to a folder that the CLIPTokenizer of transformers loads.
 
-    Args:
-        folder: the folder to write; missing folders are created.
-        vocabulary: token to id, from `train_vocabulary`.
-        merges: pairs of tokens in order, from `train_vocabulary`.
-        max_length: number of tokens to which a prompt is truncated.
+    The tokenizer truncates prompts to `max_length` tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {

@@ -59,11 +59,7 @@ _POSITION_VARIANCE = 0.5  # mean square of the sine-cosine position embedding
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the stages that are not complete yet; see `--help`.
-
-    Args:
-        arguments: command-line arguments; None for those of the process.
-    """
+    """Run the stages that are not complete yet; see `--help`."""
     parser = argparse.ArgumentParser(description="Train the embedded transformer on a corpus of rendered images.")
     parser.add_argument("--work", type=Path, required=True, help="work folder of the backbone's pretraining")
     parser.add_argument("--steps", type=int, default=STEPS, help="last training step (0: no training)")
@@ -118,12 +114,7 @@ def train(work: Path, scenes: int, steps: int, pending: dict[Path, Future[None]]
 
 
 def export(work: Path, folder: Path) -> None:
-    """Replace a transformer folder by the averaged weights of the last checkpoint, in one rename.
-
-    Args:
-        work: the work folder.
-        folder: the transformer folder to replace; its model card is kept.
-    """
+    """Replace a transformer folder by the averaged weights of the last checkpoint in a work folder, in one rename."""
     tensors = load_file(work / CHECKPOINT)
     ema = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
     with rewrite_folder(folder) as new:
@@ -172,9 +163,7 @@ def build_transformer() -> DefectDiT:
 def read_condition_names(work: Path, corpus: Corpus) -> list[tuple[str, str]]:
     """Return product and defect ("good" for a normal image) of every image, from the tokens of its captions.
 
-    Args:
-        work: the work folder, which holds the tokenizer.
-        corpus: the corpus, with all shards loaded.
+    The tokenizer is read from the work folder. All shards of the corpus must be loaded.
     """
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 

@@ -1,4 +1,4 @@
-"""A backbone with random weights, small enough to train and sample in seconds."""
+"""A tiny backbone like Stable Diffusion, with random weights, for tests that train and sample within seconds."""
 
 from pathlib import Path
 from typing import Any

@@ -41,11 +41,7 @@ class NormalImage:
 
 
 def render_defect(rng: np.random.Generator, normal: NormalImage) -> tuple[Array, Mask, str, str] | None:
-    """Render one random defect into a normal image.
-
-    Args:
-        rng: source of randomness.
-        normal: the image, which stays unchanged.
+    """Render one random defect into a copy of a normal image.
 
     Returns:
         The image; the mask, exactly the pixels that differ from the normal image; the kind of defect; and its name.

@@ -36,10 +36,7 @@ def fractal(rng: np.random.Generator, size: int, exponent: float, stretch: float
 def coordinates(size: int, centre: tuple[float, float] = (0.0, 0.0), angle: float = 0.0) -> tuple[Array, Array]:
     """Return x and y of every pixel, [size, size] each, in units of half the side.
 
-    Args:
-        size: side in pixels.
-        centre: x and y of the origin.
-        angle: rotation of the axes in radians.
+    The origin is at `centre`, and the axes are rotated by `angle` in radians.
     """
     x, y = _grid(size)
     x, y = x - np.float32(centre[0]), y - np.float32(centre[1])
@@ -48,24 +45,12 @@ def coordinates(size: int, centre: tuple[float, float] = (0.0, 0.0), angle: floa
 
 
 def soft_step(distance: Array, softness: float) -> Array:
-    """Return 1 where the signed distance is negative and 0 where it is positive, with a linear edge.
-
-    Args:
-        distance: signed distance to an outline, negative inside.
-        softness: width of the edge, in the unit of `distance`.
-    """
+    """Return 1 where a signed distance is negative and 0 where it is positive; the edge is linear, `softness` wide."""
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def colour(rng: np.random.Generator, gray: bool, low: float = 0.1, high: float = 0.9) -> Array:
-    """Return a random RGB colour, float32 [3] in [0, 1].
-
-    Args:
-        rng: source of randomness.
-        gray: whether the three channels are equal.
-        low: lower bound of the brightness.
-        high: upper bound of the brightness.
-    """
+    """Return a random colour or gray with a brightness between `low` and `high`, RGB float32 [3] in [0, 1]."""
     value = rng.uniform(low, high)
     if gray:
         return np.full(3, value, np.float32)
@@ -75,15 +60,10 @@ def colour(rng: np.random.Generator, gray: bool, low: float = 0.1, high: float =
 
 
 def path_distance(size: int, points: Array) -> tuple[Array, Array]:
-    """Return the distance of every pixel to a polyline, and the position on the polyline of the nearest point.
+    """Return the distance of every pixel to a polyline, and the position of the nearest point on it, from 0 to 1.
 
-    Args:
-        size: side of the image in pixels.
-        points: x and y of the vertices in pixels, [N, 2].
-
-    Returns:
-        Distance in pixels, [size, size], 1000 everywhere if the polyline is outside the image; and position from 0 to
-        1 along the polyline, [size, size].
+    Both are [size, size]. `points` are x and y of the vertices, [N, 2]. The unit is pixels. The distance is 1000
+    everywhere if the polyline is outside the image.
     """
     is_off_path = np.ones((size, size), bool)
     position = np.zeros((size, size), np.float32)
@@ -105,12 +85,7 @@ def path_distance(size: int, points: Array) -> tuple[Array, Array]:
 def blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float, roughness: float) -> Array:
     """Return the approximate signed distance in pixels to an irregular blob, float32 [size, size], negative inside.
 
-    Args:
-        rng: source of randomness.
-        size: side of the image in pixels.
-        centre: x and y of the centre in pixels.
-        radius: mean radius in pixels.
-        roughness: amplitude of the outline's irregularity in radii; 0 gives an ellipse.
+    `centre` is x and y in pixels. `roughness` is the irregularity of the outline in radii; 0 gives an ellipse.
     """
     y, x = np.mgrid[:size, :size].astype(np.float32)
     x, y = x - centre[0], y - centre[1]

@@ -25,16 +25,11 @@ class Shape:
 
 
 def render_object(rng: np.random.Generator, size: int, gray: bool) -> tuple[Array, Array, Array, str, str]:
-    """Render one random object on a background.
-
-    Args:
-        rng: source of randomness.
-        size: side in pixels, S.
-        gray: whether colours must be gray.
+    """Render one random object on a background, in gray if `gray`.
 
     Returns:
-        The image, float32 [S, S, 3] in [0, 1]; the background alone, same shape; the coverage of the object in [0, 1],
-        [S, S]; the kind of object; and its name.
+        The image, float32 [S, S, 3] in [0, 1], where S is `size`; the background alone, same shape; the coverage of the
+        object in [0, 1], [S, S]; the kind of object; and its name.
     """
     kind = str(rng.choice(list(OBJECTS)))
     build_shape, names = OBJECTS[kind]
@@ -101,9 +96,8 @@ def _turned(rng: np.random.Generator, x: Array, y: Array) -> Shape:
     height, paint = np.zeros_like(r), np.zeros_like(r)
     for _ in range(rng.integers(2, 7)):
         radius, width, rise = rng.uniform(0.05, 0.95), rng.uniform(0.01, 0.15), rng.uniform(-0.12, 0.12)
-        height += rise * (
-            np.exp(-(((r - radius) / width) ** 2)) if rng.random() < 0.5 else np.tanh((r - radius) / width)
-        )
+        u = (r - radius) / width
+        height += rise * (np.exp(-(u**2)) if rng.random() < 0.5 else np.tanh(u))
         if rng.random() < 0.3:
             paint = np.maximum(paint, (np.abs(r - radius) < width) * 1.0)
     inner = rng.uniform(0.15, 0.8) if rng.random() < 0.6 else -1.0
@@ -163,9 +157,8 @@ def _threaded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
     """A screw or bolt from the side: head, shank, a rounded or sharp thread, a blunt or pointed end."""
     radius, length = rng.uniform(0.1, 0.26), rng.uniform(0.8, 0.98)
     pitch, start = rng.uniform(0.05, 0.16), rng.uniform(-0.6, 0.25)
-    helix_slope = (
-        rng.choice([-1, 1]) * pitch / radius * rng.uniform(0.15, 0.4)
-    )  # a helix rises by half a turn across the shank
+    # A helix rises by half a turn across the shank.
+    helix_slope = rng.choice([-1, 1]) * pitch / radius * rng.uniform(0.15, 0.4)
     phase = (x + helix_slope * y) / pitch
     if rng.random() < 0.5:
         depth, turns = rng.uniform(0.1, 0.3), 0.5 + 0.5 * np.sin(2 * np.pi * phase)
@@ -178,14 +171,12 @@ def _threaded(rng: np.random.Generator, x: Array, y: Array) -> Shape:
     shaft = radius * taper * (1 - depth * threaded * (1 - turns))
     shaft = np.where(x < start, radius * rng.uniform(0.75, 1.0), shaft)
     head_end, head = -length + rng.uniform(0.12, 0.4), radius * rng.uniform(1.5, 2.6)
-    head_profile = np.clip((head_end - x) / (head_end + length), 0, 1)
+    cone = np.clip((head_end - x) / (head_end + length), 0, 1)
     profile = {
-        "cone": head_profile,
+        "cone": cone,
         "disc": (x < head_end) * 1.0,
-        "dome": np.sqrt(np.clip(1 - (1 - head_profile) ** 2, 0, 1))
-        * (x < head_end)
-        * np.clip(2.5 - 1.5 * head_profile, 0, 1),
-        "rim": np.clip(head_profile * rng.uniform(1.2, 2), 0, 1),
+        "dome": np.sqrt(np.clip(1 - (1 - cone) ** 2, 0, 1)) * (x < head_end) * np.clip(2.5 - 1.5 * cone, 0, 1),
+        "rim": np.clip(cone * rng.uniform(1.2, 2), 0, 1),
     }[str(rng.choice(["cone", "cone", "disc", "dome", "rim"]))]
     outline = np.where(np.abs(x) < length, np.maximum(shaft, head * profile), -1)
     distance = np.maximum(np.abs(y) - outline, np.abs(x) - length)

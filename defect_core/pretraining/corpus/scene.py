@@ -60,12 +60,7 @@ class Scene:
 
 
 def render_scene(rng: np.random.Generator, size: int = RESOLUTION) -> Scene:
-    """Render one scene; about two thirds of the scenes have a defect.
-
-    Args:
-        rng: source of randomness.
-        size: side in pixels.
-    """
+    """Render one scene with a side of `size` pixels; about two thirds of the scenes have a defect."""
     is_gray = rng.random() < GRAY_FRACTION
     if rng.random() < SURFACE_FRACTION:
         image, kind, name = render_surface(rng, size, is_gray)

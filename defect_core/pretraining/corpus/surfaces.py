@@ -11,15 +11,10 @@ SurfaceRenderer = Callable[[np.random.Generator, int, bool], Array]
 
 
 def render_surface(rng: np.random.Generator, size: int, gray: bool) -> tuple[Array, str, str]:
-    """Render one random surface.
-
-    Args:
-        rng: source of randomness.
-        size: side in pixels, S.
-        gray: whether colours must be gray.
+    """Render one random surface, in gray if `gray`.
 
     Returns:
-        The image, float32 [S, S, 3] in [0, 1]; the kind of surface; and its name.
+        The image, float32 [S, S, 3] in [0, 1], where S is `size`; the kind of surface; and its name.
     """
     kind = str(rng.choice(list(SURFACES)))
     render, names = SURFACES[kind]
