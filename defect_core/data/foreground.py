@@ -13,7 +13,6 @@ from scipy import ndimage
 from defect_core.data.masks import fill_small_holes, label_components
 
 _REDUCED_SIDE = 96  # pixels of the longer side at which the foreground is segmented
-_MIN_REDUCED_SIDE = 8  # pixels
 _BLUR = 1.2  # standard deviation in reduced pixels; removes sensor noise before thresholding
 _BLUR_TRUNCATE = 2.5  # standard deviations
 _BORDER_WIDTH = 2  # reduced pixels from which the background colour is taken
@@ -62,7 +61,7 @@ def find_foreground(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """
     height, width = image.shape[:2]
     everything = np.ones((height, width), dtype=bool)
-    small = np.asarray(_reduce(image, _REDUCED_SIDE), dtype=np.float32)
+    small = reduce_image(image, _REDUCED_SIDE)
     small = ndimage.gaussian_filter(small, (_BLUR, _BLUR, 0), truncate=_BLUR_TRUNCATE)
     border = np.ones(small.shape[:2], dtype=bool)
     border[_BORDER_WIDTH:-_BORDER_WIDTH, _BORDER_WIDTH:-_BORDER_WIDTH] = False
@@ -92,13 +91,27 @@ def has_texture_direction(image: NDArray[np.uint8], product: NDArray[np.bool_] |
     """
     if not (find_foreground(image) if product is None else product).all():
         return False
-    gray = np.asarray(_reduce(image, _DIRECTION_SIDE), np.float32).mean(2)
+    gray = reduce_image(image, _DIRECTION_SIDE).mean(2)
     down = ndimage.gaussian_filter(gray, _GRADIENT_SIGMA, order=(1, 0))  # pyright: ignore[reportArgumentType]
     across = ndimage.gaussian_filter(gray, _GRADIENT_SIGMA, order=(0, 1))  # pyright: ignore[reportArgumentType]
     slope = np.hypot(down, across)
     used = slope <= np.quantile(slope, _GRADIENT_QUANTILE)
     a, b, c = ((one * other)[used].sum() for one, other in ((across, across), (across, down), (down, down)))
     return bool(np.hypot(a - c, 2 * b) > _MIN_COHERENCE * (a + c))
+
+
+def reduce_image(image: NDArray[np.uint8], side: int, min_side: int = 8) -> NDArray[np.float32]:
+    """Return the image as float32 [h, w, 3], averaged over boxes so that its longer side is at most `side`.
+
+    Args:
+        image: uint8 [H, W, 3].
+        side: largest height and width of the result.
+        min_side: smallest height and width of the result.
+    """
+    height, width = image.shape[:2]
+    factor = max(1.0, max(height, width) / side)
+    size = (max(min_side, round(width / factor)), max(min_side, round(height / factor)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), dtype=np.float32)
 
 
 def estimate_pose(product: NDArray[np.bool_]) -> Pose:
@@ -111,13 +124,6 @@ def estimate_pose(product: NDArray[np.bool_]) -> Pose:
     values, vectors = np.linalg.eigh(np.cov((points - centre).T))
     elongation = float(np.sqrt(values[1] / max(values[0], 1e-9)))
     return Pose(centre, float(np.arctan2(vectors[1, 1], vectors[0, 1])), elongation)
-
-
-def _reduce(image: NDArray[np.uint8], side: int) -> Image.Image:
-    height, width = image.shape[:2]
-    factor = max(1.0, max(height, width) / side)
-    size = (max(_MIN_REDUCED_SIDE, round(width / factor)), max(_MIN_REDUCED_SIDE, round(height / factor)))
-    return Image.fromarray(image).resize(size, Image.Resampling.BOX)
 
 
 def _is_distinct(product: NDArray[np.bool_], distance: NDArray[np.float32], border: NDArray[np.bool_]) -> bool:

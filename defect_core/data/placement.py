@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from defect_core.data.foreground import Pose, estimate_pose, find_foreground, has_texture_direction
+from defect_core.data.foreground import Pose, estimate_pose, find_foreground, has_texture_direction, reduce_image
 from defect_core.data.masks import bounding_box, touches_border
 
 Matrix = NDArray[np.float64]
@@ -153,12 +153,9 @@ class _Context:
     """A reduced, slightly blurred image whose colours are read at coordinates of the full size."""
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
-        height, width = image.shape[:2]
-        factor = max(1.0, max(height, width) / _CONTEXT_SIDE)
-        size = (max(1, round(width / factor)), max(1, round(height / factor)))
-        small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), dtype=np.float32)
+        small = reduce_image(image, _CONTEXT_SIDE, min_side=1)
         self.pixels = ndimage.gaussian_filter(small, (_CONTEXT_BLUR, _CONTEXT_BLUR, 0), truncate=2.5)
-        self.ratio = np.array(size) / np.array([width, height])
+        self.ratio = np.array(small.shape[1::-1]) / np.array(image.shape[1::-1])
 
     def at(self, points: NDArray[np.float64]) -> NDArray[np.float32]:
         return _lookup(self.pixels, points * self.ratio)
