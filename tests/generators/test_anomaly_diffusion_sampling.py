@@ -23,7 +23,7 @@ from defect_core.generators.anomaly_diffusion.reweighting import (
 from defect_core.generators.anomaly_diffusion.sampling import NormalCanvases, Reweighting, sample_blended
 from defect_core.generators.base import Example
 from defect_core.generators.canvas import Window
-from defect_core.generators.views import augmented_views
+from defect_core.generators.views import augment_examples
 
 SEEDS = [3, 4]
 
@@ -242,7 +242,7 @@ def test_image_and_mask_are_transformed_together():
     mask[50:60, 30:70] = True
     mask[20:28, 30:52] = True
     image = np.where(mask[..., None], 230, 40).astype(np.uint8).repeat(3, -1)
-    views = augmented_views([Example("p", "d", image, mask, "0")], 24, "local", 2.0, 32, 128, np.random.default_rng(0))
+    views = augment_examples([Example("p", "d", image, mask, "0")], 24, "local", 2.0, 32, 128, np.random.default_rng(0))
     for view in views:
         bright = view.image.mean(-1) > (float(view.image.min()) + float(view.image.max())) / 2
         assert view.mask.sum() > 0

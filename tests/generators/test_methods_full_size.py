@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_size import TEXT, UNET, VAE
-from sd_layout import write_random_backbone
+from backbones.full_size import TEXT, UNET, VAE
+from backbones.sd_layout import write_random_backbone
 
 LIMIT_GB = 20
 # The smallest batch of each method; the other values are those of the paper.

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from defect_core.generators.base import Example
-from defect_core.generators.views import augmented_views
+from defect_core.generators.views import augment_examples
 
 
 def _texture(stretch: float) -> np.ndarray:
@@ -18,7 +18,7 @@ def test_only_textures_without_a_direction_are_rotated_by_90_degrees(canvas):
     ratios = {}
     for stretch in (1, 12):  # 12 gives a texture with vertical lines
         example = Example("tile", "good", _texture(stretch), None, "0")
-        views = augmented_views([example], 24, canvas, 2.0, 32, 64, np.random.default_rng(0))
+        views = augment_examples([example], 24, canvas, 2.0, 32, 64, np.random.default_rng(0))
         slopes = [np.gradient(view.image.mean(-1)) for view in views]
         ratios[stretch] = [np.square(down).mean() / np.square(across).mean() for down, across in slopes]
         assert len({view.image.tobytes() for view in views}) == len(views)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from defect_core.generators.canvas_config import CanvasConfig
 from defect_core.generators.registry import Capabilities, GeneratorConfig
 
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mask=False, needs_mask=True)
@@ -52,7 +53,7 @@ class MaskModelConfig(GeneratorConfig):
         return prompt
 
 
-class AnomalyDiffusionConfig(GeneratorConfig):
+class AnomalyDiffusionConfig(CanvasConfig):
     """Settings of AnomalyDiffusion. The defaults suit the embedded backbone."""
 
     anomaly_tokens: int = Field(default=8, ge=1)
@@ -87,14 +88,6 @@ class AnomalyDiffusionConfig(GeneratorConfig):
     """Train the U-Net too (not in the paper); the embedded U-Net needs it."""
     denoiser_learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of the U-Net, with `tune_denoiser` (not in the paper)."""
-    canvas: Literal["local", "whole"] = "local"
-    """`local` generates in a window around the mask (not in the paper), `whole` on the whole image. Paper: whole."""
-    context: float = Field(default=2.5, ge=1)
-    """Side of a local window, relative to the longer side of the mask's bounding box (not in the paper)."""
-    min_side: int = Field(default=48, ge=8)
-    """Smallest side of a local window in pixels (not in the paper)."""
-    variants: int = Field(default=24, ge=1)
-    """Augmented views of each real defect that are encoded before training (not in the paper)."""
     sampling_steps: int = Field(default=50, ge=1)
     """T, steps of DDIM. Public code: 200."""
     eta: float = Field(default=1.0, ge=0, le=1)
@@ -112,8 +105,6 @@ class AnomalyDiffusionConfig(GeneratorConfig):
     generated."""
     mask_model: MaskModelConfig = MaskModelConfig()
     """Settings of the mask model."""
-    feather: float = Field(default=1.0, ge=0)
-    """Width in pixels of the composite's soft edge inside the mask (not in the paper)."""
 
     @field_validator("prompts")
     @classmethod

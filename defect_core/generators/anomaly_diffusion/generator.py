@@ -41,7 +41,7 @@ from defect_core.generators.trained import (
 )
 from defect_core.generators.views import (
     View,
-    augmented_views,
+    augment_examples,
     encode_views,
     latent_masks,
     to_denoiser,
@@ -92,7 +92,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._initialise()
-        views = augmented_views(
+        views = augment_examples(
             [dataclasses.replace(example, defect=_key(example.product, example.defect)) for example in defective],
             config.variants,
             config.canvas,

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from defect_core.generators.registry import Capabilities, GeneratorConfig
+from defect_core.generators.canvas_config import CanvasConfig
+from defect_core.generators.registry import Capabilities
 
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, needs_mask=True, has_strength=True)
 
@@ -12,7 +13,7 @@ SLOTS = ("{context}", "{anomaly}")
 MAX_STRENGTH = 2.0  # the paper's range of the intensity w is [-2, 2]
 
 
-class CADiffConfig(GeneratorConfig):
+class CADiffConfig(CanvasConfig):
     """Settings of CADiff. The defaults suit the embedded backbone on a CPU.
 
     "Paper" is the value of the paper for Stable Diffusion 1.5. There is no public code.
@@ -28,8 +29,6 @@ class CADiffConfig(GeneratorConfig):
     """Weight decay of AdamW, except on the tokens (not in the paper)."""
     batch_size: int = Field(default=8, ge=1)
     """Images per step. Paper: 16."""
-    variants: int = Field(default=24, ge=1)
-    """Augmented views of each defect image, encoded before training (not in the paper)."""
     normal_fraction: float = Field(default=0.25, ge=0, lt=1)
     """Fraction of a batch that is normal images, conditioned on a defect at intensity 0 (not in the paper)."""
     init_word: str = Field(default="anomaly", min_length=1)
@@ -66,12 +65,6 @@ class CADiffConfig(GeneratorConfig):
     """Weight of the control branch from 0 to 1; 0 disables it (not in the paper)."""
     tune_denoiser: bool = True
     """Also train the U-Net, at `learning_rate`. The paper states both that it is frozen and trained."""
-    canvas: Literal["local", "whole"] = "local"
-    """`whole` generates the whole image (paper); `local` a window around the mask (not in the paper)."""
-    context: float = Field(default=2.5, ge=1)
-    """Side of a local window divided by the longer side of the mask's bounding box (not in the paper)."""
-    min_side: int = Field(default=48, ge=8)
-    """Smallest side of a local window in pixels (not in the paper)."""
     sampling_steps: int = Field(default=25, ge=1)
     """Steps of DDIM (Song et al. 2021). Paper: 50."""
     guidance_scale: float = Field(default=1.0, ge=1)
@@ -93,8 +86,6 @@ class CADiffConfig(GeneratorConfig):
     """Α is measured on the attention layers whose side is nearest to this. Paper: 16."""
     masked_focus: bool = True
     """Re-weight only inside the mask (masked focus attention). Paper: true."""
-    feather: float = Field(default=1.0, ge=0)
-    """Width in pixels of the soft edge inside the pasted mask (not in the paper)."""
 
     @field_validator("templates")
     @classmethod

@@ -13,7 +13,7 @@ from defect_core.generators.base import Example
 from defect_core.generators.cadiff.config import CADiffConfig
 from defect_core.generators.cadiff.model import CADiffModel, TrainingBatch
 from defect_core.generators.trained import freeze_in_half_precision
-from defect_core.generators.views import View, augmented_views, encode_views, to_denoiser
+from defect_core.generators.views import View, augment_examples, encode_views, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
 
 EVALUATION_VIEWS = 32  # largest number of defect views in `attention_iou`
@@ -34,7 +34,7 @@ class TrainingViews:
         rng = np.random.default_rng(seed)
 
         def augment_all(examples: Sequence[Example], variants: int) -> list[View]:
-            return augmented_views(
+            return augment_examples(
                 examples, variants, config.canvas, config.context, config.min_side, backbone.resolution, rng
             )
 

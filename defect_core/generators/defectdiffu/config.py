@@ -4,14 +4,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from defect_core.generators.registry import Capabilities, GeneratorConfig
+from defect_core.generators.canvas_config import CanvasConfig
+from defect_core.generators.registry import Capabilities
 
 CAPABILITIES = Capabilities(
     scope="catalogue", keeps_background=True, predicts_mask=True, has_strength=True, zero_shot=True, uses_backbone=True
 )
 
 
-class DefectDiffuConfig(GeneratorConfig):
+class DefectDiffuConfig(CanvasConfig):
     """Settings of DefectDiffu. The defaults suit the embedded transformer.
 
     The capability `keeps_background` holds for the default `paste: true`.
@@ -33,18 +34,10 @@ class DefectDiffuConfig(GeneratorConfig):
     """Weight decay of AdamW. Public code: 1e-8."""
     batch_size: int = Field(default=16, ge=1)
     """Images per optimiser step. Public code: 2."""
-    variants: int = Field(default=24, ge=1)
-    """Augmented views per defect image, encoded before training (not in the paper)."""
     normal_variants: int = Field(default=6, ge=1)
     """Augmented views per normal image, encoded before training (not in the paper)."""
     defect_fraction: float = Field(default=0.6, gt=0, le=1)
     """Fraction of each batch that shows defects (not in the paper)."""
-    canvas: Literal["local", "whole"] = "local"
-    """`local` is a window around the requested mask (not in the paper), `whole` the image. Paper: `whole`."""
-    context: float = Field(default=2.5, ge=1)
-    """Side of a local window divided by the side of the mask's bounding box (not in the paper)."""
-    min_side: int = Field(default=48, ge=8)
-    """Smallest side of a local window in pixels (not in the paper)."""
     region_fraction: float = Field(default=0.7, ge=0, le=1)
     """Fraction of defect views trained with their region; 0 disables regions (not in the paper)."""
     drop_product: float = Field(default=0.2, ge=0, le=1)
@@ -88,8 +81,6 @@ class DefectDiffuConfig(GeneratorConfig):
     """Limits the mask to the requested mask dilated by this many canvas pixels; null: no limit (not in the paper)."""
     paste: bool = True
     """Copies only the pixels inside the mask into the normal image (not in the paper)."""
-    feather: float = Field(default=1.0, ge=0)
-    """Width in pixels of the soft edge of `paste`, inside the mask (not in the paper)."""
 
 
 CONFIG = DefectDiffuConfig

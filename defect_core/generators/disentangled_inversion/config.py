@@ -4,12 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from defect_core.generators.registry import Capabilities, GeneratorConfig
+from defect_core.generators.canvas_config import CanvasConfig
+from defect_core.generators.registry import Capabilities
 
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mask=True, needs_mask=True)
 
 
-class DisentangledInversionConfig(GeneratorConfig):
+class DisentangledInversionConfig(CanvasConfig):
     """Settings of disentangled DDIM inversion. The defaults suit the embedded backbone."""
 
     steps: int = Field(default=400, ge=1)
@@ -22,14 +23,6 @@ class DisentangledInversionConfig(GeneratorConfig):
     """Images per optimiser step (not in the paper)."""
     balance: Literal["area", "equal"] = "equal"
     """`area` weights the two terms of eq. 5 by their areas, `equal` equally. Paper: `area`."""
-    canvas: Literal["local", "whole"] = "local"
-    """`local` is a window around the mask (not in the paper), `whole` the image. Paper: `whole`."""
-    context: float = Field(default=2.5, ge=1)
-    """Side of a local window divided by the side of the mask's bounding box (not in the paper)."""
-    min_side: int = Field(default=48, ge=8)
-    """Smallest side of a local window in pixels (not in the paper)."""
-    variants: int = Field(default=24, ge=1)
-    """Augmented views per real defect, encoded before training (not in the paper)."""
     sampling_steps: int = Field(default=25, ge=1)
     """Steps T of the inversion and of the sampling. Paper: 50."""
     mode: Literal["cached", "paper"] = "cached"
@@ -44,8 +37,6 @@ class DisentangledInversionConfig(GeneratorConfig):
     """Weight of classifier-free guidance in the defect branch; 1 disables it (not in the paper)."""
     refinement: Literal["attention", "difference", "none"] = "difference"
     """Refinement of the mask: `attention` (eq. 13, paper), `difference` (not in the paper) or `none`."""
-    feather: float = Field(default=1.0, ge=0)
-    """Width in pixels of the composite's soft edge, inside the mask (not in the paper)."""
     defect_prompt: str = "a photo of a {defect} on a {product}"
     """Prompt C_def inside the mask (its text not in the paper)."""
     background_prompt: str = "a photo of a {product}"

@@ -42,7 +42,7 @@ from defect_core.generators.disentangled_inversion.refinement import refine_by_a
 from defect_core.generators.trained import SavedGenerator, TrainedGenerator, freeze_in_half_precision, load_frozen
 from defect_core.generators.views import (
     LatentBank,
-    augmented_views,
+    augment_examples,
     encode_views,
     latent_masks,
     to_denoiser,
@@ -123,7 +123,7 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
         config, denoiser = self.config, self.backbone.denoiser
-        views = augmented_views(
+        views = augment_examples(
             defective,
             config.variants,
             config.canvas,

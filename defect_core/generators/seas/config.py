@@ -4,13 +4,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from defect_core.generators.registry import Capabilities, GeneratorConfig
+from defect_core.generators.canvas_config import CanvasConfig
+from defect_core.generators.registry import Capabilities
 
 CAPABILITIES = Capabilities(scope="product", predicts_mask=True, needs_mask=True, generates_normals=True)
 WIDTH_MULTIPLE = 24  # two thirds and one third of the width must be integers, and 8 must divide it (heads, norm groups)
 
 
-class SeasConfig(GeneratorConfig):
+class SeasConfig(CanvasConfig):
     """Settings of SeaS. The defaults suit the embedded backbone on a CPU.
 
     "Paper" is the paper's value for Stable Diffusion 1.4. "Public code" is the value of the authors' code, and
@@ -41,14 +42,6 @@ class SeasConfig(GeneratorConfig):
     """Form of the DA loss: `paper` is eq. 3, `official` is that of the public code."""
     alignment_weight: float = Field(default=2.0, ge=0)
     """Weight of the DA loss. Paper: 1."""
-    canvas: Literal["whole", "local"] = "local"
-    """`whole` generates the whole image (paper); `local` a window around the mask (not in the paper)."""
-    context: float = Field(default=2.5, ge=1)
-    """Side of a local window divided by the longer side of the mask's bounding box (not in the paper)."""
-    min_side: int = Field(default=48, ge=8)
-    """Smallest side of a local window in pixels (not in the paper)."""
-    variants: int = Field(default=24, ge=1)
-    """Augmented views of each defect image, encoded before training (not in the paper)."""
     normals: int = Field(default=60, ge=1)
     """Largest number of normal images used for training. Paper: 60."""
     augmentation: Literal["rotate_flip", "full", "none"] = "rotate_flip"
@@ -87,8 +80,6 @@ class SeasConfig(GeneratorConfig):
     """Add the difference of sampling with and without anomaly tokens to the normal image (not in the paper)."""
     paste: bool = True
     """Keep the normal image outside the predicted mask (not in the paper)."""
-    feather: float = Field(default=1.0, ge=0)
-    """Width in pixels of the soft edge inside the pasted mask (not in the paper)."""
     defect_prompt: str = "a {product} with {defect}"
     """UA prompt of a defect image; {product} and {defect} are replaced by learned tokens."""
     normal_prompt: str = "a {product}"

@@ -22,7 +22,7 @@ from defect_core.generators.seas.mask_features import capture_unet_features, dec
 from defect_core.generators.seas.prompt import UnbalancedAbnormalPrompt
 from defect_core.generators.seas.refined_mask_prediction import RefinedMaskPrediction, refined_mask_prediction_loss
 from defect_core.generators.trained import freeze_in_half_precision
-from defect_core.generators.views import View, augmented_views, encode_views, to_denoiser
+from defect_core.generators.views import View, augment_examples, encode_views, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
 
 AUGMENTATIONS = {
@@ -50,7 +50,7 @@ class TrainingViews:
         context, min_side, options = config.context, config.min_side, AUGMENTATIONS[config.augmentation]
 
         def augment_all(examples: Sequence[Example], variants: int, canvas: CanvasKind) -> list[View]:
-            return augmented_views(examples, variants, canvas, context, min_side, backbone.resolution, rng, options)
+            return augment_examples(examples, variants, canvas, context, min_side, backbone.resolution, rng, options)
 
         defect_views = augment_all(defective, config.variants, config.canvas)
         repeats = -(-len(defect_views) // len(chosen))
