@@ -1,34 +1,51 @@
-"""Adaptation of the backbone to a product's good images."""
+"""Adaptation of the backbone to the normal images of a product."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from striped_plates import draw_plates
+from striped_plates import make_plates
+from torch import Tensor
 
-from defect_core.adaptation.adapt import adapt
-from defect_core.backbones import load_backbone
+from defect_core.adaptation import adapt as adaptation
+from defect_core.adaptation.adapt import adapt_denoiser, sample_middle_timesteps, train_normal_denoiser
+from defect_core.adaptation.config import AdaptConfig
+from defect_core.backbones.load import Backbone, load_backbone
 from defect_core.generators.base import Example
 from defect_core.generators.views import to_pixels, to_tensor
-from defect_core.project.params import Adapt
+from defect_core.training.loop import train
 
-QUICK = Adapt(steps=4, batch_size=2, views=8, check_every=2, patience=3)
+QUICK = AdaptConfig(steps=4, batch_size=2, views=8, check_every=2, patience=3)
+PROMPTS = ["a photo of a plate", "a photo of a whole plate", ""]
 
 
 @pytest.fixture(scope="module")
-def good():
-    return draw_plates()
+def plates() -> list[Example]:
+    return make_plates()
 
 
-def _adapted(good, work, settings=QUICK):
+def _adapted(
+    plates: list[Example], work_dir: Path, config: AdaptConfig = QUICK
+) -> tuple[Backbone, list[dict[str, Any]]]:
     backbone = load_backbone("embedded")
-    curve = adapt(backbone, good, settings, work, seed=3)
-    return backbone, curve
+    return backbone, adapt_denoiser(backbone, plates, config, work_dir, seed=3)
 
 
-def test_held_out_loss_falls_and_text_encoder_and_vae_stay(good, tmp_path):
+def _record_texts(backbone: Backbone) -> list[tuple[bool, Tensor]]:
+    """Return a list that receives, for each call of the denoiser, whether it trains, and its texts."""
+    calls = []
+    backbone.denoiser.register_forward_pre_hook(
+        lambda network, inputs: calls.append((torch.is_grad_enabled(), inputs[2]))
+    )
+    return calls
+
+
+def test_held_out_loss_falls_and_only_the_denoiser_changes(plates: list[Example], tmp_path: Path) -> None:
     original = load_backbone("embedded")
     longer = QUICK.model_copy(update={"steps": 30, "check_every": 15, "batch_size": 4, "learning_rate": 1e-3})
-    backbone, curve = _adapted(good, tmp_path, longer)
+    backbone, curve = _adapted(plates, tmp_path, longer)
     assert [point["step"] for point in curve] == [0, 15, 30]
     assert curve[-1]["held_out"] < curve[0]["held_out"]
     for part in ("vae", "text_encoder"):
@@ -36,46 +53,51 @@ def test_held_out_loss_falls_and_text_encoder_and_vae_stay(good, tmp_path):
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(good, tmp_path, monkeypatch):
-    whole, _ = _adapted(good, tmp_path / "whole")
-    from defect_core.training import loop as training
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_run(
+    plates: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted, _ = _adapted(plates, tmp_path / "uninterrupted")
 
-    real = training.train
-
-    def killed(module, loss, **settings):
-        def stop(step, generator):
+    def killed_train(module: Any, loss: Any, config: Any, **options: Any) -> list[float]:
+        def killed_loss(step: int, generator: torch.Generator) -> Tensor:
             if step == 3:
                 raise KeyboardInterrupt
             return loss(step, generator)
 
-        return real(module, stop, **settings, checkpoint_every=1)
+        return train(module, killed_loss, config, **options, checkpoint_every=1)
 
-    monkeypatch.setattr("defect_core.adaptation.adapt.train", killed)
+    monkeypatch.setattr(adaptation, "train", killed_train)
     with pytest.raises(KeyboardInterrupt):
-        _adapted(good, tmp_path / "broken")
-    monkeypatch.setattr("defect_core.adaptation.adapt.train", real)
-    broken, _ = _adapted(good, tmp_path / "broken")
-    for key, value in whole.denoiser.state_dict().items():
-        assert torch.equal(value, broken.denoiser.state_dict()[key]), key
+        _adapted(plates, tmp_path / "killed")
+    monkeypatch.setattr(adaptation, "train", train)
+    resumed, _ = _adapted(plates, tmp_path / "killed")
+    for key, value in uninterrupted.denoiser.state_dict().items():
+        assert torch.equal(value, resumed.denoiser.state_dict()[key]), key
 
 
-def test_training_stops_after_checks_without_a_new_best_and_the_best_counts(good, tmp_path):
-    ruinous = Adapt(steps=40, batch_size=2, views=8, check_every=2, patience=2, learning_rate=0.5)
-    backbone, curve = _adapted(good, tmp_path, ruinous)
+def test_training_stops_early_and_returns_the_best_weights(plates: list[Example], tmp_path: Path) -> None:
+    diverging = AdaptConfig(steps=40, batch_size=2, views=8, check_every=2, patience=2, learning_rate=0.5)
+    backbone, curve = _adapted(plates, tmp_path, diverging)
     assert [point["step"] for point in curve] == [0, 2, 4]
     original = load_backbone("embedded").denoiser.state_dict()
     assert all(torch.equal(value, original[key]) for key, value in backbone.denoiser.state_dict().items())
 
 
-def test_in_drawing_checks_count_from_half_on_when_the_rate_begins_to_fall(good, tmp_path):
-    asked = {"drawing_steps": 14, "drawing_rate": 0.5, "drawing_batch_size": 2, "views": 8}
-    asked |= {"check_every": 2, "patience": 2}
-    curve = adapt(load_backbone("embedded"), good, Adapt(**asked), tmp_path, seed=0, drawing=True)
+def test_patience_of_the_normal_denoiser_starts_at_half_of_the_steps(plates: list[Example], tmp_path: Path) -> None:
+    diverging = AdaptConfig(
+        normal_sampler_steps=14,
+        normal_sampler_learning_rate=0.5,
+        normal_sampler_batch_size=2,
+        views=8,
+        check_every=2,
+        patience=2,
+    )
+    curve = train_normal_denoiser(load_backbone("embedded"), plates, diverging, tmp_path, seed=0)
     assert [point["step"] for point in curve] == [0, 2, 4, 6, 8, 10]
 
 
-def test_a_saved_backbone_is_loaded_as_it_was_under_another_digest(good, tmp_path):
-    backbone, _ = _adapted(good, tmp_path / "work")
+def test_saved_backbone_loads_with_equal_weights_and_another_digest(plates: list[Example], tmp_path: Path) -> None:
+    backbone, _ = _adapted(plates, tmp_path / "work")
     backbone.save(tmp_path / "saved")
     loaded = load_backbone(tmp_path / "saved")
     for key, value in backbone.denoiser.state_dict().items():
@@ -83,119 +105,114 @@ def test_a_saved_backbone_is_loaded_as_it_was_under_another_digest(good, tmp_pat
     assert loaded.digest != backbone.digest
 
 
-def test_whole_images_and_local_windows_are_told_apart_by_their_prompts(good, tmp_path, monkeypatch):
-    """A network that heard one prompt for both would draw half of each."""
-    from defect_core.adaptation import adapt as adaptation
-
-    backbone, heard = load_backbone("embedded"), []
+def test_whole_images_and_local_windows_have_different_prompts(
+    plates: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, prompts = load_backbone("embedded"), []
     encode = backbone.encode_text
-    monkeypatch.setattr(backbone, "encode_text", lambda prompts: heard.extend(prompts) or encode(prompts))
-    said = []
-    backbone.denoiser.register_forward_pre_hook(
-        lambda network, inputs: said.append((torch.is_grad_enabled(), inputs[2]))
-    )
-    adapt(backbone, good, QUICK, tmp_path, seed=0)
-    assert heard == ["a photo of a plate", "a photo of a whole plate", ""]
-    local, whole, _ = encode(heard)
-    for learning in (True, False):  # the loss and the held-out loss alike
-        states = torch.cat([batch for when, batch in said if when is learning])
+    monkeypatch.setattr(backbone, "encode_text", lambda texts: prompts.extend(texts) or encode(texts))
+    calls = _record_texts(backbone)
+    adapt_denoiser(backbone, plates, QUICK, tmp_path, seed=0)
+    assert prompts == PROMPTS
+    local, whole, _ = encode(prompts)
+    for is_training in (True, False):
+        states = torch.cat([texts for training, texts in calls if training is is_training])
         assert all((states == text).all((1, 2)).any() for text in (local, whole))
-    banks = adaptation._bank(backbone, good, QUICK.model_copy(update={"local_share": 0.5}), 0, 0)
-    assert [len(latents) for latents in banks] == [4, 4]
 
 
-def test_images_are_learned_as_photographed_and_whole_ones_once():
-    """What is turned, shifted or relit before it is learned is drawn so."""
-    from defect_core.adaptation import adapt as adaptation
-
+def test_images_are_not_augmented_and_whole_images_occur_once() -> None:
     backbone = load_backbone("embedded")
     ramp = np.add.outer(np.arange(128), 0.5 * np.arange(128))[..., None] * np.ones(3)  # brighter down and to the right
-    good = [Example("ramp", "good", (ramp + 10 * n).astype(np.uint8), None, f"{n}.png") for n in range(4)]
-    windows, wholes = adaptation._bank(backbone, good, Adapt(views=40, local_share=0.5), 0, 0)
-    expected = torch.cat([backbone.encode(to_tensor([example.image])) for example in good])
+    ramps = [Example("ramp", "good", (ramp + 10 * n).astype(np.uint8), None, f"{n}.png") for n in range(4)]
+    windows, wholes = adaptation._encode_latents(backbone, ramps, 40, 0.5, np.random.default_rng(1))
+    expected = torch.cat([backbone.encode(to_tensor([example.image])) for example in ramps])
     assert (torch.cdist(wholes.flatten(1), expected.flatten(1)).min(0).values < 1e-3).all()
     assert (len(windows), len(wholes)) == (20, 4)
-    shown = to_pixels(backbone.decode(windows)).mean(-1)
-    down, right = (np.diff(shown, axis=axis).mean((1, 2)) for axis in (1, 2))
-    assert (down > 0).all() and np.allclose(right / down, 0.5, atol=0.1)
+    decoded = to_pixels(backbone.decode(windows)).mean(-1)
+    down, right = (np.diff(decoded, axis=axis).mean((1, 2)) for axis in (1, 2))
+    assert (down > 0).all()
+    assert np.allclose(right / down, 0.5, atol=0.1)
 
 
-def test_whole_images_are_learned_at_middle_noise_and_windows_at_every_level(good, tmp_path, monkeypatch):
-    from defect_core.adaptation import adapt as adaptation
+@pytest.mark.parametrize(("fraction", "windows"), [(0.0, 0), (0.01, 1), (0.5, 4)])
+def test_any_positive_fraction_gives_at_least_one_window(fraction: float, windows: int, plates: list[Example]) -> None:
+    local, _ = adaptation._encode_latents(load_backbone("embedded"), plates, 8, fraction, np.random.default_rng(0))
+    assert len(local) == windows
 
+
+def test_validation_has_at_most_64_views(plates: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    monkeypatch.setattr(adaptation, "_encode_latents", lambda *arguments: counts.append(arguments[2]))
+    config = AdaptConfig(views=3000, validation_fraction=0.1)
+    settings = adaptation._Settings(1, 1, 1e-3, 0.5, 0.1)
+    adaptation._Objective(load_backbone("embedded"), plates, config, settings, 0)
+    assert counts == [3000, 64]
+
+
+def test_windows_have_all_timesteps_and_whole_images_the_middle_ones(
+    plates: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = load_backbone("embedded")
-    levels = backbone.schedule[adaptation.middle_times(backbone.schedule, 4000, torch.Generator().manual_seed(0))]
-    ratio = (1 / levels.double() - 1).sqrt().log()
-    assert float(ratio.median()) == pytest.approx(0.6, abs=0.05)
-    assert float(ratio.quantile(0.16)) == pytest.approx(-0.4, abs=0.1)
-    _, whole, _ = backbone.encode_text(["a photo of a plate", "a photo of a whole plate", ""])
-    heard = {True: [], False: []}
+    _, whole, _ = backbone.encode_text(PROMPTS)
+    timesteps: dict[bool, list[int]] = {True: [], False: []}
 
-    def listen(network, inputs):
+    def record(network: Any, inputs: Any) -> None:
         if torch.is_grad_enabled():
-            for time, text in zip(inputs[1].tolist(), inputs[2], strict=True):
-                heard[bool((text == whole).all())].append(time)
+            for timestep, text in zip(inputs[1].tolist(), inputs[2], strict=True):
+                timesteps[bool((text == whole).all())].append(timestep)
 
-    backbone.denoiser.register_forward_pre_hook(listen)
-    monkeypatch.setattr(adaptation, "EMPTY_PROMPT_SHARE", 0)
-    monkeypatch.setattr(adaptation, "middle_times", lambda schedule, count, generator, **_: torch.full((count,), 777))
-    adapt(backbone, good, Adapt(steps=2, batch_size=16, views=8, local_share=0.5), tmp_path, seed=0)
-    assert set(heard[True]) == {777} and len(heard[True]) > 8
-    windows = np.array(heard[False])
-    assert len(windows) > 8 and windows.min() < 250 and windows.max() > 750
+    backbone.denoiser.register_forward_pre_hook(record)
+    monkeypatch.setattr(adaptation, "EMPTY_PROMPT_FRACTION", 0)
+    monkeypatch.setattr(
+        adaptation, "sample_middle_timesteps", lambda bars, count, generator, **_: torch.full((count,), 777)
+    )
+    adapt_denoiser(backbone, plates, AdaptConfig(steps=2, batch_size=16, views=8, local_fraction=0.5), tmp_path, seed=0)
+    assert set(timesteps[True]) == {777}
+    windows = np.array(timesteps[False])
+    assert len(windows) > 8
+    assert windows.min() < 250
+    assert windows.max() > 750
 
 
-def test_stratified_noise_is_of_the_same_kind_and_as_much_of_each_in_every_batch():
-    from defect_core.adaptation import adapt as adaptation
-
-    schedule = load_backbone("embedded").schedule
+@pytest.mark.parametrize("is_stratified", [False, True])
+def test_middle_timesteps_have_a_log_normal_noise_ratio(is_stratified: bool) -> None:
+    bars = load_backbone("embedded").alphas_cumprod
     generator = torch.Generator().manual_seed(0)
-    batches = [adaptation.middle_times(schedule, 16, generator, stratified=True) for _ in range(200)]
-    ratios = torch.stack([(1 / schedule[times].double() - 1).sqrt().log() for times in batches])
+    timesteps = sample_middle_timesteps(bars, 4000, generator, is_stratified=is_stratified)
+    ratios = (1 / bars[timesteps].double() - 1).sqrt().log()
     assert float(ratios.median()) == pytest.approx(0.6, abs=0.05)
     assert float(ratios.quantile(0.16)) == pytest.approx(-0.4, abs=0.1)
+
+
+def test_stratified_batches_have_similar_noise_ratios() -> None:
+    bars = load_backbone("embedded").alphas_cumprod
+    generator = torch.Generator().manual_seed(0)
+    batches = [sample_middle_timesteps(bars, 16, generator, is_stratified=True) for _ in range(200)]
+    ratios = torch.stack([(1 / bars[timesteps].double() - 1).sqrt().log() for timesteps in batches])
     mixed = ratios.flatten()[torch.randperm(ratios.numel(), generator=generator)].reshape(ratios.shape)
     assert float(ratios.mean(1).std()) < 0.3 * float(mixed.mean(1).std())
 
 
-def test_a_small_share_of_few_views_still_is_one_window(good):
-    from defect_core.adaptation import adapt as adaptation
-
-    backbone = load_backbone("embedded")
-    shares = {share: Adapt(views=8, local_share=share) for share in (0.0, 0.01)}
-    windows = {share: len(adaptation._bank(backbone, good, each, 0, 0)[0]) for share, each in shares.items()}
-    assert windows == {0.0: 0, 0.01: 1}
+def test_one_image_is_too_few(plates: list[Example], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least two normal images, got 1"):
+        adapt_denoiser(load_backbone("embedded"), plates[:1], QUICK, tmp_path, seed=0)
 
 
-def test_a_check_looks_at_64_views_at_most(good):
-    from defect_core.adaptation import adapt as adaptation
-
-    backbone = load_backbone("embedded")
-    settings = Adapt(views=3000, validation_fraction=0.1, local_share=0.5)  # a tenth would be 300
-    windows, wholes = adaptation._bank(backbone, good, settings, 0, 1)
-    assert (len(windows), len(wholes)) == (32, len(good))
-
-
-def test_one_image_is_too_few(good, tmp_path):
-    with pytest.raises(ValueError, match="at least two"):
-        adapt(load_backbone("embedded"), good[:1], QUICK, tmp_path, seed=0)
-
-
-def test_for_drawing_alone_whole_images_are_learned_with_muon_and_nothing_else(good, tmp_path, monkeypatch):
-    from defect_core.adaptation import adapt as adaptation
-    from defect_core.training import loop as training
-
-    backbone, said, asked = load_backbone("embedded"), [], []
-    whole = backbone.encode_text(["a photo of a whole plate"])
-    backbone.denoiser.register_forward_pre_hook(lambda network, inputs: said.append(inputs[2]))
-    monkeypatch.setattr(adaptation, "train", lambda *a, **k: asked.append(k) or training.train(*a, **k))
-    settings = QUICK.model_copy(update={"drawing_steps": 6, "drawing_rate": 1e-3, "drawing_batch_size": 6})
-    curve = adapt(backbone, good, settings, tmp_path, seed=0, drawing=True)
-    assert all(torch.equal(text, whole.expand_as(text)) for text in said)
-    assert {len(text) for text in said} == {6, 1}  # a batch; what is held out, in checks
+def test_normal_denoiser_learns_whole_images_with_muon_and_a_frozen_encoder(
+    plates: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, configs = load_backbone("embedded"), []
+    whole = backbone.encode_text([PROMPTS[1]])
+    calls = _record_texts(backbone)
+    monkeypatch.setattr(adaptation, "train", lambda *a, **k: configs.append(a[2]) or train(*a, **k))
+    changes = {"normal_sampler_steps": 6, "normal_sampler_learning_rate": 1e-3, "normal_sampler_batch_size": 6}
+    curve = train_normal_denoiser(backbone, plates, QUICK.model_copy(update=changes), tmp_path, seed=0)
     assert [point["step"] for point in curve] == [0, 2, 4, 6]
-    assert [(each["learning_rate"], each["muon"]) for each in asked] == [(1e-3, True)]
+    assert all(torch.equal(texts, whole.expand_as(texts)) for _, texts in calls)
+    assert {len(texts) for is_training, texts in calls if is_training} == {6}
+    assert [(config.learning_rate, config.use_muon) for config in configs] == [(1e-3, True)]
     before = load_backbone("embedded").denoiser.state_dict()
-    kept = {name for name, value in backbone.denoiser.state_dict().items() if torch.equal(value, before[name])}
-    assert {name for name in before if name.startswith(("conv_in.", "down_blocks."))} <= kept
-    assert not any(name.endswith("conv1.weight") for name in kept if name.startswith(("mid_block.", "up_blocks.")))
+    unchanged = {name for name, value in backbone.denoiser.state_dict().items() if torch.equal(value, before[name])}
+    assert {name for name in before if name.startswith(("conv_in.", "down_blocks."))} <= unchanged
+    decoder = {name for name in before if name.startswith(("mid_block.", "up_blocks."))}
+    assert not any(name.endswith("conv1.weight") for name in decoder & unchanged)

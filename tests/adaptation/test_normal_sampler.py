@@ -1,200 +1,189 @@
-"""Good images drawn by an adapted backbone, and the stage that finds out how."""
+"""Normal images that are sampled by an adapted backbone."""
 
-import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from striped_plates import draw_plates
+from striped_plates import make_plates
+from torch import Tensor
 
+from defect_core.adaptation import normal_sampler as normals
 from defect_core.adaptation.adapt import adapt
+from defect_core.adaptation.config import AdaptConfig
 from defect_core.adaptation.normal_sampler import (
-    GRAIN,
-    WEIGHTS,
+    MAX_REAL_IMAGES,
     NormalSampler,
     SamplerConfig,
+    StartImages,
     mean_latents,
-    sample_normal_images,
+    sampling_paths,
+    whole_images,
 )
-from defect_core.backbones import load_backbone
-from defect_core.data.records import Record, load_image, save_png, write_records
+from defect_core.backbones.load import Backbone, load_backbone
+from defect_core.generators.base import Example
 from defect_core.generators.canvas import Window, crop_image
 from defect_core.generators.composite import is_gray
-from defect_core.project.params import Adapt
-from defect_core.project.paths import Project
-from defect_core.stages import adapt as step
-from defect_core.stages.adapt import DISTANCES, DRAWN, WAYS
 
 
 @pytest.fixture(scope="module")
-def good():
-    return draw_plates()
+def plates() -> list[Example]:
+    return make_plates()
 
 
-def test_drawn_images_depend_on_their_seed_alone(good):
-    backbone = load_backbone("embedded")
-    # in two steps, each half of the schedule long, bfloat16's rounding alone comes to 2
-    together = sample_normal_images(backbone, "plate", [1, 2, 3], steps=5, batch_size=3)
-    alone = sample_normal_images(backbone, "plate", [2], steps=5)
-    off = [np.abs(image.astype(int) - alone[0]).max() for image in together]
-    assert off[1] <= 1
-    assert min(off[0], off[2]) > 40
-    assert together[0].shape == (128, 128, 3)
+def _sampler(backbone: Backbone | None = None, guidance: Backbone | None = None, **config: Any) -> NormalSampler:
+    return NormalSampler("plate", backbone or load_backbone("embedded"), guidance, config=SamplerConfig(**config))
 
 
-def test_good_images_are_asked_for_as_wholes(monkeypatch):
-    backbone, heard = load_backbone("embedded"), []
-    encode = backbone.encode_text
-    monkeypatch.setattr(backbone, "encode_text", lambda prompts: heard.extend(prompts) or encode(prompts))
-    sample_normal_images(backbone, "plate", [1], steps=2)
-    assert heard == ["a photo of a whole plate"]
+def test_sample_depends_on_its_seed_alone() -> None:
+    # With few steps, the rounding of bfloat16 alone reaches 2.
+    sampler = _sampler(steps=5)
+    batch, [single] = sampler.sample([1, 2, 3]), sampler.sample([2])
+    differences = [np.abs(image.astype(int) - single).max() for image in batch]
+    assert differences[1] <= 1
+    assert min(differences[0], differences[2]) > 40
+    assert batch[0].shape == (128, 128, 3)
+    assert batch[0].dtype == np.uint8
 
 
-def test_a_gray_product_is_drawn_in_gray(good):
-    backbone = load_backbone("embedded")
-    [tinted] = sample_normal_images(backbone, "plate", [1], steps=2)
-    [gray] = sample_normal_images(backbone, "plate", [1], steps=2, gray=True)
-    assert not is_gray(tinted) and is_gray(gray)
-    assert np.abs(gray.astype(float) - tinted.mean(-1, keepdims=True)).max() <= 1.5
+def test_prompt_is_that_of_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, prompts = _sampler(steps=2), []
+    encode = sampler.backbone.encode_text
+    monkeypatch.setattr(sampler.backbone, "encode_text", lambda texts: prompts.extend(texts) or encode(texts))
+    sampler.sample([1])
+    assert prompts == ["a photo of a whole plate"]
 
 
-def test_guidance_amplifies_what_was_learned_and_none_remains_without_a_difference(good, tmp_path):
-    settings = Adapt(steps=20, batch_size=4, views=16, check_every=20, learning_rate=1e-3)
+def test_samples_of_a_gray_product_are_gray() -> None:
+    gray_image = np.full((128, 128, 3), 128, np.uint8)
+    coloured_image = gray_image + np.array([0, 0, 1], np.uint8)
+    gray, coloured = (
+        replace(_sampler(steps=2), real_images=[image]).sample([1])[0] for image in (gray_image, coloured_image)
+    )
+    assert is_gray(gray)
+    assert not is_gray(coloured)
+
+
+def test_guidance_amplifies_what_was_learned(plates: list[Example], tmp_path: Path) -> None:
+    config = AdaptConfig(steps=20, batch_size=4, views=16, check_every=20, learning_rate=1e-3)
     backbone, original = load_backbone("embedded"), load_backbone("embedded")
-    adapt(backbone, good, settings, tmp_path, seed=3)
+    adapt_denoiser(backbone, plates, config, tmp_path, seed=3)
 
-    def drawn(scale, guide):
-        images = sample_normal_images(backbone, "plate", [1], steps=3, guide=guide, way=SamplerConfig(scale, 0.4))
-        return images[0].astype(int)
+    def sampled(guidance_scale: float, guidance: Backbone | None) -> np.ndarray:
+        sampler = _sampler(backbone, guidance, guidance_scale=guidance_scale, final_level=0.4, steps=3)
+        return sampler.sample([1])[0].astype(int)
 
-    plain = drawn(1.0, None)
-    assert np.abs(drawn(1.0, original) - plain).max() <= 1  # at 1 the guide falls out
-    assert np.abs(drawn(3.0, backbone) - plain).max() <= 1  # nothing learned, nothing to amplify
-    assert np.abs(drawn(2.0, original) - plain).mean() > 1
-
-
-def test_a_restart_is_noised_as_the_schedule_says(monkeypatch):
-    """Before each call of the network the latents must hold as much noise as their level: pure noise stays pure."""
-    backbone, seen = load_backbone("embedded"), []
-
-    def predict(network, latents, time, text):
-        wanted = float((1 - network.schedule[int(time)]) ** 0.5)
-        seen.append((wanted, float(latents.std())))
-        return latents / wanted  # what a perfect network says where the clean image is zero everywhere
-
-    monkeypatch.setattr("defect_core.adaptation.normal_sampler._predict", predict)
-    sample_normal_images(backbone, "plate", [1, 2], way=SamplerConfig(1.0, 0.4))
-    assert len(seen) > 25
-    assert all(deviation == pytest.approx(wanted, rel=0.03) for wanted, deviation in seen)
+    plain = sampled(1.0, None)
+    assert np.abs(sampled(1.0, original) - plain).max() <= 1
+    assert np.abs(sampled(3.0, backbone) - plain).max() <= 1  # without a difference there is nothing to amplify
+    assert np.abs(sampled(2.0, original) - plain).mean() > 1
 
 
-def test_guidance_leaves_the_first_step_and_the_last_moves_alone():
-    backbone, guide = load_backbone("embedded"), load_backbone("embedded")
-    heard = {"own": [], "guide": []}
-    for name, network in (("own", backbone.denoiser), ("guide", guide.denoiser)):
-        network.register_forward_pre_hook(lambda _, inputs, name=name: heard[name].append(int(inputs[1])))
-    sample_normal_images(backbone, "plate", [1], steps=20, guide=guide, way=SamplerConfig(2.0, 0.4))
-    again = [*range(13, 8, -1)]  # from 0.64 of 20 steps down once more
-    path = [*range(20, 8, -1), *again, *again, 8, 6, 3]  # from step 8 of 20 by way of 6 and 3 to the clean end
-    assert heard["own"] == [round(999 * step / 20) for step in path]
-    assert heard["guide"] == heard["own"][1:-3]  # steps 19 to 9
-    heard["own"].clear()
-    heard["guide"].clear()
-    sample_normal_images(backbone, "plate", [1], steps=20, guide=guide, way=SamplerConfig(1.0, 0.0))
-    assert len(heard["own"]) == 20 and not heard["guide"]  # nothing to guide
+def test_restarts_keep_the_noise_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the true noise of a zero image, the latents have the standard deviation of their level at every call."""
+    deviations = []
+
+    def predict(backbone: Backbone, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        expected = float((1 - backbone.alphas_cumprod[int(timestep)]) ** 0.5)
+        deviations.append((expected, float(latents.std())))
+        return latents / expected
+
+    monkeypatch.setattr(normals, "_predict", predict)
+    _sampler(final_level=0.4).sample([1, 2])
+    assert len(deviations) > 25
+    assert all(deviation == pytest.approx(expected, rel=0.03) for expected, deviation in deviations)
 
 
-def test_the_predicted_noise_counts_as_often_as_the_way_says_in_every_move(monkeypatch):
-    from defect_core.adaptation import normal_sampler as normals
-
-    backbone, used = load_backbone("embedded"), []
-    move = normals.ancestral_move
-    monkeypatch.setattr(
-        "defect_core.adaptation.normal_sampler._predict", lambda network, latents, *_: torch.ones_like(latents)
-    )
-    monkeypatch.setattr(normals, "ancestral_move", lambda z, noise, *rest: used.append(noise) or move(z, noise, *rest))
-    for way in (SamplerConfig(1.0, 0.4, 1.25), SamplerConfig(1.0, 0.0, 1.25)):
-        sample_normal_images(backbone, "plate", [1], way=way)
-    # down to level 0.4, there again after two restarts, the last moves; all steps
-    assert len(used) == 15 + 2 * 6 + 3 + 25
-    assert all(torch.equal(noise, torch.full_like(noise, 1.25)) for noise in used)
+def test_guidance_is_off_in_the_first_step_and_the_final_steps() -> None:
+    backbone, guidance = load_backbone("embedded"), load_backbone("embedded")
+    timesteps: dict[str, list[int]] = {"own": [], "guidance": []}
+    for name, network in (("own", backbone.denoiser), ("guidance", guidance.denoiser)):
+        network.register_forward_pre_hook(lambda _, inputs, name=name: timesteps[name].append(int(inputs[1])))
+    _sampler(backbone, guidance, guidance_scale=2.0, final_level=0.4, steps=20).sample([1])
+    restart = [*range(13, 8, -1)]  # from 0.64 of 20 steps
+    levels = [*range(20, 8, -1), *restart, *restart, 8, 6, 3]
+    assert timesteps["own"] == [round(999 * level / 20) for level in levels]
+    assert timesteps["guidance"] == timesteps["own"][1:-3]
 
 
-def test_the_mean_of_the_good_images_sets_the_brightness_that_noise_alone_does_not():
-    backbone = load_backbone("embedded")
+def test_guidance_scale_1_does_not_run_the_guidance_backbone() -> None:
+    guidance, calls = load_backbone("embedded"), []
+    guidance.denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+    _sampler(None, guidance, steps=3).sample([1])
+    assert not calls
+
+
+@pytest.mark.parametrize(("final_level", "steps"), [(0.4, 15 + 2 * 6 + 3), (0.0, 25)])
+def test_noise_scale_multiplies_the_prediction_in_every_step(
+    final_level: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions = []
+    make_ddim_step = normals.make_ddim_step
+
+    def make_recording_step(*arguments: Any) -> Any:
+        step = make_ddim_step(*arguments)
+        return lambda latents, noise, *levels: predictions.append(noise) or step(latents, noise, *levels)
+
+    monkeypatch.setattr(normals, "_predict", lambda backbone, latents, *_: torch.ones_like(latents))
+    monkeypatch.setattr(normals, "make_ddim_step", make_recording_step)
+    _sampler(final_level=final_level, noise_scale=1.25).sample([1])
+    assert len(predictions) == steps
+    assert all(torch.equal(noise, torch.full_like(noise, 1.25)) for noise in predictions)
+
+
+@pytest.mark.parametrize(("first", "final", "steps"), [(25, 10, 25), (8, 10, 25), (3, 2, 25), (1, 1, 4)])
+def test_paths_fall_to_the_clean_level(first: int, final: int, steps: int) -> None:
+    paths = sampling_paths(first, min(first, final), steps)
+    assert paths[0][0] == first
+    assert paths[-1][-1] == 0
+    for path in paths:
+        assert path == sorted(set(path), reverse=True)
+
+
+def test_mean_latents_of_the_real_images_set_the_brightness() -> None:
     pale = [np.full((128, 128, 3), 235, np.uint8)] * 2
-    mean = mean_latents(backbone, pale)
-    assert mean.shape == (backbone.latent_channels, 1, 1)
-    grey, light = (np.mean(sample_normal_images(backbone, "plate", [1, 2], steps=4, mean=m)) for m in (None, mean))
-    assert light > grey + 5
+    plain = _sampler(steps=4)
+    assert mean_latents(plain.backbone, pale).shape == (plain.backbone.latent_channels, 1, 1)
+    bright = np.mean(replace(plain, real_images=pale).sample([1, 2]))
+    assert bright > np.mean(plain.sample([1, 2])) + 5
 
 
-def test_images_begun_from_references_keep_more_of_them_the_lower_the_level(good):
-    backbone = load_backbone("embedded")
-    references = [crop_image(example.image, Window(0, 0, 96, 96), backbone.resolution) for example in good[:2]]
-    change = []
+def test_lower_start_levels_keep_more_of_the_start_images(plates: list[Example]) -> None:
+    sampler = _sampler()
+    images = [crop_image(example.image, Window(0, 0, 96, 96), sampler.backbone.resolution) for example in plates[:2]]
+    changes = []
     for level in (0.04, 0.4, 1.0):
-        images = sample_normal_images(backbone, "plate", [1, 2], references=references, level=level, batch_size=1)
-        change.append(np.abs(np.array(images, float) - references).mean())
-    assert change[0] < 0.6 * change[1] and change[1] < change[2]
-    first, second = sample_normal_images(backbone, "plate", [1, 1], references=references, level=0.2)
-    assert (first != second).any()  # each begins from its own
+        sampled = sampler.sample_without_sensor_noise([1, 2], StartImages(images, level))
+        changes.append(np.abs(np.array(sampled, float) - images).mean())
+    assert changes[0] < 0.6 * changes[1]
+    assert changes[1] < changes[2]
 
 
-def _stage(good, root, settings=""):
-    """Runs the stage in a project of its own; the folder that it leaves."""
-    root.mkdir(exist_ok=True)
-    (root / "params.yaml").write_text(
-        "products: [plate]\nsources: {plate: {path: x, layout: mvtec}}\ngenerators: [crop-paste]\n"
-        "arms: [real_only, crop-paste]\n"
-        f"adapt: {{steps: 2, batch_size: 2, views: 4, check_every: 2, {settings}}}\n"
-    )
-    raw, records = root / "data/raw/plate", []
-    for example in good:
-        save_png(example.image, raw / example.name)
-        records.append(Record("plate", "good", example.name, None, "train", example.name, 96, 96))
-    (root / "data/split").mkdir()
-    write_records(records, root / "data/split/plate.parquet")
-    step.run(Project(root), "plate")
-    return root / "data/backbone/plate"
+def test_each_seed_starts_from_its_own_image(plates: list[Example]) -> None:
+    sampler = _sampler()
+    images = whole_images(plates[:2], 2, sampler.backbone.resolution)
+    first, second = sampler.sample_without_sensor_noise([1, 1], StartImages(images, 0.2))
+    assert (first != second).any()
 
 
-def test_the_stage_leaves_a_backbone_its_curve_and_images_to_look_at(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "TRIED", 2)
-    folder = _stage(good, tmp_path)
-    images = [load_image(path) for path in sorted(folder.glob("drawn/*.png"))]
-    assert len(images) == DRAWN and len({image.tobytes() for image in images}) == DRAWN
-    assert load_backbone(folder).resolution == images[0].shape[0]
-    assert [point["step"] for point in json.loads((folder / "adaptation.json").read_text())] == [0, 2]
-    described = json.loads((folder / "drawing.json").read_text())
-    rows = described["tried"]
-    tried = {
-        SamplerConfig(*(row[field] for field in SamplerConfig._fields)): [row[each] for each in DISTANCES]
-        for row in rows
-    }
-    assert tuple(tried) == WAYS
-    drawer = NormalSampler.load(folder, load_backbone(folder), load_backbone("embedded"), good)
-    clear, grained = tried[drawer.way]
-    assert min(clear, grained) == min(min(both) for both in tried.values())
-    assert len({clear for clear, _ in tried.values()}) == len(WAYS)  # each is drawn in its own way
-    # the plates have noise, which four steps of learning do not draw
-    assert grained < clear and drawer.grain is not None
-    [regrained] = drawer.grained(images[:1], [5])
-    assert 2 < np.std(regrained.astype(float) - images[0]) < 8
-    (folder / GRAIN).unlink()
-    assert NormalSampler.load(folder, load_backbone(folder), None, good).grain is None  # none was chosen
-    assert not (folder / WEIGHTS).exists()  # no step was for drawing alone
+def test_whole_images_are_limited_and_evenly_spaced(plates: list[Example]) -> None:
+    everything = whole_images(plates, MAX_REAL_IMAGES, 32)
+    assert len(everything) == 6
+    for image, expected in zip(whole_images(plates, 3, 32), everything[::2], strict=True):
+        assert np.array_equal(image, expected)
 
 
-def test_a_network_that_draws_learns_apart_from_the_generators(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "TRIED", 2)
-    folders = [_stage(good, tmp_path / str(steps), f"drawing_steps: {steps}") for steps in (0, 2)]
-    same, more = (load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in folders)
-    assert all(torch.equal(value, more[name]) for name, value in same.items())
-    drawn = load_file(folders[1] / WEIGHTS)
-    assert drawn.keys() == more.keys() and any(not torch.equal(value, more[name]) for name, value in drawn.items())
-    drawer = NormalSampler.load(folders[1], load_backbone(folders[1]), None, good)
-    assert all(torch.equal(value.half(), drawn[name]) for name, value in drawer.backbone.denoiser.state_dict().items())
-    assert [point["step"] for point in json.loads((folders[1] / "drawing_adaptation.json").read_text())] == [0, 2]
-    assert load_image(folders[1] / "drawn/00.png").shape == (128, 128, 3)
+def test_saved_sampler_loads_with_its_settings_and_sensor_noise(plates: list[Example], tmp_path: Path) -> None:
+    backbone = load_backbone("embedded")
+    kernel = torch.randn(3, 3, 16, 16)
+    config = SamplerConfig(1.6, 0.4, 1.06, 7)
+    plain = NormalSampler.from_examples(backbone, None, plates)
+    replace(plain, config=config, sensor_noise=kernel).save(tmp_path, [{"distance": 1.0}])
+    loaded = NormalSampler.load(tmp_path, backbone, None, plates)
+    assert loaded.config == config
+    assert loaded.sensor_noise is not None
+    assert torch.equal(loaded.sensor_noise, kernel)
+    (tmp_path / normals.SENSOR_NOISE_FILE).unlink()
+    assert NormalSampler.load(tmp_path, backbone, None, plates).sensor_noise is None
