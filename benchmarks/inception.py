@@ -1,12 +1,11 @@
-"""FID, KID, IS and precision of 2000 images (1000 real, 1000 generated, two defects): where does the time go?
+"""Time share of feature extraction in FID, KID, IS and precision of 2000 images (half of them real, two defects).
 
-The network sees each image once, whatever is computed from its features. A CPU needs ten minutes and more for all of
-them, so it is shown `SAMPLE` images of each set, and that time is multiplied; the scores are computed whole, on rows
-as many and as wide as the real ones. Where the weights at hand lack the last layer, a random one stands in for it,
-which changes no time. Times are of the processor, so that a busy machine does not matter. Weights from
-DEFECTORY_WEIGHTS.
+The network processes each image once. All images take more than ten minutes on a CPU. It therefore processes `SAMPLE`
+images of each set, and the time is multiplied. The scores are computed on rows of the full number and width. Weights
+without the last layer get a random one, which changes no time. Times are processor times, so that other load on the
+machine does not matter. Weights are from DEFECTORY_WEIGHTS.
 
-    python -m benchmarks.inception [images shown per set]
+    python -m benchmarks.inception [images per set]
 """
 
 import sys
@@ -20,21 +19,21 @@ IMAGES, SIDE, SAMPLE, BOUND = 2000, 128, 12, 0.9
 
 def main(sample: int = SAMPLE) -> None:
     from defect_core.metrics.features import InceptionFeatures
-    from defect_core.metrics.sheet import Board, Sides, score_inception
+    from defect_core.metrics.sheet import ScoredSets, ScoreSheet, score_inception
     from defect_core.metrics.store import FeatureStore
 
     class Sampled(InceptionFeatures):
-        """Looks at the first images of a set; the rest get rows like theirs, and are counted at the same price."""
+        """Processes the first images of a set. The others get similar rows and the same time."""
 
-        seconds = shown = extra = 0.0
+        seconds = processed = extra = 0.0
 
         def columns(self, images):
             start = time.process_time()
             rows = super().columns(images[:sample])
-            took = time.process_time() - start
-            self.shown += len(images)
-            self.seconds += took * len(images) / min(sample, len(images))
-            self.extra += took
+            elapsed = time.process_time() - start
+            self.processed += len(images)
+            self.seconds += elapsed * len(images) / min(sample, len(images))
+            self.extra += elapsed
             rng = np.random.default_rng(len(images))
             chosen = rng.integers(len(rows["pool3"]), size=len(images))
             noise = rng.normal(1, 0.2, (len(images), 2048)).astype(np.float32)
@@ -46,16 +45,16 @@ def main(sample: int = SAMPLE) -> None:
         network._state |= {"fc.weight": last, "fc.bias": torch.zeros(1008)}
         network.has_logits = True
     rng = np.random.default_rng(0)
-    real, made = ({d: _images(rng, IMAGES // 4) for d in ("dent", "scratch")} for _ in range(2))
-    network.extract(made["dent"][:2])  # builds it
-    board = Board(sorted(made))
+    real, generated = ({d: _images(rng, IMAGES // 4) for d in ("dent", "scratch")} for _ in range(2))
+    network.extract(generated["dent"][:2])  # creates the network
+    sheet = ScoreSheet(sorted(generated))
     start = time.process_time()
-    score_inception(board, network, Sides(real, real, made, None, None, None, (None, None)), FeatureStore(), 0)
+    score_inception(sheet, network, ScoredSets(real, real, generated), FeatureStore(), 0)
     rest = time.process_time() - start - network.extra
-    share = network.seconds / (network.seconds + rest)
-    print(f"{IMAGES} images, {network.shown:.0f} shown to the network; {', '.join(sorted(board.pooled))}")
+    fraction = network.seconds / (network.seconds + rest)
+    print(f"{IMAGES} images, {network.processed:.0f} processed by the network; {', '.join(sorted(sheet.pooled))}")
     print(f"features {network.seconds:.0f} s of the processor (from {4 * sample} images), all scores {rest:.1f} s")
-    print(f"features take {100 * share:.1f} % (bound {100 * BOUND:.0f} %)")
+    print(f"features take {100 * fraction:.1f} % (bound {100 * BOUND:.0f} %)")
 
 
 def _images(rng: np.random.Generator, count: int) -> np.ndarray:

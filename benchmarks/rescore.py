@@ -1,7 +1,7 @@
-"""Scoring a synthetic set for the first time, again unchanged, and with a few new images; imports apart.
+"""Time to score a synthetic set for the first time, again unchanged, and with a few new images, without imports.
 
-Two defects, 64 generated and 6 real images of each at 128 px, with masks; Inception and LPIPS (AlexNet) take part where
-their weights are in DEFECTORY_WEIGHTS.
+Two defect types, each with 64 generated and 6 real images at 128 px and masks. Inception and LPIPS (AlexNet) are used
+if their weights are in DEFECTORY_WEIGHTS.
 
     python -m benchmarks.rescore
 """
@@ -17,26 +17,30 @@ BOUND_SECONDS = 3
 
 
 def main() -> None:
-    from defect_core.metrics.protocol import score_sets
+    from defect_core.metrics.protocol import ImageSets, ScoreOptions, score_sets
     from defect_core.metrics.store import FeatureStore
 
     rng = np.random.default_rng(0)
-    real, made = ({d: _images(rng, n) for d in ("dent", "scratch")} for n in (REAL, GENERATED))
-    more = {**made, "dent": [*made["dent"], *_images(rng, NEW)]}
+    real, initial = ({d: _images(rng, n) for d in ("dent", "scratch")} for n in (REAL, GENERATED))
+    more = {**initial, "dent": [*initial["dent"], *_images(rng, NEW)]}
     with tempfile.TemporaryDirectory() as folder:
 
         def score(generated: dict) -> tuple[float, int, dict]:
             store = FeatureStore(Path(folder))
-            masks = [{d: [_mask(i) for i in images] for d, images in side.items()} for side in (real, generated)]
+            sets = [
+                ImageSets(side, {d: [_mask(i) for i in images] for d, images in side.items()})
+                for side in (real, generated)
+            ]
             start = time.perf_counter()
-            result = score_sets(real, generated, *masks, image_size=SIDE, lpips_net="alex", store=store)
+            result = score_sets(*sets, options=ScoreOptions(image_size=SIDE, lpips_net="alex", store=store))
             return time.perf_counter() - start, store.computed, result["scores"]
 
         score({d: images[:2] for d, images in _other(rng).items()})  # imports and first calls
-        first, again, grown = score(made), score(made), score(more)
+        first, again, grown = score(initial), score(initial), score(more)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
-    print(f"first {first[0]:.1f} s ({first[1]} images seen); {NEW} new images {grown[0]:.1f} s ({grown[1]} seen)")
-    print(f"unchanged {again[0]:.2f} s ({again[1]} seen), bound {BOUND_SECONDS} s; same scores: {first[2] == again[2]}")
+    for name, (seconds, processed, _) in (("first", first), (f"{NEW} new images", grown), ("unchanged", again)):
+        print(f"{name}: {seconds:.2f} s, {processed} images processed")
+    print(f"bound of unchanged {BOUND_SECONDS} s; same scores: {first[2] == again[2]}")
     print(f"store {size:.0f} MB")
 
 

@@ -1,9 +1,9 @@
-"""How far the scores of a test set could have come out otherwise: percentile intervals over its images.
+"""Bootstrap confidence intervals of the localisation scores over the test images.
 
-Test images are drawn with replacement, and every seed's segmenter is scored on the same draws; the spread of the mean
-over seeds is what another test set of this size could have given. It says nothing of other seeds: their standard
-deviation stands beside it. Pixels are counted per image in a thousand bins, so that a draw is a weighted sum
-(the ends of an interval err by less than 0.005, a fraction of its width).
+Test images are resampled with replacement, and the segmenters of all seeds are scored on the same samples. The
+interval of the mean over seeds shows what another test set of this size could give. It does not include the
+variation over seeds, which is reported as a standard deviation. Pixels are counted per image in a thousand bins,
+so that a resample is a weighted sum. The ends of an interval err by less than 0.005.
 Source: Efron and Tibshirani 1993, chapter 13 (percentile interval).
 """
 
@@ -13,17 +13,29 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from defect_core.metrics.localisation import image_score, region_weights
+from defect_core.metrics.curves import auroc, average_precision, curve_from_counts, f1_max, overlap_area
+from defect_core.metrics.localisation import PRO_FPR_LIMIT, count_image
 from defect_core.metrics.spread import interval_of
 
 BINS = 1024
-_CHUNK = 100  # draws at once; bounds the memory
+_CHUNK = 100  # resamples at once; bounds the memory
 
 Array = NDArray[np.float64]
 
 
 class ImageTables(NamedTuple):
-    """What N images add to the scores: counts `[N,B]` over bins of falling score, and numbers `[N]`."""
+    """Contributions of N images to the scores: counts `[N,B]` in bins of falling score, and numbers `[N]`.
+
+    Attributes:
+        positive: number of defective pixels in each bin.
+        negative: number of normal pixels in each bin.
+        overlap: sum of 1 / (area of its region) over the defective pixels in each bin.
+        regions: number of defect regions.
+        both: number of defective pixels that are predicted defective.
+        either: number of pixels that are defective or predicted defective.
+        score: image score.
+        label: whether the image is defective.
+    """
 
     positive: Array
     negative: Array
@@ -38,121 +50,115 @@ class ImageTables(NamedTuple):
 def image_tables(
     maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], window: int, iou_threshold: float = 0.5
 ) -> ImageTables:
-    """Count the pixels of each image.
+    """Returns the counts of each image.
 
     Args:
-        maps, masks: `[H,W]` each; window, iou_threshold: see `localisation.LocalisationScores`.
+        maps: score maps `[H,W]`.
+        masks: bool `[H,W]`.
+        window: side of the pooling window of the image score in pixels.
+        iou_threshold: pixels with a higher score are predicted defective.
     """
     defective = [score_map[mask] for score_map, mask in zip(maps, masks, strict=True)]
     pool = np.concatenate([*defective, *(score_map.ravel()[::16] for score_map in maps)])
-    # edges follow the scores of the defects as well as those of everything: each of the two has half of the bins
-    halves = [np.concatenate(defective), pool]
-    edges = np.unique(np.concatenate([np.quantile(h, np.linspace(0, 1, BINS // 2)) for h in halves if len(h)]))
+    # Half of the edges are quantiles of the scores of defective pixels, the other half of all scores.
+    samples = [np.concatenate(defective), pool]
+    edges = np.unique(np.concatenate([np.quantile(s, np.linspace(0, 1, BINS // 2)) for s in samples if len(s)]))
     bins = len(edges) + 1
     rows: list[tuple] = []
     for score_map, mask in zip(maps, masks, strict=True):
-        place = len(edges) - np.searchsorted(edges, score_map, "right")
-        weight, regions = region_weights(mask)
-        found = score_map > iou_threshold
+        bin_of = len(edges) - np.searchsorted(edges, score_map, "right")
+        counts = count_image(score_map, mask, window, iou_threshold)
         rows.append(
             (
-                np.bincount(place[mask], minlength=bins),
-                np.bincount(place[~mask], minlength=bins),
-                np.bincount(place[mask], weight, bins),
-                regions,
-                (found & mask).sum(),
-                (found | mask).sum(),
-                image_score(score_map, window),
-                mask.any(),
+                np.bincount(bin_of[mask], minlength=bins),
+                np.bincount(bin_of[~mask], minlength=bins),
+                np.bincount(bin_of[mask], 1.0 / counts.area.astype(np.float64), bins),
+                counts.regions,
+                counts.intersection,
+                counts.union,
+                counts.score,
+                counts.is_defective,
             )
         )
     columns = [np.array(column, np.float64) for column in zip(*rows, strict=True)]
-    return ImageTables(*columns[:-1], columns[-1].astype(bool))
+    *counts_and_scores, label = columns
+    return ImageTables._make([*counts_and_scores, label.astype(bool)])
 
 
 def bootstrap_intervals(
     tables: Sequence[ImageTables],
     seed: int,
-    draws: int = 400,
+    resamples: int = 400,
     level: float = 0.95,
-    fpr_limit: float = 0.3,
+    fpr_limit: float = PRO_FPR_LIMIT,
 ) -> dict[str, list[float] | None]:
-    """Intervals of the mean over seeds.
+    """Returns the interval of the mean over seeds for each score.
 
     Args:
         tables: one per seed, of the same test images in the same order.
-        seed: decides the draws.
-        level: what part of the draws the interval holds.
+        seed: seed of the resampling.
+        resamples: number of resamples.
+        level: fraction of the resamples inside the interval.
+        fpr_limit: upper bound of the false positive rate in PRO.
 
     Returns:
-        [low, high] for `pixel_auroc, pixel_ap, pixel_f1_max, pro, iou, image_auroc, image_ap, image_f1_max`. Draws
-        in which a score is not defined (no defect image, or no good one) are left out; None where that are more
-        than half of them.
+        [low, high] for `pixel_auroc, pixel_ap, pixel_f1_max, pro, iou, image_auroc, image_ap, image_f1_max`.
+        Resamples in which a score is undefined (no defective or no normal image) are ignored. A score that is
+        undefined in half of them or more has None.
     """
-    return {name: interval_of(drawn, level) for name, drawn in bootstrap_draws(tables, seed, draws, fpr_limit).items()}
+    samples = bootstrap_samples(tables, seed, resamples, fpr_limit)
+    return {name: interval_of(values, level) for name, values in samples.items()}
 
 
-def bootstrap_draws(
-    tables: Sequence[ImageTables], seed: int, draws: int = 400, fpr_limit: float = 0.3
+def bootstrap_samples(
+    tables: Sequence[ImageTables], seed: int, resamples: int = 400, fpr_limit: float = PRO_FPR_LIMIT
 ) -> dict[str, Array]:
-    """What each draw of the test images gives, as a mean over seeds: `[draws]` by score, NaN where it is not defined.
+    """Returns the mean over seeds for each resample, `[resamples]` by score, NaN where it is undefined.
 
-    Args: see `bootstrap_intervals`.
+    Args:
+        tables: one per seed, of the same test images in the same order.
+        seed: seed of the resampling.
+        resamples: number of resamples.
+        fpr_limit: upper bound of the false positive rate in PRO.
     """
     count = len(tables[0].label)
     rng = np.random.default_rng(seed)
     values: dict[str, list[Array]] = {}
-    for start in range(0, draws, _CHUNK):
-        size = min(_CHUNK, draws - start)
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
         weights = rng.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)
-        found = [_scores(table, weights, fpr_limit) for table in tables]
-        for name in found[0]:
-            values.setdefault(name, []).append(np.mean([scores[name] for scores in found], axis=0))
+        per_seed = [_weighted_scores(table, weights, fpr_limit) for table in tables]
+        for name in per_seed[0]:
+            values.setdefault(name, []).append(np.mean([scores[name] for scores in per_seed], axis=0))
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
-def _scores(table: ImageTables, weights: Array, fpr_limit: float) -> dict[str, Array]:
-    """Every score under each row of weights `[R,N]`, NaN where it is not defined."""
+def _weighted_scores(table: ImageTables, weights: Array, fpr_limit: float) -> dict[str, Array]:
+    """Every score under each row of image weights `[R,N]`, NaN where it is undefined."""
+    positive, negative = weights @ table.positive, weights @ table.negative
     with np.errstate(divide="ignore", invalid="ignore"):
-        positive, negative = weights @ table.positive, weights @ table.negative
         overlap = weights @ table.overlap / (weights @ table.regions)[:, None]
-        order = np.argsort(-table.score, kind="stable")
-        ranked = table.score[order]
-        group = np.cumsum(np.append(False, ranked[1:] != ranked[:-1]))  # images of one score share a place
-        place = np.zeros((len(ranked), group[-1] + 1))
-        place[np.arange(len(ranked)), group] = 1
-        drawn, label = weights[:, order], table.label[order]
-        images, good = (drawn * label) @ place, (drawn * ~label) @ place
-        return {
-            "pixel_auroc": _auroc(positive, negative),
-            "pixel_ap": _average_precision(positive, negative),
-            "pixel_f1_max": _f1_max(positive, negative),
-            "pro": _overlap_area(overlap, negative, fpr_limit),
-            "iou": np.where(positive.sum(1) > 0, (weights @ table.both) / (weights @ table.either), np.nan),
-            "image_auroc": _auroc(images, good),
-            "image_ap": _average_precision(images, good),
-            "image_f1_max": _f1_max(images, good),
-        }
+        iou = (weights @ table.both) / (weights @ table.either)
+    order = np.argsort(-table.score, kind="stable")
+    ranked = table.score[order]
+    group = np.cumsum(np.append(False, ranked[1:] != ranked[:-1]))  # images with equal scores share a threshold
+    one_hot = np.zeros((len(ranked), group[-1] + 1))
+    one_hot[np.arange(len(ranked)), group] = 1
+    ordered, label = weights[:, order], table.label[order]
+    defective, normal = (ordered * label) @ one_hot, (ordered * ~label) @ one_hot
+    columns: dict[str, Array] = {}
+    pixel_curves = [curve_from_counts(*row) for row in zip(positive, negative, overlap, strict=True)]
+    image_curves = [curve_from_counts(*row) for row in zip(defective, normal, strict=True)]
+    for level, curves in (("pixel", pixel_curves), ("image", image_curves)):
+        columns[f"{level}_auroc"] = _column([auroc(curve) for curve in curves])
+        columns[f"{level}_ap"] = _column([average_precision(curve) for curve in curves])
+        columns[f"{level}_f1_max"] = _column([(f1_max(curve) or (None,))[0] for curve in curves])
+        if level == "pixel":
+            columns["pro"] = _column([overlap_area(curve, fpr_limit) for curve in curves])
+            columns["iou"] = np.where(positive.sum(1) > 0, iou, np.nan)
+    return columns
 
 
-def _auroc(positive: Array, negative: Array) -> Array:
-    ahead = np.cumsum(negative, 1) - negative / 2
-    return 1 - (positive * ahead).sum(1) / (positive.sum(1) * negative.sum(1))
-
-
-def _average_precision(positive: Array, negative: Array) -> Array:
-    right, wrong = np.cumsum(positive, 1), np.cumsum(negative, 1)
-    precision = np.where(positive > 0, right / (right + wrong), 0)
-    return (positive * precision).sum(1) / positive.sum(1)
-
-
-def _f1_max(positive: Array, negative: Array) -> Array:
-    right, wrong, total = np.cumsum(positive, 1), np.cumsum(negative, 1), positive.sum(1)
-    return np.where(total > 0, (2 * right / (right + wrong + total[:, None])).max(1), np.nan)
-
-
-def _overlap_area(overlap: Array, negative: Array, limit: float) -> Array:
-    x1, y1 = np.cumsum(negative, 1) / negative.sum(1, keepdims=True), np.cumsum(overlap, 1)
-    x0, y0 = (np.pad(a, ((0, 0), (1, 0)))[:, :-1] for a in (x1, y1))
-    inside = np.clip(np.where(x1 > x0, (limit - x0) / (x1 - x0), 0), 0, 1)
-    return (inside * (x1 - x0) * (2 * y0 + inside * (y1 - y0)) / 2).sum(1) / limit
+def _column(values: list[float | None]) -> Array:
+    """The values as an array, with NaN for None."""
+    return np.array(values, np.float64)

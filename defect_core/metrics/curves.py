@@ -1,9 +1,8 @@
-"""Ranking scores from one curve: AUROC, average precision, F1-max, and the area under a bounded overlap curve.
+"""Exact AUROC, average precision, F1-max and bounded overlap area from one curve over the thresholds.
 
-None of them changes between two neighbouring scores of positives, except by negatives that pass one by one, and for
-those the areas have a closed form. So a curve needs its points at the distinct scores of *positives* only, each with
-the number of negatives above it and at it. Positives are few in defect maps; negatives are sorted without an index.
-That is exact, and many times faster than sorting all items with their labels.
+A curve has points at the distinct scores of *positives* only. Between two of them only negatives pass the threshold,
+and the areas under that part have a closed form. Defect maps have few positives, and negatives are sorted without an
+index, so this is many times faster than sorting all items with their labels.
 """
 
 from dataclasses import dataclass
@@ -14,38 +13,42 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class Curve:
-    """Cumulated counts at every distinct score of a positive, from the highest score to the lowest.
+    """Cumulative counts `[T]` at falling thresholds. An item is predicted defective if its score >= the threshold.
 
-    At `threshold[i]` all items with score >= threshold are called defective: `true_positive[i]` of `positives`
-    rightly and `false_positive[i]` of `negatives` wrongly. `false_positive_above[i]` negatives lie strictly above the
-    threshold; the difference of the two is tied with positives. `overlap[i]` is the mean recall of the defect
-    regions, or of all positives where no regions were given.
+    Attributes:
+        threshold: distinct scores of positives, from the highest to the lowest. Other scores may be among them.
+        true_positive: number of positives at or above each threshold.
+        false_positive: number of negatives at or above each threshold.
+        false_positive_above: number of negatives strictly above each threshold. The others are tied with positives.
+        overlap: mean recall of the defect regions, 0..1. Without regions it is the recall of the positives.
+        positives: number of positives.
+        negatives: number of negatives.
     """
 
     threshold: NDArray[np.floating]
-    true_positive: NDArray[np.int64]
-    false_positive: NDArray[np.int64]
-    false_positive_above: NDArray[np.int64]
-    overlap: NDArray[np.float64]
+    true_positive: NDArray[np.integer] | NDArray[np.floating]
+    false_positive: NDArray[np.integer] | NDArray[np.floating]
+    false_positive_above: NDArray[np.integer] | NDArray[np.floating]
+    overlap: NDArray[np.floating]
     positives: int
     negatives: int
 
     @property
-    def tied(self) -> float:
-        """Fraction of all pairs of a positive and a negative that share a score, 0..1: AUROC counts each as a half.
+    def tied_fraction(self) -> float:
+        """Fraction of (positive, negative) pairs that share a score, 0..1. AUROC counts each such pair as 1/2.
 
-        For binned scores half of it bounds the error of AUROC.
+        Half of it bounds the error that binning of the scores causes in AUROC.
         """
         pairs = np.diff(self.true_positive, prepend=0) * (self.false_positive - self.false_positive_above)
         return float(pairs.sum() / max(1, self.positives * self.negatives))
 
 
 def ranking_curve(scores: ArrayLike, labels: ArrayLike) -> Curve:
-    """The curve of any scores and labels.
+    """Returns the curve of scores and labels.
 
     Args:
         scores: finite floats, any shape.
-        labels: bool, the same shape.
+        labels: bool, the same shape. True is positive.
 
     Raises:
         ValueError: the shapes differ, or a score is not finite.
@@ -55,38 +58,69 @@ def ranking_curve(scores: ArrayLike, labels: ArrayLike) -> Curve:
         raise ValueError(f"scores have {score.size} items, labels {label.size}; expected the same shape")
     if not np.isfinite(score).all():
         raise ValueError("scores: found NaN or infinity; expected finite numbers")
-    return curve_of(score[label], np.sort(score[~label]))
+    return curve_from_classes(score[label], np.sort(score[~label]))
 
 
-def curve_of(
+def curve_from_classes(
     positive: NDArray[np.floating], negative: NDArray[np.floating], weight: NDArray[np.floating] | None = None
 ) -> Curve:
-    """The curve from the scores of the two classes.
+    """Returns the curve of the scores of both classes.
 
     Args:
-        positive: `[P]` in any order.
-        negative: `[N]`, ascending.
-        weight: `[P]`, what each positive adds to `overlap`; it is divided by its sum. None weighs all alike.
+        positive: scores of positives `[P]`, in any order.
+        negative: scores of negatives `[N]`, ascending.
+        weight: `[P]`, contribution of each positive to `overlap`, which is normalised to end at 1. None is uniform.
     """
     count, order = len(positive), np.argsort(positive)
     ranked = positive[order]
-    # ties share one threshold: the first of each run of equal scores, ascending
+    # Equal scores share one threshold: the first of each run in ascending order.
     first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])) if count else np.empty(0, np.int64)
     threshold = ranked[first]
     true_positive = count - first
     if weight is None:
         overlap = true_positive / max(1, count)
     else:
-        gained = np.cumsum(weight[order][::-1], dtype=np.float64)
-        overlap = gained[true_positive - 1] / gained[-1] if count else np.empty(0)
+        cumulative = np.cumsum(weight[order][::-1], dtype=np.float64)
+        overlap = cumulative[true_positive - 1] / cumulative[-1] if count else np.empty(0)
     at_least = len(negative) - np.searchsorted(negative, threshold, "left")
     above = len(negative) - np.searchsorted(negative, threshold, "right")
-    columns = (threshold, true_positive, at_least, above, overlap)
-    return Curve(*(column[::-1] for column in columns), positives=count, negatives=len(negative))
+    return Curve(
+        threshold=threshold[::-1],
+        true_positive=true_positive[::-1],
+        false_positive=at_least[::-1],
+        false_positive_above=above[::-1],
+        overlap=overlap[::-1],
+        positives=count,
+        negatives=len(negative),
+    )
+
+
+def curve_from_counts(
+    positive: NDArray[np.floating], negative: NDArray[np.floating], overlap: NDArray[np.floating] | None = None
+) -> Curve:
+    """Returns the curve of counts in bins of falling score.
+
+    Args:
+        positive: number of positives in each bin `[T]`.
+        negative: number of negatives in each bin `[T]`.
+        overlap: contribution of each bin to the mean recall of the regions `[T]`. None is the recall of the positives.
+    """
+    true_positive, false_positive = np.cumsum(positive), np.cumsum(negative)
+    return Curve(
+        threshold=-np.arange(len(positive), dtype=np.float64),
+        true_positive=true_positive,
+        false_positive=false_positive,
+        false_positive_above=false_positive - negative,
+        overlap=true_positive / max(1, true_positive[-1]) if overlap is None else np.cumsum(overlap),
+        positives=int(true_positive[-1]),
+        negatives=int(false_positive[-1]),
+    )
 
 
 def auroc(curve: Curve) -> float | None:
-    """Area under the receiver operating characteristic: ties count a half; 1 is perfect, 0.5 chance.
+    """Returns the area under the receiver operating characteristic: 1 is perfect, 0.5 is chance. Ties count 1/2.
+
+    None without a positive or without a negative.
 
     >>> auroc(ranking_curve([0.1, 0.4, 0.35, 0.8], [False, False, True, True]))
     0.75
@@ -94,24 +128,26 @@ def auroc(curve: Curve) -> float | None:
     if not curve.positives or not curve.negatives:
         return None
     gained = np.diff(curve.true_positive, prepend=0).astype(np.float64)
-    ahead = (curve.false_positive_above + curve.false_positive) / 2  # negatives that a positive loses against
+    ahead = (curve.false_positive_above + curve.false_positive) / 2  # negatives that rank before each positive
     return float(1 - gained @ ahead / (curve.positives * curve.negatives))
 
 
 def average_precision(curve: Curve) -> float | None:
-    """AP = sum over thresholds of (recall_n - recall_(n-1)) * precision_n, without interpolation.
+    """Returns AP = sum over thresholds of (recall_n - recall_(n-1)) * precision_n, without interpolation.
+
+    None without a positive.
 
     >>> round(average_precision(ranking_curve([0.1, 0.4, 0.35, 0.8], [False, False, True, True])), 4)
     0.8333
     """
     if not curve.positives:
         return None
-    precision = curve.true_positive / (curve.true_positive + curve.false_positive)
+    precision = curve.true_positive / np.maximum(curve.true_positive + curve.false_positive, 1)
     return float(np.sum(np.diff(curve.true_positive, prepend=0) * precision) / curve.positives)
 
 
 def f1_max(curve: Curve) -> tuple[float, float] | None:
-    """The best F1 over all thresholds, and the (highest) threshold that gives it.
+    """Returns the best F1 over all thresholds and the highest threshold that gives it. None without a positive.
 
     >>> f1_max(ranking_curve([0.1, 0.4, 0.35, 0.8], [False, False, True, True]))
     (0.8, 0.35)
@@ -124,20 +160,21 @@ def f1_max(curve: Curve) -> tuple[float, float] | None:
 
 
 def overlap_area(curve: Curve, fpr_limit: float) -> float | None:
-    """Area under `overlap` against the false positive rate from 0 to `fpr_limit`, divided by `fpr_limit`.
+    """Returns PRO: the area under `overlap` against the false positive rate from 0 to `fpr_limit`, over `fpr_limit`.
 
-    The curve joins the points of all distinct scores by straight lines; the piece that crosses the limit is cut
-    there. None without a positive or without a negative.
+    PRO = 1/L * integral from 0 to L of the mean recall of the regions at false positive rate t, dt, with L the limit.
+    Straight lines join the points of all distinct scores. The segment that crosses the limit is cut there.
+    None without a positive or without a negative.
 
     Raises:
-        ValueError: a limit outside 0..1 or equal to 0.
+        ValueError: `fpr_limit` is not in (0, 1].
     """
     if not 0 < fpr_limit <= 1:
         raise ValueError(f"fpr_limit: found {fpr_limit}; expected a number above 0, at most 1")
     if not curve.positives or not curve.negatives:
         return None
     before = np.concatenate([[0.0], curve.overlap[:-1]])
-    # level while negatives pass alone, then a slope where negatives tie with positives
+    # The curve is level while only negatives pass. It rises where negatives are tied with positives.
     x = np.stack([curve.false_positive_above, curve.false_positive], 1).ravel() / curve.negatives
     y = np.stack([before, curve.overlap], 1).ravel()
     x, y = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [1.0]])

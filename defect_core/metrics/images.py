@@ -1,4 +1,4 @@
-"""Bringing images and masks to the size that scores are computed at."""
+"""Resizing of images and masks to the size at which scores are computed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,15 @@ from defect_core.data.masks import downsample_mask
 
 
 def resize_images(arrays: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
-    """Bring images or masks of any sizes to `size` squared; the aspect ratio is not kept.
+    """Returns images or masks of any sizes at `size` x `size`. The aspect ratio is not kept.
 
     Args:
-        arrays: uint8 `[H,W,3]` images (bicubic, antialiased), or bool `[H,W]` masks (more than half covered, and
-            no component vanishes).
+        arrays: uint8 `[H,W,3]` images (bicubic, antialiased), or bool `[H,W]` masks (a pixel is defective if more than
+            half of it is covered, and no component vanishes).
+        size: side in pixels.
 
     Returns:
-        uint8 `[N,S,S,3]` or bool `[N,S,S]`; an empty list gives no images.
+        uint8 `[N,S,S,3]` or bool `[N,S,S]`. An empty list gives zero images.
     """
     resized = []
     for array in arrays:

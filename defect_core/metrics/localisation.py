@@ -1,14 +1,15 @@
-"""How well a score map finds defects, at pixel and at image level.
+"""Pure functions that score defect localisation at pixel and at image level.
 
-A *score map* is a finite float array `[H,W]`, higher where the model sees a defect; a *mask* is a bool array of the
-same shape. Scores are compared in float32. Every curve uses all distinct score values as thresholds (no grid of 21 or
-100 thresholds), so every value here is exact; `localisation_binned` has the same scores in bounded memory.
+A score map is a finite float array `[H,W]`. A higher score means that the model sees a defect.
+A mask is a bool array of the same shape. Scores are compared in float32.
+Every distinct score is a threshold, so each result is exact. `binning` gives the same curve in constant memory.
+The torchmetrics classes over these functions are in `localisation_metrics`.
 
-Rule for degenerate input: a score that is not defined is `None` and `LocalisationScores.reasons` says why.
-AUROC and PRO need a positive and a negative; AP, F1-max and IoU need a positive.
+Undefined scores are None. AUROC and PRO need a positive and a negative. AP, F1-max and IoU need a positive.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,82 +19,156 @@ from defect_core.metrics.curves import (
     Curve,
     auroc,
     average_precision,
-    curve_of,
+    curve_from_classes,
     f1_max,
     overlap_area,
     ranking_curve,
 )
 
-__all__ = [
-    "Curve",
-    "ImageLevel",
-    "LocalisationScores",
-    "auroc",
-    "average_precision",
-    "f1_max",
-    "image_score",
-    "intersection_over_union",
-    "overlap_at_thresholds",
-    "per_region_overlap",
-    "pooling_window",
-    "ranking_curve",
-]
-
 NO_POSITIVES = "no positives: every label is normal"
 NO_NEGATIVES = "no negatives: every label is defective"
 NO_IMAGES = "no images"
+PRO_FPR_LIMIT = 0.3  # Bergmann et al. 2020, "Uninformed Students", section 4
+WINDOW_AT_256 = 21  # DRAEM (Zavrtanik et al. 2021), public evaluation script
 _CONNECTIVITY = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
+
+FloatArray = NDArray[np.floating]
+
+
+def localisation_scores(
+    score_maps: Iterable[ArrayLike],
+    masks: Iterable[ArrayLike],
+    fpr_limit: float = PRO_FPR_LIMIT,
+    iou_threshold: float = 0.5,
+    window: int | None = None,
+    connectivity: int = 8,
+) -> dict[str, Any]:
+    """Returns all localisation scores of a set of images.
+
+    Args:
+        score_maps: float `[H,W]` each.
+        masks: bool `[H,W]` each. All False for a normal image.
+        fpr_limit: upper bound of the false positive rate in PRO.
+        iou_threshold: pixels with a higher score are predicted defective for `iou`.
+        window: side of the pooling window of the image score in pixels. See `image_score`.
+        connectivity: 8 or 4, of the pixels of a defect region.
+
+    Returns:
+        `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_f1_threshold`, `pro`, `iou`, `image_auroc`, `image_ap` and
+        `image_f1_max`, each a float or None, and `reasons`, a dict from each None to its reason.
+
+    Raises:
+        ValueError: shapes that differ, a score that is not finite, or an unknown connectivity.
+
+    >>> maps = [np.array([[0.9, 0.1]]), np.array([[0.2, 0.1]])]
+    >>> scores = localisation_scores(maps, [np.array([[True, False]]), np.array([[False, False]])], window=1)
+    >>> scores["pixel_ap"], scores["image_auroc"], scores["reasons"]
+    (1.0, 1.0, {})
+    """
+    pixels = _PixelScores()
+    for score_map, mask in zip(score_maps, masks, strict=True):
+        pixels.add(score_map, mask, window, iou_threshold, connectivity)
+    images = pixels.images
+    return scores_from_curves(
+        pixels.curve(),
+        ranking_curve([image.score for image in images], [image.is_defective for image in images]),
+        sum(image.intersection for image in images),
+        sum(image.union for image in images),
+        fpr_limit,
+    )
+
+
+def scores_from_curves(
+    pixel: Curve, image: Curve, intersection: int, union: int, fpr_limit: float = PRO_FPR_LIMIT
+) -> dict[str, Any]:
+    """Returns the scores of `localisation_scores` from its two curves.
+
+    Args:
+        pixel: curve of all pixels, with the recall of the regions.
+        image: curve of the image scores.
+        intersection: number of defective pixels that are predicted defective.
+        union: number of pixels that are defective or predicted defective.
+        fpr_limit: upper bound of the false positive rate in PRO.
+    """
+    pixel_f1, image_f1 = f1_max(pixel), f1_max(image)
+    scores: dict[str, Any] = {
+        "pixel_auroc": auroc(pixel),
+        "pixel_ap": average_precision(pixel),
+        "pixel_f1_max": pixel_f1[0] if pixel_f1 else None,
+        "pixel_f1_threshold": pixel_f1[1] if pixel_f1 else None,
+        "pro": overlap_area(pixel, fpr_limit),
+        "iou": intersection / union if pixel.positives else None,
+        "image_auroc": auroc(image),
+        "image_ap": average_precision(image),
+        "image_f1_max": image_f1[0] if image_f1 else None,
+    }
+    scores["reasons"] = {
+        name: _reason(image if name.startswith("image") else pixel) for name, value in scores.items() if value is None
+    }
+    return scores
 
 
 def per_region_overlap(
-    score_maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], fpr_limit: float = 0.3, connectivity: int = 8
+    score_maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike],
+    fpr_limit: float = PRO_FPR_LIMIT,
+    connectivity: int = 8,
 ) -> float | None:
-    """PRO: mean recall of the defect regions, integrated over the false positive rate.
+    """Returns PRO (AUPRO): the mean recall of the defect regions, integrated over the false positive rate.
 
-    The curve runs over every distinct score; it is integrated by trapezoids from FPR 0 to `fpr_limit` (the last
-    piece interpolated) and divided by `fpr_limit`, so 1 is perfect. A region of one pixel counts as much as a
-    large one. Source: Bergmann et al., "Uninformed Students", section 4 (limit 0.3).
+    The formula is in `curves.overlap_area`. A region of one pixel counts as much as a large one.
+    Source: Bergmann et al. 2020, "Uninformed Students", section 4.
 
     Args:
-        connectivity: 8 or 4: whether pixels that touch at a corner are of one region.
+        score_maps: float `[H,W]` each.
+        masks: bool `[H,W]` each.
+        fpr_limit: upper bound of the false positive rate.
+        connectivity: 8 or 4, of the pixels of a region.
 
     Returns:
-        the score, or None when no region or no background pixel exists.
+        A float in 0..1, or None without a region or without a normal pixel.
 
     >>> per_region_overlap([np.array([[0.9, 0.1], [0.1, 0.1]])], [np.array([[True, False], [False, False]])])
     1.0
     """
-    positive, weight, negative = _split_all(score_maps, masks, connectivity)
-    return overlap_area(curve_of(positive, np.sort(negative), weight), fpr_limit)
+    return overlap_area(_collect_pixels(score_maps, masks, connectivity).curve(), fpr_limit)
 
 
 def overlap_at_thresholds(
     score_maps: Sequence[ArrayLike],
     masks: Sequence[ArrayLike],
     thresholds: int = 200,
-    fpr_limit: float = 0.3,
+    fpr_limit: float = PRO_FPR_LIMIT,
     connectivity: int = 8,
 ) -> float | None:
-    """PRO as the public evaluation scripts compute it, for numbers that must be comparable with theirs.
+    """Returns PRO as the public evaluation scripts approximate it. Use it only to compare with their numbers.
 
-    `thresholds` values in equal steps from the lowest score to just below the highest; a pixel is found above a
-    threshold; points with an FPR below `fpr_limit` count; their FPR is divided by the greatest among them (so the
-    curve ends at 1 though it may end well before the limit, and it does not begin at 0). AnomalyDiffusion's script
-    has 100 steps, DRAEM's and RD4AD's 200. With a few points below the limit the value is far from the exact one.
+    The thresholds are equally spaced from the lowest score to just below the highest. Only points with an FPR below
+    `fpr_limit` count, and their FPR is divided by the highest of them. The curve therefore ends at 1 even if it ends
+    far below the limit, and it does not begin at 0. With few points the value is far from the exact one.
+    AnomalyDiffusion's script has 100 thresholds, DRAEM's and RD4AD's have 200.
+
+    Args:
+        score_maps: float `[H,W]` each.
+        masks: bool `[H,W]` each.
+        thresholds: number of thresholds.
+        fpr_limit: upper bound of the false positive rate.
+        connectivity: 8 or 4, of the pixels of a region.
 
     Returns:
-        the score, or None when no region, no background pixel, or fewer than two points below the limit exist.
+        The score, or None without a region, without a normal pixel, or with fewer than two points below the limit.
     """
-    positive, weight, negative = _split_all(score_maps, masks, connectivity)
+    pixels = _collect_pixels(score_maps, masks, connectivity)
+    positive, weight = concatenate_parts(pixels.positive), 1.0 / concatenate_parts(pixels.area).astype(np.float64)
+    negative = np.sort(concatenate_parts(pixels.negative))
     if not len(positive) or not len(negative):
         return None
-    negative = np.sort(negative)
     order = np.argsort(positive)
     low, high = min(positive.min(), negative[0]), max(positive.max(), negative[-1])
     steps = np.linspace(np.float64(low), np.float64(high), thresholds, endpoint=False).astype(np.float32)
     fpr = 1 - np.searchsorted(negative, steps, "right") / len(negative)
-    left = np.concatenate([np.cumsum(weight[order][::-1])[::-1], [0.0]])  # weight of this positive and those above
-    overlap = left[np.searchsorted(positive[order], steps, "right")] / weight.sum()
+    cumulative = np.concatenate([np.cumsum(weight[order][::-1])[::-1], [0.0]])  # of this positive and those above it
+    overlap = cumulative[np.searchsorted(positive[order], steps, "right")] / weight.sum()
     inside = fpr < fpr_limit
     x, y = fpr[inside][::-1], overlap[inside][::-1]
     if len(x) < 2 or x[-1] == 0:
@@ -104,25 +179,36 @@ def overlap_at_thresholds(
 def intersection_over_union(
     score_maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], threshold: float = 0.5
 ) -> float | None:
-    """IoU of {score > threshold} with the masks, pixels of all images pooled; None without a defect pixel.
+    """Returns the IoU of {score > threshold} and the masks over the pixels of all images.
+
+    Args:
+        score_maps: float arrays, any shape.
+        masks: bool arrays of the same shapes.
+        threshold: pixels with a higher score are predicted defective.
+
+    Returns:
+        A float in 0..1, or None without a defective pixel.
 
     >>> intersection_over_union([np.array([0.9, 0.6, 0.1])], [np.array([True, False, False])])
     0.5
     """
-    both = either = positives = 0
+    intersection = union = positives = 0
     for score_map, mask in zip(score_maps, masks, strict=True):
-        found, mask = np.asarray(score_map) > threshold, np.asarray(mask, dtype=bool)
-        both += int((found & mask).sum())
-        either += int((found | mask).sum())
+        predicted, mask = np.asarray(score_map) > threshold, np.asarray(mask, dtype=bool)
+        intersection += int((predicted & mask).sum())
+        union += int((predicted | mask).sum())
         positives += int(mask.sum())
-    return both / either if positives else None
+    return intersection / union if positives else None
 
 
 def image_score(score_map: ArrayLike, window: int) -> float:
-    """The greatest mean of the map over a `window` x `window` square inside the image (stride 1, no padding).
+    """Returns the highest mean of the map over a `window` x `window` square inside the image (stride 1, no padding).
 
-    Window 1 is the plain maximum (SeaS). Source: DRAEM / AnomalyDiffusion evaluation, 21x21 at 256 px; scale the
-    window with the image side.
+    Source: the public evaluation scripts of DRAEM and AnomalyDiffusion, 21 x 21 at 256 px.
+
+    Args:
+        score_map: float `[H,W]`.
+        window: side in pixels. 1 gives the maximum, as in SeaS.
     """
     score_map = np.asarray(score_map, dtype=np.float64)
     window = max(1, min(window, *score_map.shape))
@@ -134,152 +220,66 @@ def image_score(score_map: ArrayLike, window: int) -> float:
 
 
 def pooling_window(image_size: int) -> int:
-    """Side of the image-score window: 21 at 256 px, scaled to `image_size`, odd, at least 1.
+    """Returns the side of the image-score window: 21 at 256 px, scaled to `image_size`, odd, at least 1.
 
     >>> pooling_window(256), pooling_window(128)
     (21, 11)
     """
-    return max(1, 2 * round((image_size * 21 / 256 - 1) / 2) + 1)
+    return max(1, 2 * round((image_size * WINDOW_AT_256 / 256 - 1) / 2) + 1)
 
 
-class ImageLevel:
-    """What both forms of the scores share: image scores, IoU counts, and the sheet of results.
+class ImageCounts(NamedTuple):
+    """Contribution of one image to the scores.
 
-    Subclasses say how pixels are kept (`_add`, `_clear`) and give `_pixel_curve`.
-
-    Args:
-        fpr_limit: upper bound of the PRO integral.
-        iou_threshold: score above which a pixel counts as defective for `iou`.
-        window: side of the image-score pooling square (1: the plain maximum); None scales 21 at 256 px to the
-            map's smaller side.
-        connectivity: of defect regions, 8 or 4.
+    Attributes:
+        score: image score, see `image_score`.
+        is_defective: whether the mask has a defective pixel.
+        intersection: number of defective pixels that are predicted defective.
+        union: number of pixels that are defective or predicted defective.
+        area: float32, area of its region in pixels for each defective pixel in reading order.
+        regions: number of defect regions.
     """
 
-    def __init__(
-        self,
-        fpr_limit: float = 0.3,
-        iou_threshold: float = 0.5,
-        window: int | None = None,
-        connectivity: int = 8,
-    ) -> None:
-        if connectivity not in _CONNECTIVITY:
-            raise ValueError(f"connectivity: found {connectivity}; expected 4 or 8")
-        self.fpr_limit, self.iou_threshold = fpr_limit, iou_threshold
-        self.window, self.connectivity = window, connectivity
-        self.reset()
-
-    def update(self, score_maps: Iterable[ArrayLike], masks: Iterable[ArrayLike]) -> None:
-        """Add images: score maps `[H,W]` float and masks `[H,W]` bool (all False for a good image).
-
-        Raises:
-            ValueError: shapes that differ, or a score that is not finite.
-        """
-        for score_map, mask in zip(score_maps, masks, strict=True):
-            score_map, mask = np.asarray(score_map, np.float32), np.asarray(mask, bool)
-            if score_map.shape != mask.shape or score_map.ndim != 2:
-                raise ValueError(f"score map {score_map.shape} and mask {mask.shape}: expected one HxW shape")
-            if not np.isfinite(score_map).all():
-                raise ValueError("score map: found NaN or infinity; expected finite numbers")
-            defective = bool(mask.any())
-            self._labels.append(defective)
-            self._scores.append(image_score(score_map, self.window or pooling_window(min(score_map.shape))))
-            found = score_map > self.iou_threshold
-            both = int(np.count_nonzero(found & mask)) if defective else 0
-            self._both += both
-            self._either += int(np.count_nonzero(found)) + int(np.count_nonzero(mask)) - both
-            weight, regions = region_weights(mask, self.connectivity) if defective else (np.empty(0), 0)
-            self._regions += regions
-            self._add(score_map, mask, weight)
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._scores: list[float] = []
-        self._labels: list[bool] = []
-        self._both = self._either = self._regions = 0
-        self._clear()
-
-    def compute(self) -> dict:
-        """All scores over the images seen so far; updates may go on afterwards."""
-        pixel, image = self._pixel_curve(), ranking_curve(self._scores, self._labels)
-        pixel_f1, image_f1 = f1_max(pixel), f1_max(image)
-        scores: dict = {
-            "pixel_auroc": auroc(pixel),
-            "pixel_ap": average_precision(pixel),
-            "pixel_f1_max": pixel_f1[0] if pixel_f1 else None,
-            "pixel_f1_threshold": pixel_f1[1] if pixel_f1 else None,
-            "pro": overlap_area(pixel, self.fpr_limit),
-            "iou": self._both / self._either if pixel.positives else None,
-            "image_auroc": auroc(image),
-            "image_ap": average_precision(image),
-            "image_f1_max": image_f1[0] if image_f1 else None,
-        }
-        scores["reasons"] = {
-            name: _reason(image if name.startswith("image") else pixel)
-            for name, value in scores.items()
-            if value is None
-        }
-        return scores
-
-    def _add(self, score_map: NDArray[np.float32], mask: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
-        raise NotImplementedError
-
-    def _clear(self) -> None:
-        raise NotImplementedError
-
-    def _pixel_curve(self) -> Curve:
-        raise NotImplementedError
+    score: float
+    is_defective: bool
+    intersection: int
+    union: int
+    area: NDArray[np.float32]
+    regions: int
 
 
-class LocalisationScores(ImageLevel):
-    """Exact form: `update` with batches of images, `compute` all scores, `reset`.
+def count_image(
+    score_map: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    window: int | None = None,
+    iou_threshold: float = 0.5,
+    connectivity: int = 8,
+) -> ImageCounts:
+    """Returns the contribution of one image to the scores. The arguments are those of `localisation_scores`.
 
-    `compute` returns `pixel_auroc, pixel_ap, pixel_f1_max, pixel_f1_threshold, pro, iou, image_auroc, image_ap,
-    image_f1_max` (each a float in 0..1 or None) and `reasons`, a dict from each name that is None to one line.
-    Four bytes are kept per normal pixel and twelve per defect pixel; no map and no mask.
-
-    >>> scores = LocalisationScores(window=1)
-    >>> scores.update([np.array([[0.9, 0.1]]), np.array([[0.2, 0.1]])],
-    ...               [np.array([[True, False]]), np.array([[False, False]])])
-    >>> result = scores.compute()
-    >>> result["pixel_ap"], result["image_auroc"], result["reasons"]
-    (1.0, 1.0, {})
+    Raises:
+        ValueError: shapes that differ, a score that is not finite, or an unknown connectivity.
     """
-
-    def _clear(self) -> None:
-        self._positive: list[NDArray[np.float32]] = []
-        self._weight: list[NDArray[np.float64]] = []
-        self._negative: list[NDArray[np.float32]] = []
-
-    def _add(self, score_map: NDArray[np.float32], mask: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
-        self._positive.append(score_map[mask])
-        self._weight.append(weight)
-        self._negative.append(score_map[~mask])
-
-    def _pixel_curve(self) -> Curve:
-        negative = _joined(self._negative)
-        negative.sort()  # the parts are replaced by the sorted whole, so that memory is held once
-        self._negative = [negative]
-        return curve_of(_joined(self._positive), negative, _joined(self._weight))
+    if score_map.shape != mask.shape or score_map.ndim != 2:
+        raise ValueError(f"score map {score_map.shape} and mask {mask.shape}: expected one HxW shape")
+    if not np.isfinite(score_map).all():
+        raise ValueError("score map: found NaN or infinity; expected finite numbers")
+    if connectivity not in _CONNECTIVITY:
+        raise ValueError(f"connectivity: found {connectivity}; expected 4 or 8")
+    is_defective = bool(mask.any())
+    predicted = score_map > iou_threshold
+    intersection = int(np.count_nonzero(predicted & mask)) if is_defective else 0
+    union = int(np.count_nonzero(predicted)) + int(np.count_nonzero(mask)) - intersection
+    area, regions = _region_areas(mask, connectivity) if is_defective else (np.empty(0, np.float32), 0)
+    score = image_score(score_map, window or pooling_window(min(score_map.shape)))
+    return ImageCounts(score, is_defective, intersection, union, area, regions)
 
 
-def region_weights(mask: NDArray[np.bool_], connectivity: int = 8) -> tuple[NDArray[np.float64], int]:
-    """For each defect pixel in reading order 1 / (area of its region), and the number of regions."""
-    labelled, regions = ndimage.label(mask, structure=_CONNECTIVITY[connectivity])
-    inside = labelled[mask]
-    return 1.0 / np.bincount(inside, minlength=1)[inside], regions
+def concatenate_parts(parts: list[NDArray]) -> NDArray:
+    """Returns the parts as one array and replaces them in the list by it.
 
-
-def _split_all(
-    score_maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], connectivity: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
-    """Scores of defect pixels, their weights, scores of normal pixels."""
-    pixels = LocalisationScores(window=1, connectivity=connectivity)
-    pixels.update(score_maps, masks)
-    return _joined(pixels._positive), _joined(pixels._weight), _joined(pixels._negative)
-
-
-def _joined(parts: list[NDArray]) -> NDArray:
-    """The parts as one array; the list gives each up once it is copied, or two copies of everything would be held."""
+    Each part is released once it is copied, so that the memory holds the data once.
+    """
     if len(parts) == 1:
         return parts[0]
     whole = np.empty(sum(len(part) for part in parts), parts[0].dtype if parts else np.float32)
@@ -290,6 +290,47 @@ def _joined(parts: list[NDArray]) -> NDArray:
         end -= len(part)
     parts.append(whole)
     return whole
+
+
+class _PixelScores:
+    """Scores of defective pixels, the areas of their regions, scores of normal pixels, and counts per image."""
+
+    def __init__(self) -> None:
+        self.positive: list[NDArray[np.float32]] = []
+        self.area: list[NDArray[np.float32]] = []
+        self.negative: list[NDArray[np.float32]] = []
+        self.images: list[ImageCounts] = []
+
+    def add(
+        self, score_map: ArrayLike, mask: ArrayLike, window: int | None, iou_threshold: float, connectivity: int
+    ) -> None:
+        score_map, mask = np.asarray(score_map, np.float32), np.asarray(mask, bool)
+        counts = count_image(score_map, mask, window, iou_threshold, connectivity)
+        self.positive.append(score_map[mask])
+        self.area.append(counts.area)
+        self.negative.append(score_map[~mask])
+        self.images.append(counts._replace(area=np.empty(0, np.float32)))
+
+    def curve(self) -> Curve:
+        weight = 1.0 / concatenate_parts(self.area).astype(np.float64)
+        negative = concatenate_parts(self.negative)
+        negative.sort()
+        return curve_from_classes(concatenate_parts(self.positive), negative, weight)
+
+
+def _collect_pixels(score_maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], connectivity: int) -> _PixelScores:
+    pixels = _PixelScores()
+    for score_map, mask in zip(score_maps, masks, strict=True):
+        pixels.add(score_map, mask, 1, 0.5, connectivity)
+    return pixels
+
+
+def _region_areas(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.float32], int]:
+    """Area of its region for each defective pixel, exact in float32 up to 16 million pixels, and number of regions."""
+    labelled = np.zeros(mask.shape, np.int32)
+    regions = ndimage.label(mask, structure=_CONNECTIVITY[connectivity], output=labelled)
+    inside = labelled[mask]
+    return np.bincount(inside, minlength=1)[inside].astype(np.float32), cast(int, regions)
 
 
 def _reason(curve: Curve) -> str:

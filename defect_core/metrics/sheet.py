@@ -1,257 +1,298 @@
-"""The sheet of scores that `protocol.score_sets` fills: which score, of which features, and why one is missing."""
+"""The score sheet that `protocol.score_sets` fills: scores of each set of features, and reasons for missing scores."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.data.records import pixel_digest
+from defect_core.metrics.diversity import mask_diversity
 from defect_core.metrics.features import InceptionFeatures, Lite0Features, LpipsDistance, pairwise_distance
 from defect_core.metrics.frechet import frechet_distance, kernel_distance
-from defect_core.metrics.ic_lpips import (
-    IntraClusterDistance,
-    Spread,
+from defect_core.metrics.inception import inception_score
+from defect_core.metrics.intra_cluster import (
+    IntraClusterResult,
+    PairwiseMean,
     cluster_embeddings,
     intra_cluster_distance,
     mean_pairwise_distance,
 )
-from defect_core.metrics.inception_score import inception_score
-from defect_core.metrics.mask_diversity import mask_diversity
-from defect_core.metrics.memorisation import memorisation, nearest_pairs
+from defect_core.metrics.neighbours import memorisation, nearest_pairs
 from defect_core.metrics.prdc import precision_recall
 from defect_core.metrics.store import FeatureStore
 
-IC_LPIPS_CAP = 50
-KERNEL_SUBSETS = 100
-KERNEL_SUBSET_SIZE = 1000
-SPLITS_FROM = 500  # fewer images than this leave too little in each of ten splits
-PAIRS_SHOWN = 5
-FEW = "fewer than two real or generated images"
+IC_LPIPS_CAP = 50  # AnomalyDiffusion's script
+KERNEL_SUBSETS = 100  # torch-fidelity's default
+KERNEL_SUBSET_SIZE = 1000  # torch-fidelity's default
+SPLITS_FROM = 500  # with fewer images each of ten splits has too few
+LISTED_PAIRS = 5
+FEW_IMAGES = "fewer than two real or generated images"
+FEW_GENERATED = "fewer than two generated images"
+FEW_MASKS = "fewer than two masks with a defect pixel"
+NO_UNIT = "needs two different real images"
+NO_MASKS = "no masks given"
 
-Images = NDArray[np.uint8]
-Masks = NDArray[np.bool_]
+Images: TypeAlias = NDArray[np.uint8]
+Masks: TypeAlias = NDArray[np.bool_]
+Names: TypeAlias = Mapping[str, Sequence[str]]
+FeaturePairs: TypeAlias = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 
 
-class Sides(NamedTuple):
-    """Everything that is scored, by defect and at one size: uint8 `[N,S,S,3]`, masks bool `[N,S,S]` or None.
+class ScoredSets(NamedTuple):
+    """All images and masks that are scored, by defect type and at one size.
 
-    `real`: the training images; `target`: what distributions are compared with; `masked_*`: with all but the defect
-    black; `names`: of the real and of the generated images, for the pairs that are listed.
+    Attributes:
+        real: training images, uint8 `[N,S,S,3]`.
+        target: images with which distributions are compared.
+        generated: generated images.
+        masked_real: training images, black outside the defect, or None.
+        masked_generated: generated images, black outside the defect, or None.
+        generated_masks: bool `[N,S,S]`, or None.
+        names: names of the real and of the generated images in the list of nearest pairs, or None.
     """
 
-    real: dict[str, Images]
-    target: dict[str, Images]
-    made: dict[str, Images]
-    masked_real: dict[str, Images] | None
-    masked_made: dict[str, Images] | None
-    made_masks: dict[str, Masks] | None
-    names: tuple[Mapping[str, Sequence[str]] | None, Mapping[str, Sequence[str]] | None]
+    real: Mapping[str, Images]
+    target: Mapping[str, Images]
+    generated: Mapping[str, Images]
+    masked_real: Mapping[str, Images] | None = None
+    masked_generated: Mapping[str, Images] | None = None
+    generated_masks: Mapping[str, Masks] | None = None
+    names: tuple[Names | None, Names | None] = (None, None)
 
 
-class Board:
-    """Collects values, per defect and pooled, and the reasons for those that are missing."""
+class ScoreSheet:
+    """Scores per defect type and pooled, and the reasons for those that are missing.
+
+    Attributes:
+        pooled: scores of all defect types together, by name.
+        defects: scores by defect type and name.
+        missing: reasons by name, or by `defect/name`.
+        nearest: by defect type and space (`features`, `pixels`), the generated images nearest to a training image.
+
+    Args:
+        defects: the defect types.
+    """
 
     def __init__(self, defects: Sequence[str]) -> None:
         self.pooled: dict[str, float] = {}
-        self.defects: dict[str, dict[str, float]] = {d: {} for d in defects}
+        self.defects: dict[str, dict[str, float]] = {defect: {} for defect in defects}
         self.missing: dict[str, str] = {}
-        self.pairs: dict[str, dict[str, list[dict[str, Any]]]] = {d: {} for d in defects}
+        self.nearest: dict[str, dict[str, list[dict[str, Any]]]] = {defect: {} for defect in defects}
 
-    def absent(self, name: str, reason: str) -> None:
-        self.missing[name] = reason
+    def mark_missing(self, name: str, reason: str, defect: str | None = None) -> None:
+        """Records why a score is missing, of one defect type or of all together."""
+        self.missing[f"{defect}/{name}" if defect else name] = reason
 
-    def put(self, name: str, value: float | None, defect: str | None = None, reason: str = "not defined") -> None:
+    def add(self, name: str, value: float | None, defect: str | None = None, reason: str = "not defined") -> None:
+        """Adds a score, or the reason if the value is None or not finite."""
         if value is None or not np.isfinite(value):
-            self.absent(f"{defect}/{name}" if defect else name, reason)
+            self.mark_missing(name, reason, defect)
         else:
             (self.defects[defect] if defect else self.pooled)[name] = six_digits(value)
 
-    def average(self, name: str) -> None:
+    def add_mean(self, name: str) -> None:
+        """Adds the mean of a score over the defect types that have it."""
         values = [scores[name] for scores in self.defects.values() if name in scores]
-        reasons = {self.missing.get(f"{d}/{name}") for d in self.defects}
-        self.put(name, float(np.mean(values)) if values else None, reason=f"no defect has it: {reasons.pop()}")
+        reasons = {self.missing.get(f"{defect}/{name}") for defect in self.defects}
+        self.add(name, float(np.mean(values)) if values else None, reason=f"no defect has it: {reasons.pop()}")
 
 
 def six_digits(value: float) -> float:
-    """The value with six significant digits: the same on every machine."""
+    """Returns the value with six significant digits, which are the same on every machine."""
     return float(f"{value:.6g}")
 
 
-def score_lite0(board: Board, network: Lite0Features, sides: Sides, store: FeatureStore, seed: int) -> None:
-    """All scores on embedded features, and those of the masks."""
+def score_lite0(sheet: ScoreSheet, network: Lite0Features, sets: ScoredSets, store: FeatureStore, seed: int) -> None:
+    """Adds all scores of the embedded network, and those of the masks.
 
-    def see(images: Images) -> dict[str, NDArray]:
-        return store.features(f"{network.name}-{network.digest[:16]}", images, network.columns)
-
-    made = {d: see(images) for d, images in sides.made.items()}
-    real = {d: see(images) for d, images in sides.real.items()}
-    for d in made:
-        a, b = made[d], real[d]
-        board.put("score_lite0", inception_score(a["probabilities"]), d)
-        embedded = [side["embedding"].astype(np.float32) for side in (a, b)]
-        _put_clusters(board, "ic_lpips_lite0", cluster_embeddings(*embedded, IC_LPIPS_CAP, "drop", seed), d)
-        board.put("diversity", mean_pairwise_distance(embedded[0]), d, "fewer than two generated images")
-        near = memorisation(a["pooled"], b["pooled"])
-        reason = "needs two different real images"
-        board.put("memorisation_lite0", near.ratio, d, reason)
-        board.put("memorisation_copies", near.copies, d, reason)
-        flat = [images[d].reshape(len(images[d]), -1).astype(np.float32) for images in (sides.made, sides.real)]
-        board.put("memorisation_pixels", memorisation(*flat).ratio, d, reason)
-        for space, rows in (("features", (a["pooled"], b["pooled"])), ("pixels", flat)):
-            board.pairs[d][space] = _listed(rows, d, sides.names)
-        if sides.masked_made is not None and sides.masked_real is not None:
-            rows = [see(side[d])["embedding"].astype(np.float32) for side in (sides.masked_made, sides.masked_real)]
-            _put_clusters(board, "ic_lpips_masked_lite0", cluster_embeddings(*rows, IC_LPIPS_CAP, "drop", seed), d)
+    Args:
+        sheet: receives the scores.
+        network: the feature extractor.
+        sets: images and masks.
+        store: stored features.
+        seed: seed of subsets and caps.
+    """
+    generated = {d: _extract(network, images, store) for d, images in sets.generated.items()}
+    real = {d: _extract(network, images, store) for d, images in sets.real.items()}
+    for d in generated:
+        a, b = generated[d], real[d]
+        sheet.add("score_lite0", inception_score(a["probabilities"]), d)
+        embeddings = a["embedding"].astype(np.float32)
+        _add_clusters(sheet, "ic_lpips_lite0", _cluster(embeddings, b["embedding"], seed), d)
+        sheet.add("diversity", mean_pairwise_distance(embeddings), d, FEW_GENERATED)
+        _add_memorisation(sheet, sets, d, a["pooled"], b["pooled"])
+        if sets.masked_generated is not None and sets.masked_real is not None:
+            a, b = (_extract(network, side[d], store) for side in (sets.masked_generated, sets.masked_real))
+            _add_clusters(sheet, "ic_lpips_masked_lite0", _cluster(a["embedding"], b["embedding"], seed), d)
     names = ["score_lite0", "ic_lpips_lite0", "diversity"]
     names += ["memorisation_lite0", "memorisation_pixels", "memorisation_copies"]
-    for name in [*names, *(["ic_lpips_masked_lite0"] if sides.masked_made is not None else [])]:
-        board.average(name)
-    if sides.masked_made is None:
-        board.absent("ic_lpips_masked_lite0", "no masks given")
-    _score_masks(board, sides)
-    target = real if sides.target is sides.real else {d: see(images) for d, images in sides.target.items()}
-    pooled = {d: (made[d]["pooled"], target[d]["pooled"]) for d in made}
-    _put_distances(board, ("frechet_lite0", "kernel_lite0"), pooled, seed)
-    a, b = _put_pooled(board, ("frechet_lite0", "kernel_lite0"), pooled, seed)
-    _put_precision(board, a, b, "_lite0")
+    for name in [*names, *(["ic_lpips_masked_lite0"] if sets.masked_generated is not None else [])]:
+        sheet.add_mean(name)
+    if sets.masked_generated is None:
+        sheet.mark_missing("ic_lpips_masked_lite0", NO_MASKS)
+    _score_masks(sheet, sets)
+    target = real
+    if sets.target is not sets.real:
+        target = {d: _extract(network, images, store) for d, images in sets.target.items()}
+    features = {d: (generated[d]["pooled"], target[d]["pooled"]) for d in generated}
+    _add_distances(sheet, ("frechet_lite0", "kernel_lite0"), features, seed, "_lite0")
 
 
-def score_inception(board: Board, network: InceptionFeatures, sides: Sides, store: FeatureStore, seed: int) -> None:
-    """FID, KID, IS, and precision and its kin on Inception's features."""
+def score_inception(
+    sheet: ScoreSheet, network: InceptionFeatures, sets: ScoredSets, store: FeatureStore, seed: int
+) -> None:
+    """Adds FID, KID, IS, precision, recall, density and coverage on the features of Inception.
 
-    def see(images: Images) -> dict[str, NDArray]:
-        return store.features(f"{network.name}-{network.digest[:16]}", images, network.columns)
-
-    made = {d: see(images) for d, images in sides.made.items()}
-    features = {d: (made[d]["pool3"], see(sides.target[d])["pool3"]) for d in made}
-    _put_distances(board, ("fid", "kid"), features, seed)
-    a, b = _put_pooled(board, ("fid", "kid"), features, seed)
-    _put_precision(board, a, b, "")
+    Args:
+        sheet: receives the scores.
+        network: the feature extractor.
+        sets: images.
+        store: stored features.
+        seed: seed of subsets and of the order of the images in IS.
+    """
+    generated = {d: _extract(network, images, store) for d, images in sets.generated.items()}
+    features = {d: (generated[d]["pool3"], _extract(network, sets.target[d], store)["pool3"]) for d in generated}
+    _add_distances(sheet, ("fid", "kid"), features, seed, "")
     if not network.has_logits:
-        board.absent("is", "the Inception weights at hand lack the last layer; torch-fidelity's own file has it")
+        sheet.mark_missing("is", "the Inception weights lack the last layer; torch-fidelity's own file has it")
         return
     rng = np.random.default_rng(seed)
-    for d, columns in made.items():
+    for d, columns in generated.items():
         shuffled = rng.permutation(columns["probabilities"])
-        board.put("is", inception_score(shuffled, 10 if len(shuffled) >= SPLITS_FROM else 1), d)
-    board.average("is")
+        sheet.add("is", inception_score(shuffled, 10 if len(shuffled) >= SPLITS_FROM else 1), d)
+    sheet.add_mean("is")
 
 
-def score_lpips(board: Board, network: LpipsDistance, sides: Sides, store: FeatureStore, seed: int) -> None:
-    """LPIPS, its mean over pairs, IC-LPIPS and IC-LPIPS(a); a defect whose images are unchanged is not seen again."""
-    from defect_core.data.records import pixel_digest
+def score_lpips(sheet: ScoreSheet, network: LpipsDistance, sets: ScoredSets, store: FeatureStore, seed: int) -> None:
+    """Adds LPIPS, its mean over pairs, IC-LPIPS and IC-LPIPS(a). Unchanged sets have their scores in the store.
 
-    masked = sides.masked_made is not None
-    reason = "fewer than two generated images"
-    for d in sides.made:
-        groups = [sides.made[d], sides.real[d]]
-        if sides.masked_made is not None and sides.masked_real is not None:
-            groups += [sides.masked_made[d], sides.masked_real[d]]
+    Args:
+        sheet: receives the scores.
+        network: the perceptual distance.
+        sets: images.
+        store: stored scores.
+        seed: seed of the caps.
+    """
+    is_masked = sets.masked_generated is not None
+    for d in sets.generated:
+        groups = [sets.generated[d], sets.real[d]]
+        if sets.masked_generated is not None and sets.masked_real is not None:
+            groups += [sets.masked_generated[d], sets.masked_real[d]]
         key = {"network": network.digest, "seed": seed, "cap": IC_LPIPS_CAP, "version": 1}
         key["images"] = [[pixel_digest(image) for image in group] for group in groups]
-        found = store.result("lpips-of-sets", key, lambda groups=groups: _lpips_of(network, groups, seed))
-        board.put("lpips", found["lpips"], d)
-        board.put("lpips_diversity", found["diversity"], d, reason)
-        _put_clusters(board, "ic_lpips", IntraClusterDistance(**found["clusters"]), d)
-        if masked:
-            _put_clusters(board, "ic_lpips_masked", IntraClusterDistance(**found["masked"]), d)
-    for name in ["lpips", "lpips_diversity", "ic_lpips", *(["ic_lpips_masked"] if masked else [])]:
-        board.average(name)
-    if not masked:
-        board.absent("ic_lpips_masked", "no masks given")
+        scores = store.result("lpips-of-sets", key, lambda groups=groups: _lpips_scores(network, groups, seed))
+        sheet.add("lpips", scores["lpips"], d)
+        sheet.add("lpips_diversity", scores["diversity"], d, FEW_GENERATED)
+        _add_clusters(sheet, "ic_lpips", IntraClusterResult(**scores["clusters"]), d)
+        if is_masked:
+            _add_clusters(sheet, "ic_lpips_masked", IntraClusterResult(**scores["masked"]), d)
+    for name in ["lpips", "lpips_diversity", "ic_lpips", *(["ic_lpips_masked"] if is_masked else [])]:
+        sheet.add_mean(name)
+    if not is_masked:
+        sheet.mark_missing("ic_lpips_masked", NO_MASKS)
 
 
-def _lpips_of(network: LpipsDistance, groups: list[Images], seed: int) -> dict[str, Any]:
-    """Scores of one defect in one pass over its images: an embedding is megabytes, so few are held at a time."""
-    made, real = groups[:2]
-    spread, to_real = Spread(), []
+def _extract(network: Lite0Features | InceptionFeatures, images: Images, store: FeatureStore) -> dict[str, NDArray]:
+    return store.features(f"{network.name}-{network.digest[:16]}", list(images), network.columns)
+
+
+def _cluster(generated: NDArray, references: NDArray, seed: int) -> IntraClusterResult:
+    rows = generated.astype(np.float32), references.astype(np.float32)
+    return cluster_embeddings(rows[0], rows[1], IC_LPIPS_CAP, "drop", seed)
+
+
+def _lpips_scores(network: LpipsDistance, groups: list[Images], seed: int) -> dict[str, Any]:
+    """Scores of one defect type in one pass over its images. An embedding has megabytes, so only few are in memory."""
+    generated, real = groups[:2]
+    pairs, to_real = PairwiseMean(), []
     references = network.embed(real)
 
     def embed(images: Images) -> NDArray[np.float32]:
         rows = network.embed(images)
-        spread.update(rows)
+        pairs.update(rows)
         to_real.append(pairwise_distance(rows, references).mean(1))
         return rows
 
-    clusters = intra_cluster_distance(made, real, embed, IC_LPIPS_CAP, "drop", seed, lambda _: references)
+    clusters = intra_cluster_distance(generated, real, embed, IC_LPIPS_CAP, "drop", seed, lambda _: references)
     masked = None
     if len(groups) == 4:
         masked = intra_cluster_distance(groups[2], groups[3], network.embed, IC_LPIPS_CAP, "drop", seed)._asdict()
     return {
         "lpips": float(np.concatenate(to_real).mean()),
-        "diversity": spread.compute(),
+        "diversity": pairs.compute(),
         "clusters": clusters._asdict(),
         "masked": masked,
     }
 
 
-def _score_masks(board: Board, sides: Sides) -> None:
+def _score_masks(sheet: ScoreSheet, sets: ScoredSets) -> None:
     names = ("mask_diversity", "mask_shape_diversity")
-    if sides.made_masks is None:
+    if sets.generated_masks is None:
         for name in names:
-            board.absent(name, "no masks given")
+            sheet.mark_missing(name, NO_MASKS)
         return
-    for d, masks in sides.made_masks.items():
+    for d, masks in sets.generated_masks.items():
         if sum(bool(mask.any()) for mask in masks) > 1:
-            found = mask_diversity(masks)
-            board.put(names[0], found.placed, d)
-            board.put(names[1], found.shape, d)
+            result = mask_diversity(masks)
+            sheet.add(names[0], result.placed, d)
+            sheet.add(names[1], result.shape, d)
         else:
             for name in names:
-                board.absent(f"{d}/{name}", "fewer than two masks with a defect pixel")
+                sheet.mark_missing(name, FEW_MASKS, d)
     for name in names:
-        board.average(name)
+        sheet.add_mean(name)
 
 
-def _put_distances(board: Board, names: tuple[str, str], features: dict, seed: int) -> None:
-    for d, (a, b) in features.items():
-        if min(len(a), len(b)) > 1:
-            board.put(names[0], frechet_distance(a, b), d)
-            board.put(names[1], _kernel(a, b, seed), d)
-        else:
-            for name in names:
-                board.absent(f"{d}/{name}", FEW)
+def _add_memorisation(sheet: ScoreSheet, sets: ScoredSets, defect: str, generated: NDArray, real: NDArray) -> None:
+    result = memorisation(generated, real)
+    sheet.add("memorisation_lite0", result.ratio, defect, NO_UNIT)
+    sheet.add("memorisation_copies", result.copies, defect, NO_UNIT)
+    images = (sets.generated[defect], sets.real[defect])
+    pixels = [side.reshape(len(side), -1).astype(np.float32) for side in images]
+    sheet.add("memorisation_pixels", memorisation(*pixels).ratio, defect, NO_UNIT)
+    for space, rows in (("features", (generated, real)), ("pixels", pixels)):
+        sheet.nearest[defect][space] = _list_pairs(rows, defect, sets.names)
 
 
-def _put_pooled(
-    board: Board, names: tuple[str, str], features: dict[str, tuple[NDArray, NDArray]], seed: int
-) -> tuple[NDArray, NDArray]:
-    """The two distances over all defects together; gives the pooled features (generated, real)."""
-    a, b = (np.concatenate(side) for side in zip(*features.values(), strict=True))
-    if min(len(a), len(b)) > 1:
-        board.put(names[0], frechet_distance(a, b))
-        board.put(names[1], _kernel(a, b, seed))
-    else:
-        for name in names:
-            board.absent(name, FEW)
-    return a, b
-
-
-def _put_precision(board: Board, made: NDArray, real: NDArray, ending: str) -> None:
+def _add_distances(sheet: ScoreSheet, names: tuple[str, str], features: FeaturePairs, seed: int, suffix: str) -> None:
+    """Adds both distances per defect type and pooled, and precision, recall, density and coverage pooled."""
+    for d, (generated, real) in features.items():
+        _add_two_distances(sheet, names, generated, real, seed, d)
+    generated, real = (np.concatenate(side) for side in zip(*features.values(), strict=True))
+    _add_two_distances(sheet, names, generated, real, seed, None)
     for name in ("precision", "recall", "density", "coverage"):
-        if min(len(made), len(real)) > 1:
-            board.put(name + ending, getattr(precision_recall(real, made), name))
+        if min(len(generated), len(real)) > 1:
+            sheet.add(name + suffix, getattr(precision_recall(real, generated), name))
         else:
-            board.absent(name + ending, FEW)
+            sheet.mark_missing(name + suffix, FEW_IMAGES)
 
 
-def _put_clusters(board: Board, name: str, result: IntraClusterDistance, defect: str) -> None:
-    board.put(name, result.value, defect, result.reason)
+def _add_two_distances(
+    sheet: ScoreSheet, names: tuple[str, str], generated: NDArray, real: NDArray, seed: int, defect: str | None
+) -> None:
+    if min(len(generated), len(real)) < 2:
+        for name in names:
+            sheet.mark_missing(name, FEW_IMAGES, defect)
+        return
+    sheet.add(names[0], frechet_distance(generated, real), defect)
+    sheet.add(names[1], kernel_distance(generated, real, seed, KERNEL_SUBSETS, KERNEL_SUBSET_SIZE).mean, defect)
 
 
-def _listed(rows: Any, defect: str, names: tuple[Any, Any]) -> list[dict[str, Any]]:
-    def named(side: int, index: int) -> str | int:
-        return index if names[side] is None else names[side][defect][index]
+def _add_clusters(sheet: ScoreSheet, name: str, result: IntraClusterResult, defect: str) -> None:
+    sheet.add(name, result.value, defect, result.reason)
+
+
+def _list_pairs(rows: Sequence[NDArray], defect: str, names: tuple[Names | None, Names | None]) -> list[dict[str, Any]]:
+    def name_of(side: int, index: int) -> str | int:
+        names_of_side = names[side]
+        return index if names_of_side is None else names_of_side[defect][index]
 
     return [
         {
-            "generated": named(1, pair.generated),
-            "real": named(0, pair.training),
+            "generated": name_of(1, pair.generated),
+            "real": name_of(0, pair.training),
             "ratio": None if pair.ratio is None else six_digits(pair.ratio),
         }
-        for pair in nearest_pairs(*rows, count=PAIRS_SHOWN)
+        for pair in nearest_pairs(rows[0], rows[1], count=LISTED_PAIRS)
     ]
-
-
-def _kernel(a: NDArray, b: NDArray, seed: int) -> float:
-    return kernel_distance(a, b, seed, KERNEL_SUBSETS, KERNEL_SUBSET_SIZE).mean

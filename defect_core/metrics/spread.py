@@ -1,4 +1,4 @@
-"""A score over several seeds: its mean and spread, and when it is really another one."""
+"""Scores over several seeds: mean, standard deviation, and comparison of two sides."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 
 class OverSeeds(NamedTuple):
-    """By score: `mean` and sample standard deviation `std`, None where it is not defined; `reasons`: why there is no
-    mean, one line for each None.
+    """Mean and spread by score.
+
+    Attributes:
+        mean: mean over seeds, None if undefined.
+        std: sample standard deviation over seeds, None if undefined.
+        reasons: one line for each mean that is None.
     """
 
     mean: dict[str, float | None]
@@ -20,11 +24,11 @@ class OverSeeds(NamedTuple):
 
 
 def over_seeds(per_seed: Sequence[Mapping[str, Any]]) -> OverSeeds:
-    """Mean and spread of every score of the seeds.
+    """Returns mean and spread of every score.
 
     Args:
-        per_seed: for each seed its scores by name, each a float or None, with `reasons` by name for each None. Other
-            values, and thresholds, are left out. A score that one seed does not define has no mean.
+        per_seed: for each seed its scores by name, each a float or None, with `reasons` by name for each None. Values
+            of other types and thresholds are ignored. A score that is undefined for one seed has no mean.
 
     >>> over_seeds([{"ap": 0.25, "iou": None, "reasons": {"iou": "no defect"}}, {"ap": 0.75, "iou": 0.5}])
     OverSeeds(mean={'ap': 0.5, 'iou': None}, std={'ap': 0.353553, 'iou': None}, reasons={'iou': 'no defect'})
@@ -36,37 +40,42 @@ def over_seeds(per_seed: Sequence[Mapping[str, Any]]) -> OverSeeds:
         if (value is None or isinstance(value, float)) and "threshold" not in name
     }
     mean: dict[str, float | None] = {}
-    spread: dict[str, float | None] = {}
+    std: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     for name in names:
         values = [scores.get(name) for scores in per_seed]
-        known = [value for value in values if value is not None]
-        whole = len(known) == len(values)
-        mean[name] = round(fmean(known), 6) if whole else None
-        spread[name] = round(stdev(known), 6) if whole and len(known) > 1 else None
-        if not whole:
-            why = [(scores.get("reasons") or {}).get(name) for scores in per_seed if scores.get(name) is None]
-            reasons[name] = next((reason for reason in why if reason), "not defined")
-    return OverSeeds(mean, spread, reasons)
+        defined = [value for value in values if value is not None]
+        is_complete = len(defined) == len(values)
+        mean[name] = round(fmean(defined), 6) if is_complete else None
+        std[name] = round(stdev(defined), 6) if is_complete and len(defined) > 1 else None
+        if not is_complete:
+            given = [(scores.get("reasons") or {}).get(name) for scores in per_seed if scores.get(name) is None]
+            reasons[name] = next((reason for reason in given if reason), "not defined")
+    return OverSeeds(mean, std, reasons)
 
 
-def interval_of(drawn: NDArray[np.float64], level: float = 0.95) -> list[float] | None:
-    """[low, high] that hold `level` of the finite values; None where fewer than half of them are finite."""
-    known = drawn[np.isfinite(drawn)]
-    if 2 * len(known) <= len(drawn):
+def interval_of(values: NDArray[np.float64], level: float = 0.95) -> list[float] | None:
+    """Returns the central interval [low, high] of the finite values, None if at most half of them are finite.
+
+    Args:
+        values: one per resample, NaN if undefined.
+        level: fraction of the values inside the interval.
+    """
+    finite = values[np.isfinite(values)]
+    if 2 * len(finite) <= len(values):
         return None
     tail = 50 * (1 - level)
-    return [round(float(v), 6) for v in np.percentile(known, [tail, 100 - tail])]
+    return [round(float(bound), 6) for bound in np.percentile(finite, [tail, 100 - tail])]
 
 
 def joint_spread(one: float | None, other: float | None) -> float | None:
-    """Standard deviation of the difference between a seed's score on one side and a seed's on the other.
+    """Returns the standard deviation of the difference between one seed's scores of two sides.
+
+    It is the root of the sum of squares, or None if neither side has a spread.
 
     Args:
-        one, other: sample standard deviations over the seeds of either side; None where there is but one seed.
-
-    Returns:
-        The root of the sum of squares; None when neither side has a spread.
+        one: sample standard deviation over the seeds of one side, None with a single seed.
+        other: the same of the other side.
 
     >>> joint_spread(0.03, 0.04)
     0.05
@@ -79,14 +88,16 @@ def joint_spread(one: float | None, other: float | None) -> float | None:
 def gain_over(
     entry: Mapping[str, Any], base: Mapping[str, Any] | None, base_name: str, score: str
 ) -> tuple[float | None, float | None, str]:
-    """By how much a score of one arm exceeds another's, and the spread of that (see `joint_spread`).
+    """Returns the difference of a score between two arms and its spread (see `joint_spread`).
 
     Args:
-        entry, base: each with `arm`, and `mean`, `std` and `reasons` as in `OverSeeds`; no `base`, no gain.
-        base_name: the other arm.
+        entry: the arm, with `arm`, and `mean`, `std` and `reasons` as in `OverSeeds`.
+        base: the arm to compare with, in the same form, or None.
+        base_name: name of the arm to compare with.
+        score: name of the score.
 
     Returns:
-        The gain and its spread, six digits, None where undefined; why there is no gain, else "".
+        The gain and its spread with six digits, None if undefined, and the reason for a missing gain, else "".
     """
     if base is None:
         return None, None, f"no arm {base_name}"
@@ -98,9 +109,9 @@ def gain_over(
 
 
 def beyond_spread(change: float, spread: float | None) -> bool | None:
-    """Whether a change is larger than the spread; None where nothing is known of the spread.
+    """Returns whether a change is larger than the spread, None if the spread is unknown.
 
-    This compares with single seeds, not with the error of the mean over them: few seeds that happen to agree must
-    not make a small step look certain.
+    The spread is that of single seeds, not the error of their mean: a few seeds that agree by chance must not make a
+    small change look certain.
     """
     return None if spread is None else abs(change) > spread

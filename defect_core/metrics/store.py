@@ -1,131 +1,133 @@
-"""Features of images, kept on disk by content, so that an image is seen by a network once.
+"""Cache of image features on disk by content, so that each network processes an image once.
 
-A project's store is the untracked folder `.defectory/features`; it may be deleted at any time. It has one folder per
-network (name and digest of the weights), in it safetensors files of rows in the order of the image digests that their
-metadata lists. LPIPS embeddings are megabytes per image: of those not the features but a set's scores are kept.
+The store of a project is the untracked folder `.defectory/features`. It may be deleted at any time. It has one folder
+per network (name and digest of the weights) with safetensors files. Their metadata lists the image digests in the
+order of the rows. LPIPS embeddings have megabytes per image, so the scores of a set are stored instead.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.data.files import write_bytes
 from defect_core.data.records import pixel_digest
 
-Arrays = dict[str, NDArray[Any]]
-_MOST_FILES = 24  # more are joined into one
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+_MAX_FILES = 24  # more files are merged into one
 
 
 class FeatureStore:
-    """`features` of images and `result`s of sets, from disk where they are known.
+    """Features of images and results of sets, read from disk if they are stored.
+
+    Attributes:
+        folder: folder of the store. None stores nothing.
+        computed: number of images that a network had to process.
 
     Args:
-        folder: where to keep them; None keeps nothing.
+        folder: folder of the store. None stores nothing.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.computed = 0  # images that a network had to see
+        self.computed = 0
 
     def features(
         self, network: str, images: Sequence[NDArray[np.uint8]], extract: Callable[[NDArray[np.uint8]], Arrays]
     ) -> Arrays:
-        """Features of images `[H,W,3]` of one size, one row each, in their order; equal images are seen once.
+        """Returns the features of images as arrays `[N,...]` by name. Equal images are processed once.
 
         Args:
-            network: name and digest of the network; its part of the store.
-            extract: called with the images that are not known, uint8 `[N,H,W,3]`; gives `[N,...]` arrays by name.
+            network: name and digest of the network, its folder in the store.
+            images: uint8 `[H,W,3]` of one size.
+            extract: maps the images that are not stored, uint8 `[N,H,W,3]`, to arrays `[N,...]` by name.
         """
         digests = [pixel_digest(image) for image in images]
-        wanted = set(digests)
-        known = self._read(network, wanted)
-        fresh = {d: image for d, image in zip(digests, images, strict=True) if d not in known}
-        if fresh:
-            self.computed += len(fresh)
-            rows = extract(np.stack(list(fresh.values())))
+        stored = self._read(network, set(digests))
+        missing = {d: image for d, image in zip(digests, images, strict=True) if d not in stored}
+        if missing:
+            self.computed += len(missing)
+            rows = extract(np.stack(list(missing.values())))
             if self.folder is not None:
-                self._write(network, list(fresh), rows)
-            known |= {d: {name: values[i] for name, values in rows.items()} for i, d in enumerate(fresh)}
-        names = known[digests[0]] if digests else {}
-        return {name: np.stack([known[d][name] for d in digests]) for name in names}
+                self._write(self.folder / network, list(missing), rows)
+            stored |= {d: {name: values[i] for name, values in rows.items()} for i, d in enumerate(missing)}
+        names = stored[digests[0]] if digests else {}
+        return {name: np.stack([stored[d][name] for d in digests]) for name in names}
 
-    def result(self, what: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """`compute()`, which must be JSON-ready, or what it gave under the same key before."""
+    def result(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """Returns the stored result of the key, or computes and stores it.
+
+        Args:
+            kind: folder in the store.
+            key: everything that decides the result, JSON-ready.
+            compute: returns the result, JSON-ready.
+        """
         if self.folder is None:
             return compute()
         text = json.dumps(dict(key), sort_keys=True)
-        file = self.folder / what / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        file = self.folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             value = compute()
-            _replace(file, json.dumps(value).encode())
+            write_bytes(file, json.dumps(value).encode(), concurrent=True)
             return value
 
-    def _read(self, network: str, wanted: set[str]) -> dict[str, Arrays]:
+    def _read(self, network: str, digests: set[str]) -> dict[str, Arrays]:
         from safetensors import SafetensorError, safe_open
 
-        known: dict[str, Arrays] = {}
-        for file in self._files(network):
+        rows: dict[str, Arrays] = {}
+        for file in _files(self.folder / network) if self.folder is not None else []:
             try:
                 with safe_open(file, "numpy") as stored:
                     listed = json.loads(stored.metadata()["images"])
-                    chosen = [(i, d) for i, d in enumerate(listed) if d in wanted and d not in known]
-                    if chosen:
-                        columns = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-                        known |= {d: {name: values[i] for name, values in columns.items()} for i, d in chosen}
+                    selected = [(i, d) for i, d in enumerate(listed) if d in digests and d not in rows]
+                    if selected:
+                        columns = _columns(stored)
+                        rows |= {d: {name: values[i] for name, values in columns.items()} for i, d in selected}
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):
-                file.unlink(missing_ok=True)  # a damaged file is as good as none
-        return known
+                file.unlink(missing_ok=True)  # the features of a damaged file are computed again
+        return rows
 
-    def _write(self, network: str, digests: list[str], rows: Arrays) -> None:
-        files = self._files(network)
-        if len(files) >= _MOST_FILES:
-            old = self._all(files)
+    def _write(self, folder: Path, digests: list[str], rows: Arrays) -> None:
+        from safetensors.numpy import save
+
+        files = _files(folder)
+        if len(files) >= _MAX_FILES:
+            old = _read_all(files)
             old |= {d: {name: values[i] for name, values in rows.items()} for i, d in enumerate(digests)}
             digests = list(old)
             rows = {name: np.stack([old[d][name] for d in digests]) for name in rows}
         else:
             files = []
-        from safetensors.numpy import save
-
-        whole = {name: np.ascontiguousarray(values) for name, values in rows.items()}
+        contiguous = {name: np.ascontiguousarray(values) for name, values in rows.items()}
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:24]
-        target = self._place(network) / f"{name}.safetensors"
-        _replace(target, save(whole, metadata={"images": json.dumps(digests)}))
+        target = folder / f"{name}.safetensors"
+        write_bytes(target, save(contiguous, metadata={"images": json.dumps(digests)}), concurrent=True)
         for file in files:
             if file != target:
                 file.unlink(missing_ok=True)
 
-    def _all(self, files: list[Path]) -> dict[str, Arrays]:
-        from safetensors import safe_open
 
-        rows: dict[str, Arrays] = {}
-        for file in files:
-            with safe_open(file, "numpy") as stored:
-                columns = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-                for i, digest in enumerate(json.loads(stored.metadata()["images"])):
-                    rows[digest] = {name: values[i] for name, values in columns.items()}
-        return rows
-
-    def _files(self, network: str) -> list[Path]:
-        if self.folder is None:
-            return []
-        return sorted(self._place(network).glob("*.safetensors"))
-
-    def _place(self, network: str) -> Path:
-        assert self.folder is not None
-        return self.folder / network
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also when two processes write it at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
-    fresh.write_bytes(content)
-    os.replace(fresh, file)
+def _read_all(files: list[Path]) -> dict[str, Arrays]:
+    from safetensors import safe_open
+
+    rows: dict[str, Arrays] = {}
+    for file in files:
+        with safe_open(file, "numpy") as stored:
+            columns = _columns(stored)
+            for i, digest in enumerate(json.loads(stored.metadata()["images"])):
+                rows[digest] = {name: values[i] for name, values in columns.items()}
+    return rows
+
+
+def _columns(stored: Any) -> Arrays:
+    return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - a safe_open file is no dict

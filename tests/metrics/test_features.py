@@ -1,4 +1,4 @@
-"""The networks behind the scores: the right weights, the same numbers as the libraries that define them."""
+"""Feature extractors: the right weights, and the numbers of the libraries that define them."""
 
 import os
 
@@ -21,8 +21,8 @@ LITE0_DIGEST = "c42a60971af0c1dfe4d052025cec98e730b704c66ffdb822ad659a27682629d7
 
 def _needs(file):
     folder = os.environ.get("DEFECTORY_WEIGHTS", "")
-    there = bool(folder) and os.path.isfile(os.path.join(folder, file))
-    return pytest.mark.skipif(not there, reason=f"needs {file} in DEFECTORY_WEIGHTS")
+    exists = bool(folder) and os.path.isfile(os.path.join(folder, file))
+    return pytest.mark.skipif(not exists, reason=f"needs {file} in DEFECTORY_WEIGHTS")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def lite0():
 
 @pytest.fixture
 def images():
-    """Smooth pictures with edges: noise alone drives an ImageNet network to one corner."""
+    """Smooth pictures with edges. For pure noise an ImageNet network always has the same output."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.uniform(0, 255, (5, 3, 6, 6)))
     smooth = torch.nn.functional.interpolate(coarse, size=96, mode="bilinear").permute(0, 2, 3, 1).numpy()
@@ -49,20 +49,20 @@ def test_lite0_weights_are_the_trained_ones(lite0):
 
 
 def _bullseye():
-    """A dart board of rings and dots: things that only a trained network tells apart from noise."""
+    """A dart board of rings and dots: only a trained network separates them from noise."""
     y, x = np.mgrid[-64:64, -64:64]
     rings = ((np.hypot(x, y) // 9) % 2 * 255).astype(np.uint8)
     board = ((x // 16 + y // 16) % 2 * 255).astype(np.uint8)
     return np.repeat(np.stack([rings, board])[..., None], 3, 3)
 
 
-def test_lite0_probabilities_are_sure_and_sum_to_one(lite0):
-    seen = lite0.extract(_bullseye())
-    assert seen.probabilities.shape == (2, 1000)
-    np.testing.assert_allclose(seen.probabilities.sum(1), 1, atol=1e-5)
+def test_lite0_probabilities_are_confident_and_sum_to_one(lite0):
+    outputs = lite0.extract(_bullseye())
+    assert outputs.probabilities.shape == (2, 1000)
+    np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=1e-5)
     # untrained weights give about 0.001 everywhere
-    assert seen.probabilities.max() > 0.2
-    assert seen.probabilities[0].argmax() != seen.probabilities[1].argmax()
+    assert outputs.probabilities.max() > 0.2
+    assert outputs.probabilities[0].argmax() != outputs.probabilities[1].argmax()
 
 
 def test_lite0_features_do_not_depend_on_the_batch(lite0, images):
@@ -88,7 +88,7 @@ def test_pairwise_distance_equals_the_loop():
     np.testing.assert_allclose(pairwise_distance(a, b), expected, rtol=1e-5)
 
 
-def test_images_of_a_wrong_type_or_shape_are_refused(lite0, images):
+def test_images_of_a_wrong_type_or_shape_raise(lite0, images):
     with pytest.raises(ValueError, match="uint8"):
         lite0.extract(images / 255)
     with pytest.raises(ValueError, match="uint8"):
@@ -102,7 +102,7 @@ def no_weights(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("load", [InceptionFeatures, lambda: LpipsDistance("vgg"), lambda: LpipsDistance("alex")])
-def test_weights_that_are_not_at_hand_are_named_and_nothing_is_downloaded(load, no_weights, monkeypatch):
+def test_missing_weights_are_named_and_nothing_is_downloaded(load, no_weights, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("tried to open a connection")
 
@@ -111,7 +111,7 @@ def test_weights_that_are_not_at_hand_are_named_and_nothing_is_downloaded(load, 
         load()
 
 
-def test_an_unknown_lpips_net_is_refused():
+def test_an_unknown_lpips_trunk_raises():
     with pytest.raises(InputError, match="alex or vgg"):
         lpips_network("resnet")
 
@@ -134,8 +134,10 @@ def test_embedded_lpips_equals_the_lpips_package(net, images):
 
 
 @_needs("inception_v3_fid_2015_pool3.safetensors")
-def test_inception_gives_pool3_features_and_refuses_logits_it_does_not_have(images):
+def test_inception_returns_pool3_features_and_no_logits(images):
     network = InceptionFeatures()
     features, probabilities = network.extract(images[:2])
     assert features.shape == (2, 2048) and features.min() >= 0 and features.std() > 0.1
     assert not network.has_logits and probabilities is None
+    with pytest.raises(InputError, match="last layer"):
+        network.probabilities(images[:1])

@@ -1,20 +1,19 @@
 """Localisation scores against scikit-learn and against brute force over every threshold."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from defect_core.metrics.curves import auroc, average_precision, f1_max, ranking_curve
 from defect_core.metrics.localisation import (
-    LocalisationScores,
-    auroc,
-    average_precision,
-    f1_max,
     image_score,
     intersection_over_union,
+    localisation_scores,
     per_region_overlap,
     pooling_window,
-    ranking_curve,
 )
 
 
@@ -42,12 +41,12 @@ def test_f1_max_equals_the_best_of_all_thresholds(ties):
     scores, masks = _random_case(5, ties)
     best = 0.0
     for threshold in np.unique(scores):
-        found = scores >= threshold
-        best = max(best, 2 * (found & masks).sum() / (found.sum() + masks.sum()))
+        predicted = scores >= threshold
+        best = max(best, 2 * (predicted & masks).sum() / (predicted.sum() + masks.sum()))
     value, threshold = f1_max(ranking_curve(scores, masks))
     assert value == pytest.approx(best, abs=1e-12)
-    found = scores >= threshold
-    assert 2 * (found & masks).sum() / (found.sum() + masks.sum()) == pytest.approx(best, abs=1e-12)
+    predicted = scores >= threshold
+    assert 2 * (predicted & masks).sum() / (predicted.sum() + masks.sum()) == pytest.approx(best, abs=1e-12)
 
 
 def _brute_force_pro(scores, masks, limit):
@@ -59,7 +58,7 @@ def _brute_force_pro(scores, masks, limit):
             overlaps += [(score[labelled == r] >= threshold).mean() for r in range(1, count + 1)]
         points.append(((scores[~masks] >= threshold).mean(), np.mean(overlaps)))
     area = 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x0 >= limit:
             break
         if x1 > limit:
@@ -102,39 +101,25 @@ def test_image_score_is_the_maximum_of_the_average_pooled_map():
     assert [pooling_window(s) for s in (256, 128, 32)] == [21, 11, 3]
 
 
-def test_stream_equals_one_update_and_reset_forgets():
-    scores, masks = _random_case(2, False)
-    whole, parts = LocalisationScores(), LocalisationScores()
-    whole.update(scores, masks)
-    for score, mask in zip(scores, masks, strict=True):
-        parts.update([score], [mask])
-    assert whole.compute() == parts.compute()
-    parts.reset()
-    assert set(parts.compute()["reasons"].values()) == {"no images"}
-
-
-def test_degenerate_input_gives_none_with_a_reason_and_never_nan():
+def test_undefined_scores_are_none_with_a_reason_and_never_nan():
     blank = np.zeros((8, 8))
-    good = LocalisationScores()
-    good.update([blank, blank], [np.zeros((8, 8), bool)] * 2)
-    result = good.compute()
-    assert result["pixel_ap"] is None and result["image_auroc"] is None and result["pro"] is None
-    assert "no positives" in result["reasons"]["pixel_ap"]
-    full = LocalisationScores()
-    full.update([blank], [np.ones((8, 8), bool)])
-    result = full.compute()
-    assert result["pixel_ap"] == 1.0 and result["pixel_auroc"] is None and result["pro"] is None
-    assert "no negatives" in result["reasons"]["image_auroc"]
-    for metric in (good, full):
-        values = {k: v for k, v in metric.compute().items() if k != "reasons"}
-        assert all(v is None or np.isfinite(v) for v in values.values())
-        assert {k for k, v in values.items() if v is None} == set(metric.compute()["reasons"])
+    normal = localisation_scores([blank, blank], [np.zeros((8, 8), bool)] * 2)
+    assert normal["pixel_ap"] is None and normal["image_auroc"] is None and normal["pro"] is None
+    assert "no positives" in normal["reasons"]["pixel_ap"]
+    full = localisation_scores([blank], [np.ones((8, 8), bool)])
+    assert full["pixel_ap"] == 1.0 and full["pixel_auroc"] is None and full["pro"] is None
+    assert "no negatives" in full["reasons"]["image_auroc"]
+    for result in (normal, full):
+        values = {name: value for name, value in result.items() if name != "reasons"}
+        assert all(value is None or np.isfinite(value) for value in values.values())
+        assert {name for name, value in values.items() if value is None} == set(result["reasons"])
+    assert set(localisation_scores([], [])["reasons"].values()) == {"no images"}
 
 
-def test_nan_scores_and_unequal_shapes_are_refused():
+def test_nan_scores_and_different_shapes_raise():
     with pytest.raises(ValueError, match="finite"):
         ranking_curve([0.1, np.nan], [True, False])
     with pytest.raises(ValueError, match="shape"):
         ranking_curve([0.1], [True, False])
     with pytest.raises(ValueError, match="HxW"):
-        LocalisationScores().update([np.zeros((2, 3))], [np.zeros((3, 2), bool)])
+        localisation_scores([np.zeros((2, 3))], [np.zeros((3, 2), bool)])

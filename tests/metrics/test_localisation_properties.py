@@ -1,4 +1,6 @@
-"""Properties of the localisation scores on drawn input, and the streaming form against the exact one."""
+"""Properties of the localisation scores on random input, and the binned mode against the exact one."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,19 +10,20 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from defect_core.metrics.curves import curve_of, overlap_area
-from defect_core.metrics.localisation import (
-    LocalisationScores,
+from defect_core.metrics.binning import BINS, bin_numbers, lower_edges
+from defect_core.metrics.bootstrap import _weighted_scores, bootstrap_intervals, image_tables
+from defect_core.metrics.curves import (
     auroc,
     average_precision,
+    curve_from_classes,
     f1_max,
-    overlap_at_thresholds,
-    per_region_overlap,
+    overlap_area,
     ranking_curve,
 )
-from defect_core.metrics.localisation_binned import _BINS, BinnedLocalisationScores, _bins, _lower_edges
+from defect_core.metrics.localisation import localisation_scores, overlap_at_thresholds, per_region_overlap
+from defect_core.metrics.localisation_metrics import LocalisationScores
 
-# few levels, so that ties are the rule; finite floats of any size otherwise
+# few levels, so that ties are common, or finite floats of any size
 LEVELS = st.sampled_from([-2.0, -0.0, 0.0, 0.1, 0.25, 0.5, 1.0, 3e4])
 SCORES = st.one_of(LEVELS, st.floats(-1e6, 1e6, width=32))
 
@@ -31,10 +34,15 @@ def maps_and_masks(draw, least_images=1, elements=SCORES):
     return draw(arrays(np.float32, shape, elements=elements)), draw(arrays(np.bool_, shape))
 
 
-def _compute(scores, masks, cls=LocalisationScores, **options):
-    metric = cls(window=1, **options)
+def _compute(scores, masks, thresholds=None):
+    metric = LocalisationScores(window=1, thresholds=thresholds)
     metric.update(scores, masks)
-    return metric.compute()
+    return _values(metric)
+
+
+def _values(metric):
+    values = {name: value.item() for name, value in metric.compute().items()}
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
 @settings(max_examples=150, deadline=None)
@@ -75,7 +83,7 @@ def _pro_by_loop(scores, masks, limit):
             overlaps += [(score[labelled == region] >= threshold).mean() for region in range(1, count + 1)]
         points.append(((scores[~masks] >= threshold).mean(), np.mean(overlaps)))
     area = 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x0 >= limit:
             break
         if x1 > limit:
@@ -85,20 +93,18 @@ def _pro_by_loop(scores, masks, limit):
 
 
 @settings(max_examples=80, deadline=None)
-@given(maps_and_masks(least_images=2), st.randoms(use_true_random=False), st.sampled_from([0, 1]))
-def test_scores_do_not_depend_on_order_or_batches_and_lie_within_bounds(case, random, form):
+@given(maps_and_masks(least_images=2), st.randoms(use_true_random=False), st.sampled_from([None, "binned"]))
+def test_scores_do_not_depend_on_order_or_batches_and_are_in_range(case, random, thresholds):
     scores, masks = case
-    cls = (LocalisationScores, BinnedLocalisationScores)[form]
-    whole = _compute(scores, masks, cls)
+    whole = _compute(scores, masks, thresholds)
     order = list(range(len(scores)))
     random.shuffle(order)
-    parts = cls(window=1)
+    parts = LocalisationScores(window=1, thresholds=thresholds)
     for index in order:
         parts.update(scores[index : index + 1], masks[index : index + 1])
         if random.random() < 0.3:
-            parts.compute()  # asking in between changes nothing
-    again = parts.compute()
-    assert again.pop("reasons") == whole.pop("reasons")
+            parts.compute()  # a call in between changes nothing
+    again = _values(parts)
     for name, value in whole.items():
         assert again[name] == (None if value is None else pytest.approx(value, abs=1e-12))
         assert value is None or name.endswith("threshold") or 0 <= value <= 1
@@ -106,7 +112,7 @@ def test_scores_do_not_depend_on_order_or_batches_and_lie_within_bounds(case, ra
 
 @settings(max_examples=60, deadline=None)
 @given(maps_and_masks(elements=st.integers(-8, 8).map(float)))
-def test_the_exact_scores_follow_only_the_order_of_the_values(case):
+def test_exact_scores_depend_only_on_the_order_of_the_values(case):
     scores, masks = case
     names = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pro", "image_auroc", "image_ap")
     plain, moved = _compute(scores, masks), _compute(np.exp(scores / 4) * 3 - 7, masks)
@@ -115,18 +121,19 @@ def test_the_exact_scores_follow_only_the_order_of_the_values(case):
 
 @settings(max_examples=60, deadline=None)
 @given(maps_and_masks(elements=LEVELS))
-def test_the_streaming_form_is_exact_where_no_two_scores_share_a_bin(case):
-    exact, binned = _compute(*case), _compute(*case, BinnedLocalisationScores)
-    assert binned["reasons"] == exact["reasons"]
+def test_the_binned_mode_is_exact_if_no_two_scores_share_a_bin(case):
+    exact, binned = localisation_scores(*case, window=1), _compute(*case, "binned")
+    del exact["reasons"]
+    assert exact == _compute(*case)
     for name, value in exact.items():
         if name == "pixel_f1_threshold" and value is not None:
             assert -1e-9 <= value - binned[name] <= abs(value) / 1024  # the lower edge of the bin
-        elif name != "reasons":
+        else:
             assert binned[name] == (None if value is None else pytest.approx(value, abs=1e-12))
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "saturated", "logits", "wide"])
-def test_the_streaming_form_errs_by_less_than_a_thousandth_and_states_a_bound(kind):
+def test_the_binned_mode_errs_by_less_than_a_thousandth_and_returns_a_bound(kind):
     rng = np.random.default_rng(len(kind))
     masks = ndimage.binary_dilation(rng.random((6, 64, 64)) > 0.998, iterations=2)
     logits = ndimage.gaussian_filter(masks.astype(np.float64), (0, 1, 1)) * 6 + rng.normal(size=masks.shape) - 2
@@ -136,42 +143,42 @@ def test_the_streaming_form_errs_by_less_than_a_thousandth_and_states_a_bound(ki
         "logits": logits,
         "wide": np.exp(5 * logits),
     }[kind]
-    exact, binned = _compute(scores, masks), _compute(scores, masks, BinnedLocalisationScores)
+    exact, binned = _compute(scores, masks), _compute(scores, masks, "binned")
     for name in ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pro", "iou"):
         assert binned[name] == pytest.approx(exact[name], abs=1e-3), name
         assert 0.05 < exact[name] < 0.999
-    assert abs(binned["pixel_auroc"] - exact["pixel_auroc"]) <= binned["error_bound"] < 1e-3
+    assert abs(binned["pixel_auroc"] - exact["pixel_auroc"]) <= binned["pixel_auroc_error_bound"] < 1e-3
 
 
 @settings(max_examples=200, deadline=None)
 @given(arrays(np.float32, 20, elements=st.one_of(SCORES, st.floats(0.25, 1.5, width=32), st.floats(width=32))))
 def test_bins_grow_with_the_score_and_start_at_their_lower_edge(values):
     values = np.sort(values[np.isfinite(values)])
-    bins = _bins(values).astype(np.int64)
-    assert np.all(np.diff(bins) >= 0) and np.all((bins >= 0) & (bins < _BINS))
-    edges = _lower_edges(bins)
-    assert np.all(edges <= values) and np.array_equal(_bins(edges), bins)
+    bins = bin_numbers(values).astype(np.int64)
+    assert np.all(np.diff(bins) >= 0) and np.all((bins >= 0) & (bins < BINS))
+    edges = lower_edges(bins)
+    assert np.all(edges <= values) and np.array_equal(bin_numbers(edges), bins)
     normal = np.abs(values) > 1e-37
     assert np.all((values - edges)[normal] <= np.abs(values)[normal] / 1024)
 
 
-@pytest.mark.parametrize("cls", [LocalisationScores, BinnedLocalisationScores])
+@pytest.mark.parametrize("thresholds", [None, "binned"])
 @pytest.mark.parametrize("mask", ["empty", "full"])
 @pytest.mark.parametrize("constant", [0.0, 0.7])
-def test_constant_maps_and_masks_give_values_or_none_with_a_reason(cls, mask, constant):
+def test_constant_maps_and_masks_give_values_or_nan(thresholds, mask, constant):
     shape = (2, 5, 5)
-    result = _compute(np.full(shape, constant), np.full(shape, mask == "full"), cls)
-    missing = {name for name, value in result.items() if value is None}
-    assert missing == set(result["reasons"])
+    case = np.full(shape, constant), np.full(shape, mask == "full")
+    missing = {name for name, value in _compute(*case, thresholds).items() if value is None}
+    assert missing == set(localisation_scores(*case, window=1)["reasons"])
     assert "pixel_auroc" in missing and ("pixel_ap" in missing) == (mask == "empty")
     half = np.zeros(shape, bool)
     half[0] = True
-    result = _compute(np.full(shape, constant), half, cls)
+    result = _compute(np.full(shape, constant), half, thresholds)
     assert result["pixel_auroc"] == result["image_auroc"] == 0.5 and result["pixel_ap"] == 0.5
     assert result["pro"] == pytest.approx(0.15)  # one straight line from (0, 0) to (1, 1), up to 0.3
 
 
-def test_four_connected_regions_are_more_than_eight_connected_ones():
+def test_four_connectivity_splits_regions_that_touch_at_a_corner():
     mask = np.array([[True, False, False], [False, True, True], [False, True, True]])
     score = np.where(mask, 0.0, 0.5)
     score[0, 0] = 1.0
@@ -182,36 +189,79 @@ def test_four_connected_regions_are_more_than_eight_connected_ones():
 
 
 def _public_script(scores, masks, steps, limit):
-    """The loop of the public scripts, written out."""
+    """The loop of the public evaluation scripts."""
     points = []
     low, high = scores.min(), scores.max()
     for threshold in low + (high - low) / steps * np.arange(steps):
-        found = scores > np.float32(threshold)
+        predicted = scores > np.float32(threshold)
         overlaps = []
-        for hit, mask in zip(found, masks, strict=True):
+        for hit, mask in zip(predicted, masks, strict=True):
             labelled, count = ndimage.label(mask, np.ones((3, 3)))
             overlaps += [hit[labelled == region].mean() for region in range(1, count + 1)]
-        points.append((found[~masks].mean(), np.mean(overlaps)))
+        points.append((predicted[~masks].mean(), np.mean(overlaps)))
     points = sorted(p for p in points if p[0] < limit)
     x, y = np.array(points).T
     return np.trapezoid(y, x / x.max())
 
 
 @pytest.mark.parametrize("steps", [100, 200])
-def test_the_threshold_grid_variant_equals_the_loop_of_the_public_scripts(steps):
+def test_overlap_at_thresholds_equals_the_loop_of_the_public_scripts(steps):
     rng = np.random.default_rng(steps)
     masks = ndimage.binary_dilation(rng.random((3, 24, 24)) > 0.98, iterations=1)
     scores = (rng.normal(size=masks.shape) + masks).astype(np.float32)
     value = overlap_at_thresholds(scores, masks, steps)
     assert value == pytest.approx(_public_script(scores, masks, steps, 0.3), abs=1e-6)
-    assert abs(value - per_region_overlap(scores, masks)) > 1e-3  # which is why both are there
+    assert abs(value - per_region_overlap(scores, masks)) > 1e-3  # so that both functions are needed
 
 
-def test_a_limit_outside_its_range_and_scores_that_are_not_finite_are_refused():
-    curve = curve_of(np.float32([1]), np.float32([0]))
+def test_a_limit_out_of_range_and_scores_that_are_not_finite_raise():
+    curve = curve_from_classes(np.float32([1]), np.float32([0]))
     for limit in (0, -1, 1.5):
         with pytest.raises(ValueError, match="fpr_limit"):
             overlap_area(curve, limit)
-    for cls in (LocalisationScores, BinnedLocalisationScores):
+    for thresholds in (None, "binned"):
         with pytest.raises(ValueError, match="finite"):
-            cls().update([np.array([[np.inf]])], [np.array([[True]])])
+            LocalisationScores(thresholds=thresholds).update([np.array([[np.inf]])], [np.array([[True]])])
+
+
+def _frozen_case(seed):
+    rng = np.random.default_rng(seed)
+    masks = rng.integers(0, 12, (8, 9, 7)) == 0
+    masks[::3] = False
+    return ((rng.integers(0, 32, masks.shape) + 8 * masks) / 64).astype(np.float32), masks
+
+
+# computed by the three implementations that were here before there was one
+FROZEN_SCORES = {
+    "pixel_auroc": 0.710090119085935,
+    "pixel_ap": 0.2360502874459923,
+    "pixel_f1_max": 0.26666666666666666,
+    "pro": 0.3237934691148841,
+    "iou": 0.15384615384615385,
+    "image_auroc": 0.5,
+    "image_ap": 0.6295238095238095,
+    "image_f1_max": 0.8333333333333334,
+}
+FROZEN_INTERVALS = {
+    "pixel_auroc": [0.518363, 0.631815],
+    "pixel_ap": [0.075221, 0.212008],
+    "pixel_f1_max": [0.11499, 0.255864],
+    "pro": [0.113091, 0.279484],
+    "iou": [0.05, 0.125],
+    "image_auroc": [0.066667, 0.666667],
+    "image_ap": [0.260714, 0.957468],
+    "image_f1_max": [0.485714, 0.9675],
+}
+
+
+def test_exact_binned_and_bootstrap_scores_equal_the_frozen_values():
+    maps, masks = _frozen_case(1)
+    exact = localisation_scores(maps, masks, window=3)
+    assert {name: exact[name] for name in FROZEN_SCORES} == FROZEN_SCORES
+    metric = LocalisationScores(window=3, thresholds="binned")
+    metric.update(maps, masks)
+    assert {name: metric.compute()[name].item() for name in FROZEN_SCORES} == FROZEN_SCORES
+    tables = [image_tables(maps, masks, 3), image_tables(maps[::-1], masks, 3)]
+    assert bootstrap_intervals(tables, seed=1) == FROZEN_INTERVALS
+    whole = _weighted_scores(tables[0], np.ones((1, len(maps))), 0.3)
+    assert {name: whole[name][0] for name in FROZEN_SCORES} == pytest.approx(FROZEN_SCORES, abs=1e-12)

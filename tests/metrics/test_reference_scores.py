@@ -1,8 +1,8 @@
-"""Every score against an independent implementation, on random and on degenerate input, to 1e-4 or better.
+"""Every score against an independent implementation on random and degenerate input, to 1e-4 or better.
 
-torch-fidelity for FID, KID, IS, precision and recall; the lpips package, pair by pair, for LPIPS and IC-LPIPS;
-scikit-learn for detection scores and nearest neighbours. Where two published networks take part, they read the same
-weights. Localisation has further ones in test_localisation*.py, IC-LPIPS on a stub distance in test_ic_lpips.py.
+FID, KID, IS, precision and recall: torch-fidelity. LPIPS and IC-LPIPS: the lpips package, pair by pair. Detection
+scores and nearest neighbours: scikit-learn. Published networks read the same weights on both sides. More tests of
+localisation are in test_localisation*.py, of IC-LPIPS on a stub distance in test_intra_cluster.py.
 """
 
 import itertools
@@ -15,17 +15,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from score_options import score
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from defect_core.metrics.features import InceptionFeatures, lpips_network
 from defect_core.metrics.frechet import frechet_distance, kernel_distance
-from defect_core.metrics.ic_lpips import Variant, ic_lpips
-from defect_core.metrics.inception_score import inception_score
-from defect_core.metrics.localisation import LocalisationScores
-from defect_core.metrics.memorisation import nearest_neighbours
+from defect_core.metrics.inception import inception_score
+from defect_core.metrics.intra_cluster import Variant, ic_lpips
+from defect_core.metrics.localisation import localisation_scores
+from defect_core.metrics.neighbours import nearest_neighbours
 from defect_core.metrics.prdc import precision_recall
-from defect_core.metrics.protocol import score_sets
 
 TOLERANCE = 1e-4
 WEIGHTS = Path(os.environ.get("DEFECTORY_WEIGHTS", ""))
@@ -33,8 +33,8 @@ INCEPTION, ALEXNET = InceptionFeatures.file, "alexnet_features_imagenet.safetens
 
 
 def _needs(file):
-    there = bool(os.environ.get("DEFECTORY_WEIGHTS")) and (WEIGHTS / file).is_file()
-    return pytest.mark.skipif(not there, reason=f"needs {file} in DEFECTORY_WEIGHTS")
+    exists = bool(os.environ.get("DEFECTORY_WEIGHTS")) and (WEIGHTS / file).is_file()
+    return pytest.mark.skipif(not exists, reason=f"needs {file} in DEFECTORY_WEIGHTS")
 
 
 def _near(value):
@@ -42,7 +42,7 @@ def _near(value):
 
 
 def _feature_sets():
-    """Two sets `[N,D]` by name: what features can be at worst."""
+    """Two sets `[N,D]` by name, with difficult features."""
     rng = np.random.default_rng(0)
     plain = rng.normal(size=(30, 12)), rng.normal(size=(30, 12)) * 1.7 + 0.4
     few = rng.normal(size=(6, 40)), rng.normal(size=(6, 40)) + 0.5
@@ -68,14 +68,14 @@ def test_frechet_and_kernel_distance_equal_torch_fidelity(kind):
 
     a, b = (np.ascontiguousarray(side, np.float64) for side in _feature_sets()[kind])
     tensors = [torch.from_numpy(side) for side in (a, b)]
-    if a.shape[1] > 1:  # torch-fidelity has no covariance of one dimension
+    if a.shape[1] > 1:  # torch-fidelity computes no covariance of one dimension
         fid = fid_statistics_to_metric(*(fid_features_to_statistics(side) for side in tensors), verbose=False)
         assert frechet_distance(a, b) == _near(fid["frechet_inception_distance"])
     kid = kid_features_to_metric(*tensors, kid_subset_size=len(a), kid_subsets=1, verbose=False)
     assert kernel_distance(a, b, seed=3).mean == _near(kid["kernel_inception_distance_mean"])
 
 
-def test_the_kernel_distance_of_subsets_agrees_with_torch_fidelity_within_its_error():
+def test_kernel_distance_of_subsets_equals_torch_fidelity_within_its_error():
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     rng = np.random.default_rng(5)
@@ -95,7 +95,7 @@ def test_the_kernel_distance_of_subsets_agrees_with_torch_fidelity_within_its_er
     arrays(np.float64, st.tuples(st.integers(1, 23), st.integers(1, 9)), elements=st.floats(-30, 30)),
     st.integers(1, 12),
 )
-def test_the_inception_score_equals_torch_fidelity_whatever_the_splits(logits, splits):
+def test_inception_score_equals_torch_fidelity_for_any_splits(logits, splits):
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     splits = min(splits, len(logits))
@@ -108,19 +108,19 @@ def test_the_inception_score_equals_torch_fidelity_whatever_the_splits(logits, s
 def test_precision_and_recall_equal_torch_fidelity(kind):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    real, made = (np.ascontiguousarray(side) for side in _feature_sets()[kind])
+    real, generated = (np.ascontiguousarray(side) for side in _feature_sets()[kind])
     theirs = prc_features_to_metric(
-        torch.from_numpy(made), torch.from_numpy(real), prc_neighborhood=3, save_cpu_ram=False, verbose=False
+        torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=3, save_cpu_ram=False, verbose=False
     )
-    ours = precision_recall(real, made, k=3)
+    ours = precision_recall(real, generated, k=3)
     assert (ours.precision, ours.recall) == (_near(float(theirs["precision"])), _near(float(theirs["recall"])))
 
 
 @pytest.mark.parametrize("kind", ["random", "copies", "identical", "one image repeated"])
 def test_nearest_neighbours_equal_scikit_learn(kind):
-    training, made = _feature_sets()[kind]
-    distance, _ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(training).kneighbors(made)
-    np.testing.assert_allclose(nearest_neighbours(made, training).distance, distance[:, 0], atol=1e-6)
+    training, generated = _feature_sets()[kind]
+    distance, _ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(training).kneighbors(generated)
+    np.testing.assert_allclose(nearest_neighbours(generated, training).distance, distance[:, 0], atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,27 +129,25 @@ def test_nearest_neighbours_equal_scikit_learn(kind):
     st.lists(st.integers(0, 2**24 - 1), min_size=5, max_size=5),
     st.integers(1, 3),
 )
-def test_the_whole_sheet_of_localisation_equals_scikit_learn(maps, bits, window):
+def test_all_localisation_scores_equal_scikit_learn(maps, bits, window):
     masks = np.array([[(b >> i) & 1 for i in range(24)] if n % 2 else [0] * 24 for n, b in enumerate(bits)], bool)
     masks = masks.reshape(maps.shape)
-    score = LocalisationScores(window=window)
-    score.update(maps, masks)
-    found = score.compute()
+    scores = localisation_scores(maps, masks, window=window)
     pooled = np.lib.stride_tricks.sliding_window_view(maps.astype(np.float64), (window, window), (1, 2)).mean((3, 4))
     for level, labels, values in (
         ("pixel", masks.ravel(), maps.ravel()),
         ("image", masks.any((1, 2)), pooled.max((1, 2)).round(12)),
     ):
         if not labels.any():
-            assert found[f"{level}_ap"] is None and found[f"{level}_f1_max"] is None
+            assert scores[f"{level}_ap"] is None and scores[f"{level}_f1_max"] is None
             continue
         precision, recall, _ = precision_recall_curve(labels, values)
         best = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()
-        assert found[f"{level}_auroc"] == _near(roc_auc_score(labels, values))
-        assert found[f"{level}_ap"] == _near(average_precision_score(labels, values))
-        assert found[f"{level}_f1_max"] == _near(best)
+        assert scores[f"{level}_auroc"] == _near(roc_auc_score(labels, values))
+        assert scores[f"{level}_ap"] == _near(average_precision_score(labels, values))
+        assert scores[f"{level}_f1_max"] == _near(best)
     if masks.any():
-        assert found["iou"] == _near(((maps > 0.5) & masks).sum() / ((maps > 0.5) | masks).sum())
+        assert scores["iou"] == _near(((maps > 0.5) & masks).sum() / ((maps > 0.5) | masks).sum())
 
 
 def _pictures(seed, count, side=64):
@@ -161,37 +159,38 @@ def _pictures(seed, count, side=64):
 @_needs(ALEXNET)
 def test_lpips_and_ic_lpips_equal_the_lpips_package_pair_by_pair(monkeypatch):
     network = lpips_network("alex")
-    real, made = _pictures(0, 2), _pictures(1, 7)
-    made[4:] = real[1]  # copies: distances of zero
+    real, generated = _pictures(0, 2), _pictures(1, 7)
+    generated[4:] = real[1]  # copies: distances of zero
     masks = np.zeros((9, 64, 64), bool)
     masks[:, 8:40, 16:50] = True
-    masks[3] = False  # an image that masked scores see black
+    masks[3] = False  # a black image in masked scores
 
     def distance(one, other):
         pair = [torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1 for image in (one, other)]
         with torch.no_grad():
             return float(network(*pair))
 
-    def by_pairs(made, real):
-        nearest = [int(np.argmin([distance(m, r) for r in real])) for m in made]
-        clusters = [[m for m, c in zip(made, nearest, strict=True) if c == k] for k in range(len(real))]
+    def by_pairs(generated, real):
+        nearest = [int(np.argmin([distance(m, r) for r in real])) for m in generated]
+        clusters = [[m for m, c in zip(generated, nearest, strict=True) if c == k] for k in range(len(real))]
         means = [np.mean([distance(*p) for p in itertools.combinations(c, 2)]) for c in clusters if len(c) > 1]
         return np.mean(means)
 
     variant = Variant("alex", image_size=64)
-    assert ic_lpips(made, real, variant).value == _near(by_pairs(made, real))
-    black = [images * mask[..., None] for images, mask in ((made, masks[:7]), (real, masks[7:]))]
-    masked = ic_lpips(made, real, variant, 0, masks[:7], masks[7:])
+    assert ic_lpips(generated, real, variant).value == _near(by_pairs(generated, real))
+    black = [images * mask[..., None] for images, mask in ((generated, masks[:7]), (real, masks[7:]))]
+    masked = ic_lpips(generated, real, variant, 0, masks[:7], masks[7:])
     assert masked.value == _near(by_pairs(*black))
 
-    monkeypatch.setattr(InceptionFeatures, "file", "not there")  # LPIPS alone
+    monkeypatch.setattr(InceptionFeatures, "file", "missing")  # LPIPS alone
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
-    sheet = score_sets({"dent": real}, {"dent": made}, image_size=64, lpips_net="alex")["scores"]["pooled"]
-    assert sheet["lpips"] == _near(np.mean([distance(m, r) for m in made for r in real]))
-    assert sheet["lpips_diversity"] == _near(np.mean([distance(*p) for p in itertools.combinations(made, 2)]))
+    options = {"image_size": 64, "lpips_net": "alex", "published_networks": True}
+    sheet = score({"dent": real}, {"dent": generated}, **options)["scores"]["pooled"]
+    assert sheet["lpips"] == _near(np.mean([distance(m, r) for m in generated for r in real]))
+    assert sheet["lpips_diversity"] == _near(np.mean([distance(*p) for p in itertools.combinations(generated, 2)]))
 
 
-class _Listed(torch.utils.data.Dataset):
+class _ImageDataset(torch.utils.data.Dataset):
     def __init__(self, images):
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -204,7 +203,7 @@ class _Listed(torch.utils.data.Dataset):
 
 @pytest.fixture(scope="module")
 def whole_inception(tmp_path_factory):
-    """A weights folder whose Inception has a last layer, random where the published one is not at hand."""
+    """A weights folder whose Inception has a random last layer."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("weights")
@@ -216,12 +215,12 @@ def whole_inception(tmp_path_factory):
     return folder
 
 
-def _by_torch_fidelity(folder, real, made, **wanted):
+def _by_torch_fidelity(folder, real, generated, **metrics):
     from torch_fidelity import calculate_metrics
 
     return calculate_metrics(
-        input1=_Listed(made),
-        input2=_Listed(real),
+        input1=_ImageDataset(generated),
+        input2=_ImageDataset(real),
         feature_extractor_weights_path=str(folder / "inception.pth"),
         cuda=False,
         cache=False,
@@ -230,27 +229,27 @@ def _by_torch_fidelity(folder, real, made, **wanted):
         batch_size=4,
         isc_splits=1,
         kid_subsets=1,
-        kid_subset_size=len(made),
-        **wanted,
+        kid_subset_size=len(generated),
+        **metrics,
     )
 
 
 @_needs(INCEPTION)
-def test_kid_and_is_of_images_equal_torch_fidelity_with_the_published_network(whole_inception, monkeypatch):
+def test_kid_and_is_of_images_equal_torch_fidelity(whole_inception, monkeypatch):
     monkeypatch.setenv("DEFECTORY_WEIGHTS", str(whole_inception))
-    real, made = _pictures(2, 4), _pictures(3, 4)
-    made[3] = 128  # a constant image
-    ours = score_sets({"dent": real}, {"dent": made}, image_size=64)["scores"]["pooled"]
-    theirs = _by_torch_fidelity(whole_inception, real, made, kid=True, isc=True)
+    real, generated = _pictures(2, 4), _pictures(3, 4)
+    generated[3] = 128  # a constant image
+    ours = score({"dent": real}, {"dent": generated}, image_size=64, published_networks=True)["scores"]["pooled"]
+    theirs = _by_torch_fidelity(whole_inception, real, generated, kid=True, isc=True)
     assert ours["kid"] == _near(theirs["kernel_inception_distance_mean"]) and abs(ours["kid"]) > 10 * TOLERANCE
     assert ours["is"] == _near(theirs["inception_score_mean"]) and ours["is"] > 1 + 10 * TOLERANCE
 
 
 @pytest.mark.slow  # the eigenvalues of 2048 x 2048 take torch-fidelity half a minute
 @_needs(INCEPTION)
-def test_fid_of_images_equals_torch_fidelity_with_the_published_network(whole_inception, monkeypatch):
+def test_fid_of_images_equals_torch_fidelity(whole_inception, monkeypatch):
     monkeypatch.setenv("DEFECTORY_WEIGHTS", str(whole_inception))
-    real, made = _pictures(4, 5), _pictures(5, 5)
-    ours = score_sets({"dent": real}, {"dent": made}, image_size=64)["scores"]["pooled"]
-    theirs = _by_torch_fidelity(whole_inception, real, made, fid=True)
+    real, generated = _pictures(4, 5), _pictures(5, 5)
+    ours = score({"dent": real}, {"dent": generated}, image_size=64, published_networks=True)["scores"]["pooled"]
+    theirs = _by_torch_fidelity(whole_inception, real, generated, fid=True)
     assert ours["fid"] == _near(theirs["frechet_inception_distance"]) and ours["fid"] > 1

@@ -1,4 +1,4 @@
-"""`defectory score` on folders as people have them."""
+"""Scores of folders with images and masks of many kinds."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from defect_core.errors import InputError
-from defect_core.stages.score import score_folders
+from defect_core.metrics.folders import score_folders
 
 SIZE = 32
 
@@ -46,10 +46,10 @@ def _score(real, made):
     return result
 
 
-def test_one_image_on_each_side_scores_what_is_defined_and_says_why_the_rest_is_not(tmp_path):
+def test_one_image_per_side_has_defined_scores_and_reasons_for_the_others(tmp_path):
     result = _score(_write(tmp_path / "real", ["a.png"]), _write(tmp_path / "made", ["b.png"], first=5))
     assert "fewer than two" in result["missing"]["frechet_lite0"]
-    # LPIPS, where its weights are at hand, is defined for one image too
+    # LPIPS, with installed weights, is defined for one image too
     assert {k: v for k, v in result["scores"]["pooled"].items() if k != "lpips"} == {"score_lite0": 1.0}
     assert result["nearest"]["all"]["pixels"] == [{"generated": "b.png", "real": "a.png", "ratio": None}]
 
@@ -67,7 +67,7 @@ def test_sizes_and_pixel_types_may_be_mixed(tmp_path):
 
 
 @pytest.mark.parametrize("value", [1, 7, 255])
-def test_masks_of_any_values_are_found_beside_and_apart(tmp_path, value):
+def test_masks_of_any_value_are_read_beside_images_and_in_mask_folders(tmp_path, value):
     real, made = _write(tmp_path / "real", ["x/a.png", "x/b.png"]), _write(tmp_path / "made", ["c.png", "d.png"])
     for name in ("a", "b"):
         _mask(real / f"masks/x/{name}.png", value)
@@ -76,10 +76,10 @@ def test_masks_of_any_values_are_found_beside_and_apart(tmp_path, value):
     result = _score(real, made)
     assert result["scores"]["pooled"]["mask_diversity"] == 0
     assert "ic_lpips_masked_lite0" in result["scores"]["pooled"] or result["missing"]["all/ic_lpips_masked_lite0"]
-    assert result["protocol"]["defects"]["all"]["real"] == 2  # masks are no images
+    assert result["protocol"]["defects"]["all"]["real"] == 2  # masks do not count as images
 
 
-def test_masks_without_a_defect_pixel_are_a_reason_and_no_nan(tmp_path):
+def test_masks_without_a_defect_pixel_are_a_reason_not_nan(tmp_path):
     real, made = _write(tmp_path / "real", ["a.png", "b.png"]), _write(tmp_path / "made", ["c.png", "d.png"])
     for name in ("a", "b"):
         _mask(real / f"{name}_mask.png", 255)
@@ -88,14 +88,14 @@ def test_masks_without_a_defect_pixel_are_a_reason_and_no_nan(tmp_path):
     assert _score(real, made)["missing"]["mask_diversity"] == "no defect pixel in any mask of generated"
 
 
-def test_masks_on_one_side_are_no_masks(tmp_path):
+def test_masks_on_one_side_are_ignored(tmp_path):
     real, made = _write(tmp_path / "real", ["a.png", "b.png"]), _write(tmp_path / "made", ["c.png"])
     for name in ("a", "b"):
         _mask(real / f"{name}_mask.png", 255)
     assert _score(real, made)["missing"]["ic_lpips_masked_lite0"] == "no masks in generated"
 
 
-def test_equal_and_constant_images_give_reasons_and_no_nan(tmp_path):
+def test_constant_images_give_reasons_not_nan(tmp_path):
     for side in ("real", "made"):
         for name in "abc":
             (tmp_path / side).mkdir(exist_ok=True)
@@ -105,7 +105,7 @@ def test_equal_and_constant_images_give_reasons_and_no_nan(tmp_path):
     assert "two different real images" in result["missing"]["memorisation_lite0"]
 
 
-def test_what_cannot_be_used_is_one_line(tmp_path):
+def test_an_unusable_folder_raises_an_error_of_one_line(tmp_path):
     real = _write(tmp_path / "real", ["a.png", "b.png"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
@@ -113,11 +113,11 @@ def test_what_cannot_be_used_is_one_line(tmp_path):
     _mask(real / "a_mask.png", 255)
     for made, line in (
         ("nowhere", "not a folder"),
-        ("empty", "holds no image"),
+        ("empty", "no image"),
         ("text", "a.png: not a readable image"),
     ):
         with pytest.raises(InputError, match=line) as caught:
             score_folders(tmp_path / made, tmp_path / made, SIZE, 0)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="b.png: has no mask, though 1 other"):
+    with pytest.raises(InputError, match=r"b\.png: no mask, but 1 other"):
         score_folders(real, real, SIZE, 0)

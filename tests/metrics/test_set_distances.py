@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from defect_core.metrics.frechet import frechet_distance, kernel_distance
-from defect_core.metrics.ic_lpips import intra_cluster_distance, mean_pairwise_distance
-from defect_core.metrics.inception_score import inception_score
-from defect_core.metrics.memorisation import memorisation, nearest_neighbours
+from defect_core.metrics.inception import inception_score
+from defect_core.metrics.intra_cluster import intra_cluster_distance, mean_pairwise_distance
+from defect_core.metrics.neighbours import memorisation, nearest_neighbours
 
 
 def _with_moments(rng, n, mean, cov):
@@ -30,7 +30,7 @@ def test_frechet_distance_has_the_closed_form_of_commuting_gaussians():
 
 
 @pytest.mark.parametrize("n", [12, 60])
-def test_frechet_distance_equals_torchmetrics_with_fewer_and_with_more_images_than_dimensions(n):
+def test_frechet_distance_equals_torchmetrics(n):
     import torch
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -53,7 +53,7 @@ def test_frechet_distance_is_zero_on_itself_symmetric_and_never_negative():
         frechet_distance(a[:1], b)
 
 
-def test_kernel_distance_equals_the_unbiased_estimate_written_out():
+def test_kernel_distance_equals_the_loop_of_the_unbiased_estimate():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(6, 5)), rng.normal(size=(6, 5)) + 1
 
@@ -86,7 +86,7 @@ def test_kernel_distance_is_unbiased_and_grows_with_a_shift():
     assert abs(np.mean(same)) < 3 * error < np.mean(far)
 
 
-def test_kernel_distance_follows_its_seed_and_shrinks_its_subsets_to_the_smaller_set():
+def test_kernel_distance_depends_on_its_seed_and_limits_the_subset_size():
     rng = np.random.default_rng(6)
     a, b = rng.normal(size=(40, 8)), rng.normal(size=(30, 8))
     first = kernel_distance(a, b, seed=1, subset_size=10)
@@ -95,13 +95,13 @@ def test_kernel_distance_follows_its_seed_and_shrinks_its_subsets_to_the_smaller
     assert kernel_distance(a, b, seed=1, subset_size=10_000).subset_size == 30
 
 
-def test_inception_score_of_constant_predictions_is_one_and_of_k_sure_classes_is_k():
+def test_inception_score_is_one_for_constant_and_k_for_k_classes():
     assert inception_score(np.full((20, 7), 1 / 7)) == pytest.approx(1)
     assert inception_score(np.eye(7)) == pytest.approx(7)
     assert inception_score(np.repeat(np.eye(2), 10, 0)) == pytest.approx(2)
-    # each half knows one class only
+    # each half has one class only
     assert inception_score(np.repeat(np.eye(2), 10, 0), splits=2) == pytest.approx(1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="N of at least 4"):
         inception_score(np.eye(3), splits=4)
 
 
@@ -125,17 +125,17 @@ def _identity(width):
 
 
 def _mean_embedding(images):
-    """A stub distance: squared difference of mean grey."""
+    """A stub distance: squared difference of mean gray."""
     return images.reshape(len(images), -1).mean(1, keepdims=True).astype(np.float32)
 
 
-def _grey(*values):
+def _gray(*values):
     return np.stack([np.full((4, 4, 3), v, np.uint8) for v in values])
 
 
-def test_intra_cluster_distance_on_hand_made_clusters():
-    references = _grey(10, 100, 200)
-    generated = _grey(8, 12, 102, 104, 110, 203)
+def test_intra_cluster_distance_of_known_clusters():
+    references = _gray(10, 100, 200)
+    generated = _gray(8, 12, 102, 104, 110, 203)
     # cluster 10: {8,12} -> 16; cluster 100: {102,104,110} -> (4+64+36)/3; cluster 200: a single image
     expected = [16, (4 + 64 + 36) / 3]
     result = intra_cluster_distance(generated, references, _mean_embedding)
@@ -145,35 +145,35 @@ def test_intra_cluster_distance_on_hand_made_clusters():
     assert zero.value == pytest.approx(np.sum(expected) / 3)
 
 
-def test_intra_cluster_distance_cap_keeps_so_many_and_follows_the_seed():
-    generated = _grey(*range(0, 60))
-    values = {s: intra_cluster_distance(generated, _grey(30), _mean_embedding, cap=4, seed=s).value for s in range(5)}
+def test_intra_cluster_distance_cap_depends_on_the_seed():
+    generated = _gray(*range(0, 60))
+    values = {s: intra_cluster_distance(generated, _gray(30), _mean_embedding, cap=4, seed=s).value for s in range(5)}
     assert len(set(values.values())) > 1
-    assert values[3] == intra_cluster_distance(generated, _grey(30), _mean_embedding, cap=4, seed=3).value
+    assert values[3] == intra_cluster_distance(generated, _gray(30), _mean_embedding, cap=4, seed=3).value
     # two images make one pair, whose distance is the square of a whole number
-    two = intra_cluster_distance(generated, _grey(30), _mean_embedding, cap=2).value
+    two = intra_cluster_distance(generated, _gray(30), _mean_embedding, cap=2).value
     assert math.isqrt(round(two)) ** 2 == round(two)
 
 
-def test_intra_cluster_distance_without_pairs_says_why():
-    result = intra_cluster_distance(_grey(1, 200), _grey(0, 255), _mean_embedding)
+def test_intra_cluster_distance_without_pairs_has_a_reason():
+    result = intra_cluster_distance(_gray(1, 200), _gray(0, 255), _mean_embedding)
     assert result.value is None and "two generated" in result.reason
-    assert intra_cluster_distance(_grey(1)[:0], _grey(0), _mean_embedding).value is None
+    assert intra_cluster_distance(_gray(1)[:0], _gray(0), _mean_embedding).value is None
     with pytest.raises(ValueError, match="references"):
-        intra_cluster_distance(_grey(1), _grey(1)[:0], _mean_embedding)
+        intra_cluster_distance(_gray(1), _gray(1)[:0], _mean_embedding)
 
 
 def test_diversity_is_zero_for_copies():
-    assert mean_pairwise_distance(_mean_embedding(_grey(7, 7, 7))) == 0
-    assert mean_pairwise_distance(_mean_embedding(_grey(7, 10, 7))) == pytest.approx(6)
-    assert mean_pairwise_distance(_mean_embedding(_grey(7))) is None
+    assert mean_pairwise_distance(_mean_embedding(_gray(7, 7, 7))) == 0
+    assert mean_pairwise_distance(_mean_embedding(_gray(7, 10, 7))) == pytest.approx(6)
+    assert mean_pairwise_distance(_mean_embedding(_gray(7))) is None
 
 
-def test_memorisation_tells_copies_from_new_images():
+def test_memorisation_separates_copies_from_new_images():
     rng = np.random.default_rng(5)
     training = rng.normal(size=(12, 40))
     fresh, copies = rng.normal(size=(30, 40)), training[[3, 3, 8]]
-    assert nearest_neighbours(copies, training).index.tolist() == [3, 3, 8]
+    assert nearest_neighbours(copies, training).rows.tolist() == [3, 3, 8]
     assert memorisation(copies, training)[:2] == (0.0, 1.0)
     new = memorisation(fresh, training)
     assert 0.8 < new.ratio < 1.2 and new.copies == 0

@@ -1,22 +1,22 @@
-"""Inception Score: are the images each of one class, and of many classes together?"""
+"""Inception Score: whether each image has a clear class and the set has many classes."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
 def inception_score(probabilities: ArrayLike, splits: int = 1) -> float:
-    """exp of the mean Kullback-Leibler divergence of p(y|x) from p(y), averaged over `splits` equal parts.
+    """Returns exp of the mean KL divergence of p(y|x) from p(y), averaged over `splits` equal parts.
 
-    1 when all images have the same class distribution, at most the number of classes. Source: Salimans et al.
-    2016. The classes are ImageNet's: on defect images the score speaks of variety, not of being right.
+    The range is 1 (all images have the same class distribution) to the number of classes. The classes are those of
+    ImageNet, so the score of defect images measures variety only. Source: Salimans et al. 2016.
 
     Args:
         probabilities: `[N,K]`, rows sum to 1.
-        splits: consecutive parts of the images, part i from floor(i N / splits) as torch-fidelity cuts them; shuffle
-            them beforehand.
+        splits: number of consecutive parts. Part i begins at floor(i N / splits), as in torch-fidelity. Shuffle the
+            rows before.
 
     Raises:
-        ValueError: no rows, fewer rows than splits, or no split.
+        ValueError: fewer rows than splits, or less than one split.
 
     >>> inception_score([[1.0, 0.0], [0.0, 1.0]])
     2.0
@@ -32,7 +32,7 @@ def inception_score(probabilities: ArrayLike, splits: int = 1) -> float:
     for i in range(splits):
         part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
         marginal = part.mean(0, keepdims=True)
-        # 0 * log(0 / q) is 0
+        # A probability of zero contributes nothing to the divergence.
         ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)
         scores.append(np.exp((part * np.log(ratio)).sum(1).mean()))
     return float(np.mean(scores))
