@@ -169,7 +169,7 @@ def test_a_mask_outside_the_object_is_refused(fitted, examples):
     image[16:48, 16:48] = 40
     corner = np.zeros((64, 64), bool)
     corner[:6, :6] = True
-    with pytest.raises(InputError, match="the mask lies outside the object; expected it to overlap"):
+    with pytest.raises(InputError, match="the mask is outside the product on the normal image; expected an overlap"):
         _sample(fitted, _request(examples, normal_image=image, mask=corner))
 
 
