@@ -18,7 +18,8 @@ def run(project: Project, product: str, arm: str) -> None:
     """Run the stage for one product and arm."""
     from defect_core.evaluation.classification.data import load_views
     from defect_core.evaluation.classification.measure import ClassifierData, measure_classifier, undefined_result
-    from defect_core.evaluation.classification.train import find_weights, save_classifier
+    from defect_core.evaluation.classification.train import save_classifier
+    from defect_core.evaluation.weights import find_weights
 
     config, chosen = project.params.classify, project.params.arm(arm)
     if config is None:
@@ -47,7 +48,10 @@ def run(project: Project, product: str, arm: str) -> None:
                 ],
                 test=load_views(test, raw, classes, config),
             )
-            weights = None if config.weights is None else find_weights(config.weights, project.root)
+            weights = None
+            if config.weights is not None:
+                expected = "a safetensors file in torchvision's layout"
+                weights = find_weights(config.weights, project.root, "classify.weights", expected)
             runs = measure_classifier(data, config, project.params.seed, f"{product} {arm}", weights, default_device())
             if runs.first_model is not None:
                 save_classifier(runs.first_model, config, classes, work / "classifier.safetensors")

@@ -13,7 +13,7 @@ from defect_core.project.paths import Project
 
 def run(project: Project, product: str) -> None:
     """Run the stage for one product."""
-    from defect_core.evaluation.detection.measure import measure_detector
+    from defect_core.evaluation.detection.measure import DetectorData, measure_detector
     from defect_core.evaluation.segmentation.data import MAX_NORMAL_IMAGES, load_samples
 
     params, config = project.params, project.params.detect
@@ -34,9 +34,7 @@ def run(project: Project, product: str) -> None:
             measured = measure_detector(
                 model,
                 config,
-                real,
-                samples,
-                tested,
+                DetectorData(real, samples, tested),
                 base_seed=params.seed,
                 label=f"{product}, normals {normals}",
                 image_score=params.segment.image_score,

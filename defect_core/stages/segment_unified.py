@@ -9,7 +9,7 @@ from defect_core.project.device import default_device
 from defect_core.project.paths import Project
 from defect_core.seeds import training_seed
 
-SUMMED_COUNTS = ("defect_images", "good_images")
+SUMMED_COUNTS = ("defect_images", "normal_images")
 
 
 def run(project: Project, arm: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 from defect_core.cli.protocols import DIFFERENCES, PROTOCOLS, apply_protocol
 from defect_core.cli.scaffold import init_project
 from defect_core.errors import InputError
-from defect_core.evaluation.segmentation.data import Sample, synthetic_fraction_of
+from defect_core.evaluation.batches import compute_synthetic_fraction
+from defect_core.evaluation.segmentation.data import Sample
 from defect_core.evaluation.segmentation.measure import resolve_config
 from defect_core.evaluation.segmentation.train import train_segmenter
 from defect_core.project.paths import Project
@@ -37,7 +38,7 @@ def test_each_protocol_has_the_values_of_its_paper(project):
         fresh = init_project(project.root.parent / protocol)
         apply_protocol(fresh, protocol)
         params = Project(fresh.root).params
-        fraction = synthetic_fraction_of(params.segment.synthetic_fraction, 8, 40)
+        fraction = compute_synthetic_fraction(params.segment.synthetic_fraction, 8, 40)
         models = [name for name in ("segment_unified", "classify") if getattr(params, name) is not None]
         found[protocol] = (
             params.split.policy,

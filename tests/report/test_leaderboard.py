@@ -33,7 +33,7 @@ def _entry(arm, value, name="pixel_ap", **more):
         "reasons": {} if value is not None else {name: "no positives: no defect pixel"},
     }
     share = {"real_only": 0.0, "crop-paste-at-25": 0.25}.get(arm, 0.5)
-    protocol = {"seeds": 2, "synthetic_share": share, "synthetic": 9}
+    protocol = {"seeds": 2, "synthetic_fraction": share, "synthetic": 9}
     return {"arm": arm, **part, "best_on_validation": part, "protocol": protocol, **more}
 
 

@@ -1,1 +1,1 @@
-"""The second judge: a network that tells a product's defect types apart, trained once per arm and seed."""
+"""The classifier of a product's defect types, trained once per arm and seed, and tested on real images."""

@@ -1,4 +1,4 @@
-"""Views of defect images with the number of their type, and what each training batch is made of."""
+"""Views of defect images with the label of their defect type, and the composition of each training batch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,43 +10,49 @@ from PIL import Image
 
 from defect_core.data.masks import bounding_box
 from defect_core.data.records import load_image, load_mask
+from defect_core.evaluation.batches import compute_synthetic_fraction, count_synthetic, cycle_shuffled
 from defect_core.evaluation.classification.config import ClassifierConfig
-from defect_core.evaluation.segmentation.data import synthetic_fraction_of
+from defect_core.evaluation.segmentation.data import Item, require_image
 
-CONTEXT = 2.0  # side of a crop in sides of the mask's box
-LEAST_CROP = 0.25  # and at least this part of the image's shorter side
+# Side of a crop as a multiple of the mask's bounding box, and its minimum as a fraction of the image's shorter side.
+# (Not in the papers, which classify whole images.)
+CROP_SCALE = 2.0
+MIN_CROP_FRACTION = 0.25
 
 
 class View(NamedTuple):
-    """An image uint8 `[S,S,3]` and the number of its defect type."""
+    """An image, uint8 `[S,S,3]`, and the label of its defect type."""
 
     image: NDArray[np.uint8]
     label: int
 
 
-class Item(Protocol):
+class DefectItem(Item, Protocol):
     """A record or manifest row of a defect image."""
 
-    defect: str
-    image: str
-    mask: str | None
+    @property
+    def defect(self) -> str:
+        """Defect type."""
+        ...
 
 
-def load_views(items: Iterable[Item], root: Path, classes: Sequence[str], config: ClassifierConfig) -> list[View]:
-    """Read the images of the given classes; those of other defect types are left out.
+def load_views(items: Iterable[DefectItem], root: Path, classes: Sequence[str], config: ClassifierConfig) -> list[View]:
+    """Read the images of the given defect types; those of other defect types are left out.
 
     Args:
-        items: each with `defect`, `image` and `mask`, posix paths relative to `root`.
-        classes: names of the types; a view's label is the place in it.
+        items: records or manifest rows with paths relative to `root`.
+        root: folder that the paths start from.
+        classes: names of the defect types; the label of a view is an index into it.
+        config: settings.
 
     Raises:
-        InputError: an image or mask cannot be read.
+        InputError: an image or mask cannot be read, or an item has no image.
     """
     views = []
     for item in items:
         if item.defect not in classes:
             continue
-        image = load_image(root / item.image)
+        image = load_image(root / require_image(item))
         if config.view == "crop" and item.mask is not None:
             image = crop_around(image, load_mask(root / item.mask, image.shape[:2]))
         size = (config.image_size, config.image_size)
@@ -57,65 +63,65 @@ def load_views(items: Iterable[Item], root: Path, classes: Sequence[str], config
 
 
 def crop_around(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The square around the mask's box, `CONTEXT` times as wide, shifted where it would leave the image `[H,W,3]`.
+    """Return the square around the mask's bounding box, shifted into the image; the image itself if the mask is empty.
 
-    An empty mask gives the image itself.
+    Args:
+        image: `[H,W,3]`.
+        mask: `[H,W]`.
     """
     if not mask.any():
         return image
     top, left, bottom, right = bounding_box(mask)
     height, width = mask.shape
-    least = LEAST_CROP * min(height, width)
-    side = round(max(CONTEXT * max(bottom - top, right - left), least))
-    high, wide = min(side, height), min(side, width)
-    y = min(max((top + bottom - high) // 2, 0), height - high)
-    x = min(max((left + right - wide) // 2, 0), width - wide)
-    return image[y : y + high, x : x + wide]
+    minimum = MIN_CROP_FRACTION * min(height, width)
+    side = round(max(CROP_SCALE * max(bottom - top, right - left), minimum))
+    crop_height, crop_width = min(side, height), min(side, width)
+    y = min(max((top + bottom - crop_height) // 2, 0), height - crop_height)
+    x = min(max((left + right - crop_width) // 2, 0), width - crop_width)
+    return image[y : y + crop_height, x : x + crop_width]
 
 
-class Plan(NamedTuple):
-    """Which images one step sees: indices into the real and the synthetic views."""
+class BatchPlan(NamedTuple):
+    """Images of one batch: indices into the real and the synthetic views."""
 
     real: list[int]
     synthetic: list[int]
 
 
-def batch_plans(
+def plan_batches(
     config: ClassifierConfig, real: Sequence[int], synthetic: Sequence[int], classes: int, seed: int
-) -> Iterator[Plan]:
-    """The composition of each of `config.steps` batches.
+) -> Iterator[BatchPlan]:
+    """Yield the composition of each of `config.steps` batches.
 
-    Every arm sees the same types in the same order, each as often as the others; of the places of a batch the part
-    `synthetic_fraction` is synthetic, exactly on average. A type of which there is no synthetic image (or no real
-    one) fills its places with the other kind.
+    Every arm uses the same defect types in the same order, each equally often. The fraction `synthetic_fraction` of the
+    batch slots is synthetic, exactly on average. If a defect type has only real or only synthetic images, these fill
+    all its slots.
 
     Args:
-        real, synthetic: labels of the views of either kind.
-        classes: how many types there are; each has at least one view.
+        config: settings.
+        real: labels of the real views.
+        synthetic: labels of the synthetic views.
+        classes: number of defect types; each has at least one view.
+        seed: decides the order of the defect types and of the images.
     """
     pools = [
         [
-            _endless(
+            cycle_shuffled(
                 [i for i, label in enumerate(labels) if label == number], np.random.default_rng([seed, kind, number])
             )
             for number in range(classes)
         ]
         for kind, labels in ((1, real), (2, synthetic))
     ]
-    has = [set(real), set(synthetic)]
-    types = _endless(list(range(classes)), np.random.default_rng([seed, 0]))
-    share = synthetic_fraction_of(config.synthetic_fraction, len(real), len(synthetic)) * config.batch_size
+    available = [set(real), set(synthetic)]
+    defect_types = cycle_shuffled(range(classes), np.random.default_rng([seed, 0]))
+    per_batch = compute_synthetic_fraction(config.synthetic_fraction, len(real), len(synthetic)) * config.batch_size
     for step in range(config.steps):
-        made = int((step + 1) * share + 1e-9) - int(step * share + 1e-9)
-        plan = Plan([], [])
-        for place in range(config.batch_size):
-            kind, label = int(place < made), next(types)
-            if label not in has[kind]:
+        synthetic_slots = count_synthetic(per_batch, step)
+        plan = BatchPlan([], [])
+        for slot in range(config.batch_size):
+            kind, label = int(slot < synthetic_slots), next(defect_types)
+            if label not in available[kind]:
                 kind = 1 - kind
             plan[kind].append(next(pools[kind][label]))
         yield plan
-
-
-def _endless(values: list[int], rng: np.random.Generator) -> Iterator[int]:
-    while values:
-        yield from (values[i] for i in rng.permutation(len(values)))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.evaluation.batches import compute_synthetic_fraction, hold_out
 from defect_core.evaluation.classification.config import ClassifierConfig
 from defect_core.evaluation.classification.data import View
 from defect_core.evaluation.classification.evaluate import prediction_intervals, score_predictions
 from defect_core.evaluation.classification.train import Classifier, train_classifier
-from defect_core.evaluation.segmentation.data import hold_out, synthetic_fraction_of
 from defect_core.metrics.spread import over_seeds
 from defect_core.seeds import training_seed
 
@@ -115,7 +115,7 @@ def _protocol(
 ) -> dict[str, Any]:
     """Return the numbers and settings behind the scores."""
     training = len(hold_out(data.real, config.validation_fraction)[0])
-    fraction = synthetic_fraction_of(config.synthetic_fraction, training, len(data.synthetic))
+    fraction = compute_synthetic_fraction(config.synthetic_fraction, training, len(data.synthetic))
     source = "none"
     if weights is not None:
         source = f"{config.weights}, sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
@@ -123,9 +123,9 @@ def _protocol(
         "train_defects": len(data.real),
         "validation_defects": len(data.real) - training,
         "synthetic": len(data.synthetic),
-        "synthetic_share": round(fraction, 4),
+        "synthetic_fraction": round(fraction, 4),
         "defect_images": {name: int((truth == number).sum()) for number, name in enumerate(data.classes)},
-        "good_images": "none, in training and in test",
+        "normal_images": "none, in training and in test",
         "image_size": config.image_size,
         "view": "whole images" if config.view == "image" else "squares around the true masks, of test images too",
         "steps": config.steps,

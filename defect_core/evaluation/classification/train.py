@@ -1,9 +1,7 @@
 """Building, training and saving of a classifier of defect types."""
 
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +12,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defect_core.errors import InputError
+from defect_core.evaluation.batches import hold_out
 from defect_core.evaluation.classification.config import ClassifierConfig
-from defect_core.evaluation.classification.data import View, batch_plans
+from defect_core.evaluation.classification.data import View, plan_batches
 from defect_core.evaluation.segmentation.augment import augment_batch
-from defect_core.evaluation.segmentation.data import hold_out
-from defect_core.progress import track
+from defect_core.evaluation.segmentation.model import IMAGENET_MEAN, IMAGENET_STD
+from defect_core.evaluation.training import TrainedModel, Validation, train_model
 
-CURVE_POINTS = 10
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
+# PyTorch's default. MobileNet's 0.01 hardly updates the batch statistics in a few hundred steps.
+BATCH_NORM_MOMENTUM = 0.1
 
 
 class Classifier(nn.Module):
-    """RGB images to one logit per defect type.
+    """A network that computes one logit per defect type.
+
+    Args:
+        architecture: architecture of torchvision.
+        classes: number of defect types, K.
 
     Shape: `[B,3,S,S]` float in 0..255 -> `[B,K]`.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, architecture: str, classes: int) -> None:
         super().__init__()
@@ -37,18 +43,19 @@ class Classifier(nn.Module):
         self.network = get_model(architecture, weights=None, num_classes=classes)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.1  # MobileNet's 0.01 has seen next to nothing after a few hundred steps
+                module.momentum = BATCH_NORM_MOMENTUM
             elif isinstance(module, nn.Dropout):
-                module.p = 0.0  # it draws from the global generator
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1) * 255, persistent=False)
+                module.p = 0.0  # Dropout would use the global random generator.
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of images."""
         return self.network((images - self.mean) / self.std)
 
     @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8], batch_size: int = 16) -> NDArray[np.float32]:
-        """Probabilities float32 `[N,K]` of uint8 images `[N,S,S,3]`."""
+        """Return probabilities, float32 `[N,K]`, of uint8 images `[N,S,S,3]`."""
         self.eval()
         device = self.mean.device
         parts = []
@@ -58,16 +65,7 @@ class Classifier(nn.Module):
         return np.concatenate(parts)
 
 
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """The model of the last step, in eval mode, and the curve: one dict per point with `step`, `loss` (mean since the
-    point before) and, with a held-out slice, `val_accuracy`. `best` is the model of the point with the highest (the
-    earliest of equals), None without a slice.
-    """
-
-    model: Classifier
-    curve: list[dict]
-    best: Classifier | None = None
+TrainedClassifier = TrainedModel[Classifier]
 
 
 def train_classifier(
@@ -80,29 +78,31 @@ def train_classifier(
     progress_label: str = "classify",
     device: str = "cpu",
 ) -> TrainedClassifier:
-    """Train on real and, where given, synthetic views; Adam and cross-entropy.
+    """Train a classifier on real and synthetic views with Adam and cross-entropy.
 
-    Two arms with the same seed start from the same weights and see the same types in the same order, see
-    `data.batch_plans`. Views are turned by a few degrees, scaled and shifted, but neither flipped nor turned upside
-    down: a part that lies the wrong way round can be the defect itself. Deterministic on a CPU for a fixed number of
-    threads.
+    Two arms with the same seed start from the same weights and use the same defect types in the same order (see
+    `data.plan_batches`). Views are rotated by a few degrees, scaled and shifted. They are not flipped or rotated by 90
+    degrees, because the orientation of a part can be the defect. The result is deterministic on a CPU for a fixed
+    number of threads.
 
     Args:
-        real: views of real training images; a slice `config.validation_fraction` of them is held out.
-        classes: number of types.
-        seed: decides weights, batches and augmentation.
-        weights: a file that `load_weights` reads; None starts at random.
+        real: views of real training images; the fraction `config.validation_fraction` is held out for validation.
+        synthetic: views of synthetic images; empty for the arm `real_only`.
+        classes: number of defect types.
+        config: settings, the same for every arm.
+        seed: decides the weights, the batches and the augmentation.
+        weights: a file that `load_weights` reads; None: random weights.
+        progress_label: shown with the progress.
+        device: torch device that trains.
+
+    Returns:
+        The trained models and the curve, with the validation score `val_accuracy`.
 
     Raises:
-        InputError: a type without a view, or weights that do not fit.
+        InputError: a defect type has no view, or the weights do not fit.
     """
     train, held = hold_out(real, config.validation_fraction)
-    missing = sorted(set(range(classes)) - {view.label for view in (*train, *synthetic)})
-    if missing:
-        raise InputError(
-            f"classify: {len(missing)} defect type(s) have no image to learn from beside the validation slice; "
-            "expected at least one of each"
-        )
+    _check_labels([*train, *synthetic], classes)
     pools = [_stack(views, config.image_size).to(device) for views in (train, synthetic)]
     labels = [[view.label for view in views] for views in (train, synthetic)]
     with torch.random.fork_rng(devices=[]):
@@ -111,98 +111,79 @@ def train_classifier(
     if weights is not None:
         load_weights(model, weights)
     model = model.to(device).train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     generator = torch.Generator().manual_seed(seed + 1)
-    points = {config.steps * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
-    curve: list[dict] = []
-    losses: list[float] = []
-    best: tuple[float, dict[str, Tensor]] | None = None
-    plans = batch_plans(config, labels[0], labels[1], classes, seed)
-    for step, plan in enumerate(track(plans, progress_label, total=config.steps), start=1):
-        batch = torch.cat([pool[rows] for pool, rows in zip(pools, plan, strict=True) if rows]).float()
-        target = torch.tensor([labels[kind][i] for kind, rows in enumerate(plan) for i in rows], device=device)
-        blank = torch.zeros_like(batch[:, :1])
-        images, _ = augment_batch(batch, blank, generator, mirror=False)
-        loss = F.cross_entropy(model(images), target)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-        if step in points:
-            point = {"step": step, "loss": round(float(np.mean(losses)), 5)}
-            losses = []
-            if held:
-                value = _accuracy(model, held)
-                point["val_accuracy"] = round(value, 5)
-                if best is None or value > best[0]:
-                    best = value, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-            curve.append(point)
-            model.train()
-    chosen = None
-    if best is not None:
-        chosen = Classifier(config.architecture, classes)
-        chosen.load_state_dict(best[1])
-        chosen = chosen.to(device).eval()
-    return TrainedClassifier(model.eval(), curve, chosen)
 
+    def losses() -> Iterator[Tensor]:
+        for plan in plan_batches(config, labels[0], labels[1], classes, seed):
+            batch = torch.cat([pool[rows] for pool, rows in zip(pools, plan, strict=True) if rows]).float()
+            target = torch.tensor([labels[kind][i] for kind, rows in enumerate(plan) for i in rows], device=device)
+            images, _ = augment_batch(batch, torch.zeros_like(batch[:, :1]), generator, mirror=False)
+            yield F.cross_entropy(model(images), target)
 
-def find_weights(name: str, folder: Path) -> Path:
-    """The file of that name in the project's `folder`, else in the folder that DEFECTORY_WEIGHTS names.
-
-    Raises:
-        InputError: it is in neither.
-    """
-    given = os.environ.get("DEFECTORY_WEIGHTS")
-    for path in (folder / name, *([Path(given) / name] if given else [])):
-        if path.is_file():
-            return path
-    raise InputError(
-        f"classify.weights: {name}: neither in the project nor in DEFECTORY_WEIGHTS; expected a safetensors file in "
-        "torchvision's layout"
+    return train_model(
+        model,
+        losses(),
+        torch.optim.Adam(model.parameters(), lr=config.learning_rate),
+        steps=config.steps,
+        label=progress_label,
+        validation=Validation("val_accuracy", lambda: _accuracy(model, held)) if held else None,
     )
 
 
 def load_weights(model: Classifier, file: Path) -> None:
-    """Take the weights of all layers but the last from a safetensors file with torchvision's names.
+    """Load the weights of all layers except the last from a safetensors file with torchvision's names.
+
+    Args:
+        model: the classifier whose weights are replaced.
+        file: safetensors file.
 
     Raises:
-        InputError: the file is no safetensors, or lacks a layer or has one of another shape.
+        InputError: the file is not a safetensors file, or a layer is missing or has another shape.
     """
     try:
         state = load_file(file)
-    except Exception as error:  # safetensors raises types of its own
+    except Exception as error:  # safetensors raises exceptions of several types.
         raise InputError(f"{file.name}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
-    own = model.network.state_dict()
-    head = {name for name in own if name.startswith(_head(own))}
-    for name, tensor in own.items():
+    layers = model.network.state_dict()
+    head = {name for name in layers if name.startswith(_last_layer(layers))}
+    for name, tensor in layers.items():
         if name in head or name.endswith("num_batches_tracked"):
             continue
         if name not in state or state[name].shape != tensor.shape:
             found = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
             raise InputError(f"{file.name}: {name} {found}; expected {tuple(tensor.shape)}, as torchvision names it")
-        own[name] = state[name]
-    model.network.load_state_dict(own)
+        layers[name] = state[name]
+    model.network.load_state_dict(layers)
 
 
 def save_classifier(model: Classifier, config: ClassifierConfig, classes: Sequence[str], file: Path) -> None:
-    """Write weights, settings and the names of the types to one safetensors file (byte-stable)."""
+    """Write weights, settings and defect types to a safetensors file; the same model gives the same bytes."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
-    facts = {"config": config.model_dump(mode="json"), "classes": list(classes)}
-    save_file(tensors, file, metadata={"classifier": json.dumps(facts, sort_keys=True)})
+    metadata = {"config": config.model_dump(mode="json"), "classes": list(classes)}
+    save_file(tensors, file, metadata={"classifier": json.dumps(metadata, sort_keys=True)})
 
 
-def _head(state: dict[str, Tensor]) -> str:
-    """What the names of the last layer start with."""
+def _check_labels(views: Sequence[View], classes: int) -> None:
+    missing = set(range(classes)) - {view.label for view in views}
+    if missing:
+        raise InputError(
+            f"classify: {len(missing)} defect type(s) have no image to train on beside the validation part; expected "
+            "at least one of each"
+        )
+
+
+def _last_layer(state: dict[str, Tensor]) -> str:
+    """Return the prefix of the parameter names of the last layer."""
     return next(reversed(state)).rpartition(".")[0]
 
 
 def _accuracy(model: Classifier, views: Sequence[View]) -> float:
-    found = model.predict(np.stack([view.image for view in views])).argmax(1)
-    return float(np.mean(found == np.array([view.label for view in views])))
+    predicted = model.predict(np.stack([view.image for view in views])).argmax(1)
+    return float(np.mean(predicted == np.array([view.label for view in views])))
 
 
 def _stack(views: Sequence[View], size: int) -> Tensor:
-    """uint8 `[N,3,S,S]`."""
+    """Return uint8 `[N,3,S,S]`."""
     if not views:
         return torch.zeros((0, 3, size, size), dtype=torch.uint8)
     return torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2).contiguous()

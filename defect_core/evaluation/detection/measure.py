@@ -1,6 +1,7 @@
 """Training and testing of an anomaly detector over several seeds, with the scores of the segmenter."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,28 @@ from defect_core.evaluation.segmentation.evaluate import evaluate_segmenter
 from defect_core.evaluation.segmentation.measure import INTERVAL, summarise_evaluations
 from defect_core.seeds import training_seed
 
-NO_THRESHOLD = "distances have no threshold of their own"
+NO_THRESHOLD = "distances have no natural threshold"
+
+
+@dataclass(frozen=True)
+class DetectorData:
+    """Images of one product.
+
+    Attributes:
+        real: real normal training images.
+        generated: generated normal training images.
+        test: test images.
+    """
+
+    real: Sequence[Sample]
+    generated: Sequence[Sample]
+    test: Sequence[Sample]
 
 
 def measure_detector(
     model: DetectorName,
     config: DetectorConfig,
-    real: Sequence[Sample],
-    generated: Sequence[Sample],
-    test: Sequence[Sample],
+    data: DetectorData,
     *,
     base_seed: int,
     label: str,
@@ -34,9 +48,7 @@ def measure_detector(
     Args:
         model: `patchcore` or `draem`.
         config: settings.
-        real: real normal images.
-        generated: generated normal images.
-        test: test images.
+        data: images of the product.
         base_seed: seed of the project.
         label: shown with the progress.
         image_score: how a score map becomes one number (see `evaluate_segmenter`).
@@ -48,21 +60,21 @@ def measure_detector(
     Raises:
         InputError: no real normal image.
     """
-    if not real:
+    if not data.real:
         raise InputError(f"{label}: no normal training images; expected at least one")
-    images = np.stack([sample.image for sample in (*real, *generated)])
+    images = np.stack([sample.image for sample in (*data.real, *data.generated)])
     results = []
     for number, seed in enumerate(config.seeds):
         shown = f"{model} {label}, seed {seed} ({number + 1}/{len(config.seeds)})"
         detector = fit_detector(images, model, config, training_seed(base_seed, seed), shown, weights_folder)
-        result = evaluate_segmenter(detector, test, image_score)
+        result = evaluate_segmenter(detector, data.test, image_score)
         if model == "patchcore":
             result.scores["iou"] = None
             result.scores["reasons"] = {**result.scores["reasons"], "iou": NO_THRESHOLD}
         results.append(result)
     protocol = results[0].scores["protocol"] | {
-        "train_good": len(real),
-        "generated_good": len(generated),
+        "train_normal": len(data.real),
+        "generated_normal": len(data.generated),
         "seeds": len(config.seeds),
         "interval": INTERVAL,
     }

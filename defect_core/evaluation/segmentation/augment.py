@@ -1,4 +1,4 @@
-"""Joint augmentation of a batch of images and masks in one resampling."""
+"""Augmentation of a batch of images together with its masks, in one resampling."""
 
 import math
 
@@ -10,20 +10,20 @@ from torch import Tensor
 def augment_batch(
     images: Tensor, masks: Tensor, generator: torch.Generator, max_rotation: float = 8.0, mirror: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Flip, turn by multiples of 90 degrees, then rotate, scale and shift a little; change brightness, contrast.
+    """Flip, rotate, scale and shift images with their masks, and change brightness and contrast.
 
-    Image and mask share one grid, mirrored at the border. The mask is interpolated and stays soft, so that a
-    defect of one pixel keeps its mass instead of falling between two pixels.
+    Image and mask are sampled on one grid that is reflected at the border. The mask is interpolated and stays soft, so
+    that a defect of one pixel is not lost between two pixels.
 
     Args:
         images: `[B,3,S,S]` float in 0..255.
         masks: `[B,1,S,S]` float in 0..1.
-        generator: on the CPU; decides everything.
-        max_rotation: bound of the small rotation in degrees; scale is within 0.9..1.1, shift within 5 % of S.
-        mirror: whether to flip and to turn by multiples of 90 degrees.
+        generator: random generator on the CPU.
+        max_rotation: largest small rotation in degrees. The scale is within 0.9..1.1, the shift within 5 % of S.
+        mirror: whether to flip and to rotate by multiples of 90 degrees too.
 
     Returns:
-        images in 0..255 and masks in 0..1, of the same shapes.
+        Images in 0..255 and masks in 0..1, of the same shapes.
     """
     count, side = images.shape[0], images.shape[-1]
 

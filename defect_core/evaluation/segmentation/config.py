@@ -37,11 +37,11 @@ class SegmenterConfig(Settings):
     frozen_stages: int = Field(default=3, ge=0)
     """The stem and this many first stages of the default encoder keep their ImageNet weights. They hold generic
     edges at the finest resolution: the most expensive part to train, with the least gain."""
-    good_fraction: float = Field(default=0.5, ge=0, le=1)
+    normal_fraction: float = Field(default=0.5, ge=0, le=1)
     """Fraction of each batch that is normal images, the same in every arm."""
     synthetic_fraction: AutoFraction = "auto"
     """Fraction of the defect slots of a batch that is synthetic. `auto`: a third beside up to four real examples of
-    each defect type, less beside more (`data.auto_synthetic_fraction`). `pooled`: every defect image, real or
+    each defect type, less beside more (`batches.auto_synthetic_fraction`). `pooled`: every defect image, real or
     synthetic, is chosen equally often."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the real training defects that is held out for a validation curve and a second result. 0 by default:
@@ -61,9 +61,9 @@ class SegmenterConfig(Settings):
         return self
 
     @property
-    def good_per_batch(self) -> int:
-        """Normal images in every batch; at least one image of a batch has a defect."""
-        return min(round(self.batch_size * self.good_fraction), self.batch_size - 1)
+    def normal_per_batch(self) -> int:
+        """Number of normal images in every batch; at least one image of a batch has a defect."""
+        return min(round(self.batch_size * self.normal_fraction), self.batch_size - 1)
 
 
 class SegmentUnifiedConfig(Settings):

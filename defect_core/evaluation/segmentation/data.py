@@ -1,4 +1,4 @@
-"""Images and masks at the segmenter's size, and what each training batch is made of."""
+"""Images and masks at the segmenter's size, and the composition of each training batch."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from PIL import Image
 
 from defect_core.data.masks import downsample_mask
 from defect_core.data.records import load_image, load_mask
+from defect_core.errors import InputError
+from defect_core.evaluation.batches import compute_synthetic_fraction, count_synthetic, cycle_shuffled
 from defect_core.evaluation.segmentation.config import SegmenterConfig
-from defect_core.settings import POOLED
 
 # Hundreds of normal images are slow to decode, and few of them are ever chosen for a batch.
 MAX_NORMAL_IMAGES = 256
 
 
 class Sample(NamedTuple):
-    """One image, uint8 `[S,S,3]`, and its mask, bool `[S,S]` (all False for a good image)."""
+    """One image, uint8 `[S,S,3]`, and its mask, bool `[S,S]` (all False for a normal image)."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
@@ -45,7 +46,7 @@ class ArmData:
 
     @classmethod
     def concatenate(cls, parts: Sequence["ArmData"]) -> "ArmData":
-        """Return the images of several products as one."""
+        """Return the images of several products as those of one."""
         return cls(
             [each for part in parts for each in part.defect_types],
             [each for part in parts for each in part.real],
@@ -56,36 +57,60 @@ class ArmData:
 
 
 class Item(Protocol):
-    """Anything with an image path and a mask path (None: good), as `data.records.Record` has."""
+    """A record or manifest row: paths of an image and of its mask, None for a normal image."""
 
-    image: str
-    mask: str | None
+    @property
+    def image(self) -> str | None:
+        """POSIX path of the image; None for a pair that is not stored."""
+        ...
+
+    @property
+    def mask(self) -> str | None:
+        """POSIX path of the mask; None for a normal image."""
+        ...
 
 
 def load_samples(items: Iterable[Item], root: Path, image_size: int, limit: int | None = None) -> list[Sample]:
     """Read and resize the images of records or manifest rows.
 
     Args:
-        items: each with `image` and `mask` (or None), posix paths relative to `root`.
-        root: the folder that the paths start from.
-        image_size: side in pixels of the result; the aspect ratio is not kept.
-        limit: at most so many, evenly spread over the list (hundreds of good images are slow to decode and
-            few of them are ever drawn); None reads all.
+        items: records or manifest rows with paths relative to `root`.
+        root: folder that the paths start from.
+        image_size: side of the result in pixels; the aspect ratio is not preserved.
+        limit: maximum number of images, evenly spaced in the list; None reads all.
 
     Raises:
-        InputError: an image or mask cannot be read.
+        InputError: an image or mask cannot be read, or an item has no image.
     """
     chosen = list(items)
     if limit is not None and len(chosen) > limit:
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
-    return [
-        resize_sample(load_image(root / item.image), load_mask(root / item.mask) if item.mask else None, image_size)
-        for item in chosen
-    ]
+    samples = []
+    for item in chosen:
+        image = load_image(root / require_image(item))
+        samples.append(resize_sample(image, load_mask(root / item.mask) if item.mask else None, image_size))
+    return samples
+
+
+def require_image(item: Item) -> str:
+    """Return the path of an item's image.
+
+    Raises:
+        InputError: it has none, because its pair was rejected.
+    """
+    if item.image is None:
+        raise InputError("manifest: a row without an image, so its pair was rejected; expected accepted pairs only")
+    return item.image
 
 
 def resize_sample(image: NDArray[np.uint8], mask: NDArray[np.bool_] | None, image_size: int) -> Sample:
-    """Bring an image `[H,W,3]` and its mask `[H,W]` to `image_size` squared; no defect component vanishes."""
+    """Resize an image `[H,W,3]` and its mask `[H,W]` to a square; no defect component vanishes.
+
+    Args:
+        image: image of any size.
+        mask: its mask; None for a normal image.
+        image_size: side of the result in pixels.
+    """
     size = (image_size, image_size)
     if image.shape[:2] != size:
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -97,70 +122,40 @@ def resize_sample(image: NDArray[np.uint8], mask: NDArray[np.bool_] | None, imag
 
 
 class BatchPlan(NamedTuple):
-    """Which images one step sees: indices into the good, real and synthetic lists, in this order in the batch."""
+    """Images of one batch: indices into the normal, real and synthetic images, which are in this order in the batch."""
 
-    good: list[int]
+    normal: list[int]
     real: list[int]
     synthetic: list[int]
 
 
-def batch_plans(config: SegmenterConfig, n_good: int, n_real: int, n_synthetic: int, seed: int) -> Iterator[BatchPlan]:
-    """The composition of each of `config.steps` batches.
+def plan_batches(
+    config: SegmenterConfig, n_normal: int, n_real: int, n_synthetic: int, seed: int
+) -> Iterator[BatchPlan]:
+    """Yield the composition of each of `config.steps` batches.
 
-    Every batch has the same number of good images in every arm, and even the same good images: each list is
-    walked in its own random order, reshuffled when it ends. `synthetic_fraction` of the defect places go to
-    synthetic images, exactly on average when it is no whole number per batch; all to real images where there
-    are no synthetic ones. Without good images their places go to defects.
+    Every batch contains the same normal images in every arm. The fraction `synthetic_fraction` of the defect slots goes
+    to synthetic images, exactly on average. Without synthetic images all defect slots go to real images. Without normal
+    images their slots go to defects.
+
+    Args:
+        config: settings.
+        n_normal: number of normal images.
+        n_real: number of real defects.
+        n_synthetic: number of synthetic defects.
+        seed: decides the order of the images.
     """
-    good, real, synthetic = (
-        _endless(n, np.random.default_rng([seed, stream])) for stream, n in enumerate((n_good, n_real, n_synthetic))
+    normal, real, synthetic = (
+        cycle_shuffled(range(n), np.random.default_rng([seed, stream]))
+        for stream, n in enumerate((n_normal, n_real, n_synthetic))
     )
-    good_places = config.good_per_batch if n_good else 0
-    defect_places = config.batch_size - good_places
-    share = synthetic_fraction_of(config.synthetic_fraction, n_real, n_synthetic) * defect_places
+    normal_slots = config.normal_per_batch if n_normal else 0
+    defect_slots = config.batch_size - normal_slots
+    per_batch = compute_synthetic_fraction(config.synthetic_fraction, n_real, n_synthetic) * defect_slots
     for step in range(config.steps):
-        made = int((step + 1) * share + 1e-9) - int(step * share + 1e-9)
+        synthetic_slots = count_synthetic(per_batch, step)
         yield BatchPlan(
-            [next(good) for _ in range(good_places)],
-            [next(real) for _ in range(defect_places - made)],
-            [next(synthetic) for _ in range(made)],
+            [next(normal) for _ in range(normal_slots)],
+            [next(real) for _ in range(defect_slots - synthetic_slots)],
+            [next(synthetic) for _ in range(synthetic_slots)],
         )
-
-
-def synthetic_fraction_of(fraction: float | str, n_real: int, n_synthetic: int) -> float:
-    """The part of the defect places, 0 to 1, that really goes to synthetic images.
-
-    Args:
-        fraction: 0 to 1, or `pooled`: the part that they are of all defect images.
-    """
-    if not n_synthetic or not n_real:
-        return 1.0 if n_synthetic else 0.0
-    return n_synthetic / (n_real + n_synthetic) if fraction == POOLED else float(fraction)
-
-
-def auto_synthetic_fraction(real_per_defect: float) -> float:
-    """The part of the defect places, 0 to 1/3, that is worth giving to synthetic images: 2 / (2 + n), at most a third.
-
-    As if the pairs of a defect type were worth two real images of it more. The rule is ours, measured on MVTec AD
-    `screw` and Magnetic-Tile with 2 to 25 images of a type: `docs/results.md`, "The synthetic share".
-
-    Args:
-        real_per_defect: n, the mean number of real training images of a defect type, 0 or more.
-    """
-    return min(1 / 3, 2 / (2 + real_per_defect))
-
-
-def hold_out(samples: Sequence[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """(training part, validation part): every k-th sample is held out, so that an order by defect is stratified.
-
-    Validation is empty when `fraction` of the samples is less than one.
-    """
-    count = int(len(samples) * fraction)
-    count = min(count, len(samples) - 1) if samples else 0
-    held = {(2 * i + 1) * len(samples) // (2 * count) for i in range(count)}
-    return [s for i, s in enumerate(samples) if i not in held], [samples[i] for i in sorted(held)]
-
-
-def _endless(count: int, rng: np.random.Generator) -> Iterator[int]:
-    while count:
-        yield from rng.permutation(count).tolist()

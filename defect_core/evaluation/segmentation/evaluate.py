@@ -1,41 +1,54 @@
-"""Testing of a trained segmenter on real images that no training has seen."""
+"""Testing of a trained segmenter or detector on real images that no training has used."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.errors import InputError
 from defect_core.evaluation.segmentation.data import Sample
-from defect_core.evaluation.segmentation.model import Segmenter
 from defect_core.metrics.bootstrap import ImageTables, image_tables
-from defect_core.metrics.localisation import localisation_scores, pooling_window
+from defect_core.metrics.localisation import PRO_FPR_LIMIT, localisation_scores, pooling_window
 
-PRO_FPR_LIMIT = 0.3
-IOU_THRESHOLD = 0.5
+IOU_THRESHOLD = 0.5  # Of a probability.
+
+
+class ScoreMapModel(Protocol):
+    """A model that computes score maps, such as a segmenter or a detector."""
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return score maps `[N,S,S]` of images `[N,S,S,3]`, higher where a defect is more likely."""
+        ...
 
 
 class Evaluation(NamedTuple):
-    """`scores`: see `evaluate_segmenter`; `maps`: float32 `[N,S,S]` in 0..1, in the order of the samples; `tables`:
-    what each image adds to the scores, for intervals (`metrics.bootstrap`).
+    """Test result of one model.
+
+    Attributes:
+        scores: see `evaluate_segmenter`.
+        maps: score maps, float32 `[N,S,S]`, in the order of the samples.
+        tables: counts of each image, from which `metrics.bootstrap` computes intervals.
     """
 
-    scores: dict
+    scores: dict[str, Any]
     maps: NDArray[np.float32]
     tables: ImageTables
 
 
-def evaluate_segmenter(model: Segmenter, samples: Sequence[Sample], image_score: str = "max_of_mean") -> Evaluation:
-    """Score the model on test samples (defects and good images).
+def evaluate_segmenter(model: ScoreMapModel, samples: Sequence[Sample], image_score: str = "max_of_mean") -> Evaluation:
+    """Compute the scores of a model on test samples.
 
     Args:
-        image_score: how a score map becomes one number: `max_of_mean` (AnomalyDiffusion, DRAEM) takes the highest mean
-            of a window, 21 px wide at 256 px; `max` (SeaS) the highest value.
+        model: segmenter or detector.
+        samples: test images, normal ones and ones with defects.
+        image_score: how a score map becomes one number. `max_of_mean` (AnomalyDiffusion, DRAEM): the maximum of the
+            means over windows, 21 px wide at 256 px. `max` (SeaS): the maximum of the map.
 
-    `scores` holds `pixel_auroc, pixel_ap, pixel_f1_max, pixel_f1_threshold, pro, iou, image_auroc, image_ap,
-    image_f1_max` (0..1, 6 digits, or None), `reasons` for each None, and `protocol` (numbers of images, the PRO
-    limit, the IoU threshold and the side of the average-pooling window of the image score).
+    Returns:
+        The evaluation. Its `scores` are `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_f1_threshold`, `pro`, `iou`,
+        `image_auroc`, `image_ap` and `image_f1_max`, each 0 to 1 with six digits or None. `reasons` has a line for each
+        None. `protocol` has the numbers of images and the parameters of the scores.
 
     Raises:
         InputError: no samples.
@@ -49,10 +62,10 @@ def evaluate_segmenter(model: Segmenter, samples: Sequence[Sample], image_score:
     defects = sum(bool(s.mask.any()) for s in samples)
     scores["protocol"] = {
         "defect_images": defects,
-        "good_images": len(samples) - defects,
+        "normal_images": len(samples) - defects,
         "image_size": int(maps.shape[-1]),
         "pro_fpr_limit": PRO_FPR_LIMIT,
         "iou_threshold": IOU_THRESHOLD,
         "image_score": f"max of the {window}x{window} average-pooled map" if window > 1 else "max of the map",
     }
-    return Evaluation(scores, maps, image_tables(maps, [s.mask for s in samples], window, IOU_THRESHOLD))
+    return Evaluation(scores, maps, image_tables(list(maps), [s.mask for s in samples], window, IOU_THRESHOLD))

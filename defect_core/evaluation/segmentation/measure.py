@@ -5,16 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from defect_core.evaluation.batches import auto_synthetic_fraction, compute_synthetic_fraction, hold_out
 from defect_core.evaluation.segmentation.config import SegmenterConfig
-from defect_core.evaluation.segmentation.data import (
-    ArmData,
-    auto_synthetic_fraction,
-    hold_out,
-    synthetic_fraction_of,
-)
-from defect_core.evaluation.segmentation.evaluate import PRO_FPR_LIMIT, Evaluation, evaluate_segmenter
+from defect_core.evaluation.segmentation.data import ArmData
+from defect_core.evaluation.segmentation.evaluate import Evaluation, evaluate_segmenter
 from defect_core.evaluation.segmentation.train import TrainedSegmenter, train_segmenter
 from defect_core.metrics.bootstrap import bootstrap_intervals, bootstrap_samples
+from defect_core.metrics.localisation import PRO_FPR_LIMIT
 from defect_core.metrics.spread import interval_of, over_seeds
 from defect_core.seeds import training_seed
 from defect_core.settings import AUTO
@@ -85,18 +82,18 @@ def measure_segmenter(
 
 
 def arm_protocol(config: SegmenterConfig, data: ArmData) -> dict[str, Any]:
-    """Return the numbers and settings behind the scores; equal for all arms but for the synthetic pairs."""
+    """Return the numbers and settings behind the scores; equal for all arms except for the synthetic pairs."""
     training = len(hold_out(data.real, config.validation_fraction)[0])
-    fraction = synthetic_fraction_of(config.synthetic_fraction, training, len(data.synthetic))
+    fraction = compute_synthetic_fraction(config.synthetic_fraction, training, len(data.synthetic))
     return {
         "train_defects": len(data.real),
         "validation_defects": len(data.real) - training,
-        "train_good": len(data.normal),
+        "train_normal": len(data.normal),
         "synthetic": len(data.synthetic),
-        "synthetic_share": round(fraction, 4),
+        "synthetic_fraction": round(fraction, 4),
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "good_per_batch": config.good_per_batch if data.normal else 0,
+        "normal_per_batch": config.normal_per_batch if data.normal else 0,
         "network": f"{config.architecture}, {config.encoder}, weights: {config.encoder_weights}",
         "model": "of the last step",
         "interval": INTERVAL,
@@ -133,7 +130,7 @@ def summarise_over_products(
     Args:
         seeds: the seeds.
         results: by product, one evaluation per seed.
-        base_seed: seed of the bootstrap.
+        base_seed: base of the bootstrap seeds, one per product.
 
     Returns:
         `products`: by name, the result of `summarise_evaluations`. `mean`, `std`, `interval`, `reasons`, `per_seed`: of
@@ -141,7 +138,7 @@ def summarise_over_products(
         within each product.
     """
     products = {
-        product: summarise_evaluations(seeds, evaluations, base_seed * 1000 + number)
+        product: summarise_evaluations(seeds, evaluations, training_seed(base_seed, number))
         for number, (product, evaluations) in enumerate(results.items())
     }
     names = next(iter(products.values()))["mean"]
@@ -149,14 +146,14 @@ def summarise_over_products(
     for number, seed in enumerate(seeds):
         scores: dict[str, Any] = {"seed": seed, "reasons": {}}
         for name in names:
-            values = {product: found["per_seed"][number].get(name) for product, found in products.items()}
+            values = {product: result["per_seed"][number].get(name) for product, result in products.items()}
             missing = [product for product, value in values.items() if value is None]
             scores[name] = None if missing else round(float(np.mean(list(values.values()))), 6)
             if missing:
                 scores["reasons"][name] = f"{missing[0]}: {products[missing[0]]['reasons'].get(name, 'not defined')}"
         per_seed.append(scores)
     resampled = [
-        bootstrap_samples([e.tables for e in evaluations], base_seed * 1000 + number, fpr_limit=PRO_FPR_LIMIT)
+        bootstrap_samples([e.tables for e in evaluations], training_seed(base_seed, number), fpr_limit=PRO_FPR_LIMIT)
         for number, evaluations in enumerate(results.values())
     ]
     summary = over_seeds(per_seed)

@@ -1,4 +1,4 @@
-"""Views, crops and batches: what keeps the arms of the classifier comparable."""
+"""Views, crops and batches of the classifier, on which the comparison of arms depends."""
 
 from types import SimpleNamespace
 
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defect_core.data.records import save_png
+from defect_core.evaluation.batches import compute_synthetic_fraction
 from defect_core.evaluation.classification.config import ClassifierConfig
-from defect_core.evaluation.classification.data import batch_plans, crop_around, load_views
-from defect_core.evaluation.segmentation.data import synthetic_share
+from defect_core.evaluation.classification.data import crop_around, load_views, plan_batches
 
 
 @given(
@@ -21,31 +21,33 @@ from defect_core.evaluation.segmentation.data import synthetic_share
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_arm_sees_the_same_types_in_the_same_order_for_as_many_steps(real, synthetic, fraction, batch, seed):
+def test_every_arm_has_the_same_defect_types_and_steps(real, synthetic, fraction, batch, seed):
     real = [0, 1, 2, *real]
     config = ClassifierConfig(steps=12, batch_size=batch, synthetic_fraction=fraction)
-    with_none = list(batch_plans(config, real, [], 3, seed))
-    plans = list(batch_plans(config, real, synthetic, 3, seed))
-    assert len(plans) == len(with_none) == 12
+    without = list(plan_batches(config, real, [], 3, seed))
+    plans = list(plan_batches(config, real, synthetic, 3, seed))
+    assert len(plans) == len(without) == 12
     assert {len(plan.real) + len(plan.synthetic) for plan in plans} == {batch}
-    for plan, other in zip(plans, with_none, strict=True):
-        seen = sorted([*(real[i] for i in plan.real), *(synthetic[i] for i in plan.synthetic)])
-        assert seen == sorted(real[i] for i in other.real)
+    for plan, other in zip(plans, without, strict=True):
+        labels = sorted([*(real[i] for i in plan.real), *(synthetic[i] for i in plan.synthetic)])
+        assert labels == sorted(real[i] for i in other.real)
     if set(synthetic) == {0, 1, 2}:
-        made = sum(len(plan.synthetic) for plan in plans)
-        assert made == pytest.approx(synthetic_share(fraction, len(real), len(synthetic)) * 12 * batch, abs=1)
+        count = sum(len(plan.synthetic) for plan in plans)
+        assert count == pytest.approx(
+            compute_synthetic_fraction(fraction, len(real), len(synthetic)) * 12 * batch, abs=1
+        )
 
 
-def test_types_come_equally_often_however_many_images_they_have():
+def test_defect_types_are_equally_frequent_whatever_their_image_count():
     config = ClassifierConfig(steps=30, batch_size=4)
     labels = [0] * 50 + [1] * 2 + [2]
-    seen = [labels[i] for plan in batch_plans(config, labels, [], 3, 0) for i in plan.real]
-    assert np.bincount(seen).tolist() == [40, 40, 40]
+    used = [labels[i] for plan in plan_batches(config, labels, [], 3, 0) for i in plan.real]
+    assert np.bincount(used).tolist() == [40, 40, 40]
 
 
-def test_a_type_that_no_synthetic_image_has_is_learned_from_real_ones():
+def test_a_defect_type_without_synthetic_images_uses_real_ones():
     config = ClassifierConfig(steps=9, batch_size=4, synthetic_fraction=1.0)
-    plans = list(batch_plans(config, [0, 1], [0, 0], 2, 0))
+    plans = list(plan_batches(config, [0, 1], [0, 0], 2, 0))
     assert {i for plan in plans for i in plan.real} == {1}
     assert {i for plan in plans for i in plan.synthetic} == {0, 1}
 
@@ -54,7 +56,7 @@ def test_a_type_that_no_synthetic_image_has_is_learned_from_real_ones():
     box=st.tuples(st.integers(0, 59), st.integers(0, 79), st.integers(1, 60), st.integers(1, 80)),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_crop_lies_in_the_image_and_holds_the_mask(box):
+def test_a_crop_is_inside_the_image_and_contains_the_mask(box):
     mask = np.zeros((60, 80), bool)
     mask[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
     image = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, 2)
@@ -63,12 +65,12 @@ def test_a_crop_lies_in_the_image_and_holds_the_mask(box):
     assert (crop[..., 0] == 255).sum() == mask.sum()
 
 
-def test_an_empty_mask_crops_nothing():
+def test_an_empty_mask_gives_the_whole_image():
     image = np.zeros((20, 30, 3), np.uint8)
     assert crop_around(image, np.zeros((20, 30), bool)) is image
 
 
-def test_images_of_other_types_are_left_out(tmp_path):
+def test_images_of_other_defect_types_are_left_out(tmp_path):
     save_png(np.zeros((20, 30, 3), np.uint8), tmp_path / "a.png")
     mask = np.zeros((20, 30), bool)
     mask[:2, :2] = True

@@ -1,4 +1,4 @@
-"""The classifier learns, repeats under a seed, takes weights from a file, and is scored as scikit-learn scores it."""
+"""Training, reproducibility, initial weights, scores and stage of the classifier."""
 
 import json
 
@@ -14,8 +14,9 @@ from defect_core.data.records import Record, save_png, write_records
 from defect_core.errors import InputError
 from defect_core.evaluation.classification.config import ClassifierConfig
 from defect_core.evaluation.classification.data import View
-from defect_core.evaluation.classification.evaluate import answer_intervals, score_answers
-from defect_core.evaluation.classification.train import Classifier, find_weights, load_weights, train_classifier
+from defect_core.evaluation.classification.evaluate import prediction_intervals, score_predictions
+from defect_core.evaluation.classification.train import Classifier, load_weights, train_classifier
+from defect_core.evaluation.weights import find_weights
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
 from defect_core.stages.classify import run
@@ -24,7 +25,7 @@ CONFIG = ClassifierConfig(image_size=32, steps=40, batch_size=8, learning_rate=1
 
 
 def _views(seed, count):
-    """Two types on a grey ground: a bright blot, a dark blot."""
+    """Return views of two defect types on grey: a bright square and a dark square."""
     rng, views = np.random.default_rng(seed), []
     for number in range(count):
         image = rng.normal(128, 10, (32, 32, 3))
@@ -34,19 +35,19 @@ def _views(seed, count):
     return views
 
 
-def test_it_learns_and_another_seed_is_another_model():
+def test_training_improves_accuracy_and_the_seed_decides_the_model():
     real, test = _views(0, 6), _views(1, 60)
     trained = train_classifier(real, _views(2, 10), 2, CONFIG, seed=0)
-    found = trained.model.predict(np.stack([view.image for view in test]))
-    assert np.allclose(found.sum(1), 1, atol=1e-5)
-    assert (found.argmax(1) == [view.label for view in test]).mean() >= 0.9
+    predicted = trained.model.predict(np.stack([view.image for view in test]))
+    assert np.allclose(predicted.sum(1), 1, atol=1e-5)
+    assert (predicted.argmax(1) == [view.label for view in test]).mean() >= 0.9
     assert [p["step"] for p in trained.curve][-1] == CONFIG.steps and trained.best is None
     short = ClassifierConfig(
         image_size=32, steps=2, batch_size=2, architecture="mobilenet_v3_small", validation_fraction=0.34
     )
     states = []
     for seed in (3, 3, 4):
-        torch.rand(1)  # the global generator must not matter
+        torch.rand(1)  # The state of the global generator does not matter.
         states.append(train_classifier(real, [], 2, short, seed))
     assert all(torch.equal(v, states[1].model.state_dict()[k]) for k, v in states[0].model.state_dict().items())
     assert any(not torch.equal(v, states[2].model.state_dict()[k]) for k, v in states[0].model.state_dict().items())
@@ -56,60 +57,61 @@ def test_it_learns_and_another_seed_is_another_model():
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_equal_scikit_learn(seed):
     rng = np.random.default_rng(seed)
-    truth, answers = np.append(np.arange(3), rng.integers(0, 3, 40)), rng.integers(0, 3, 43)
-    found = score_answers(truth, answers, ["a", "b", "c"])
-    assert found["accuracy"] == pytest.approx(accuracy_score(truth, answers), abs=1e-6)
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, answers), abs=1e-6)
-    assert found["confusion"] == confusion_matrix(truth, answers).tolist() and not found["reasons"]
+    truth, predicted = np.append(np.arange(3), rng.integers(0, 3, 40)), rng.integers(0, 3, 43)
+    found = score_predictions(truth, predicted, ["a", "b", "c"])
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-6)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-6)
+    assert found["confusion"] == confusion_matrix(truth, predicted).tolist() and not found["reasons"]
 
 
-def test_what_is_not_tested_has_a_reason_and_no_nan():
-    found = score_answers(np.array([0, 0]), np.array([0, 1]), ["a", "b"])
+def test_a_score_without_test_images_has_a_reason():
+    found = score_predictions(np.array([0, 0]), np.array([0, 1]), ["a", "b"])
     assert found["recall_b"] is None and found["reasons"] == {"recall_b": "no test image of b"}
     assert found["balanced_accuracy"] == found["recall_a"] == 0.5
-    none = score_answers(np.zeros(0, int), np.zeros(0, int), ["a", "b"])
+    none = score_predictions(np.zeros(0, int), np.zeros(0, int), ["a", "b"])
     assert none["accuracy"] is None and none["reasons"]["accuracy"] == "no test image"
     assert "NaN" not in json.dumps([found, none])
 
 
-def test_intervals_hold_the_score_and_narrow_with_more_images():
+def test_intervals_contain_the_score_and_narrow_with_more_images():
     widths = []
     for count in (20, 200):
         rng = np.random.default_rng(0)
         truth = rng.integers(0, 2, count)
-        answers = [np.where(rng.random(count) < 0.8, truth, 1 - truth) for _ in range(2)]
-        low, high = answer_intervals(truth, answers, ["a", "b"], 0)["accuracy"]
-        assert low <= np.mean([(given == truth).mean() for given in answers]) <= high
-        assert answer_intervals(truth, answers, ["a", "b"], 0)["accuracy"] == [low, high]
+        predictions = [np.where(rng.random(count) < 0.8, truth, 1 - truth) for _ in range(2)]
+        low, high = prediction_intervals(truth, predictions, ["a", "b"], 0)["accuracy"]
+        assert low <= np.mean([(predicted == truth).mean() for predicted in predictions]) <= high
+        assert prediction_intervals(truth, predictions, ["a", "b"], 0)["accuracy"] == [low, high]
         widths.append(high - low)
     assert widths[1] < 0.5 * widths[0]
-    # of 20 draws of images the second type, with one image, is missing in a third: the interval is of the others
-    assert answer_intervals(np.array([0] * 9 + [1]), [np.zeros(10, int)], ["a", "b"], 0)["recall_b"] == [0, 0]
-    assert answer_intervals(np.array([0] * 9), [np.zeros(9, int)], ["a", "b"], 0)["recall_b"] is None
+    # The second defect type has one image, which a third of the resamples lacks. The others decide the interval.
+    assert prediction_intervals(np.array([0] * 9 + [1]), [np.zeros(10, int)], ["a", "b"], 0)["recall_b"] == [0, 0]
+    assert prediction_intervals(np.array([0] * 9), [np.zeros(9, int)], ["a", "b"], 0)["recall_b"] is None
 
 
-def test_weights_come_from_a_file_all_but_the_last_layer(tmp_path, monkeypatch):
+def test_all_layers_but_the_last_are_loaded_from_a_file(tmp_path, monkeypatch):
     torch.manual_seed(1)
     state = {name: tensor.contiguous() for name, tensor in resnet18(num_classes=1000).state_dict().items()}
     save_file(state, tmp_path / "resnet18.safetensors")
     monkeypatch.setenv("DEFECTORY_WEIGHTS", str(tmp_path))
-    file = find_weights("resnet18.safetensors", tmp_path / "elsewhere")
+    file = find_weights("resnet18.safetensors", tmp_path / "elsewhere", "classify.weights", "a file")
     model = Classifier("resnet18", 3)
     head = model.network.fc.weight.clone()
     load_weights(model, file)
     assert torch.equal(model.network.layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
     assert torch.equal(model.network.fc.weight, head)
-    with pytest.raises(InputError, match="classify.weights: nowhere: neither in the project nor in DEFECTORY_WEIGHTS"):
-        find_weights("nowhere", tmp_path)
-    with pytest.raises(InputError, match="features.0.0.weight is missing"):
+    message = r"classify\.weights: nowhere is neither in the project nor in DEFECTORY_WEIGHTS; expected a file"
+    with pytest.raises(InputError, match=message):
+        find_weights("nowhere", tmp_path, "classify.weights", "a file")
+    with pytest.raises(InputError, match=r"features\.0\.0\.weight is missing"):
         load_weights(Classifier("mobilenet_v3_small", 2), file)
     (tmp_path / "bad.safetensors").write_bytes(b"x")
-    with pytest.raises(InputError, match="bad.safetensors: not a safetensors file"):
+    with pytest.raises(InputError, match=r"bad\.safetensors: not a safetensors file"):
         load_weights(model, tmp_path / "bad.safetensors")
 
 
-def test_a_type_without_an_image_is_refused():
-    with pytest.raises(InputError, match="no image to learn from"):
+def test_a_defect_type_without_an_image_is_refused():
+    with pytest.raises(InputError, match="no image to train on"):
         train_classifier(_views(0, 1), [], 2, CONFIG, 0)
 
 
@@ -146,17 +148,22 @@ def _project(root, defects):
     return project
 
 
-def test_the_stage_says_what_it_measured(tmp_path):
+def test_the_stage_writes_its_results_and_protocol(tmp_path):
     project = _project(tmp_path, ("dent", "hole"))
     results = {}
     for arm in ("real_only", "crop-paste", "crop-paste-at-25"):
         run(project, "p", arm)
         results[arm] = json.loads((tmp_path / f"metrics/classify/p/{arm}.json").read_text())
         assert (tmp_path / f"data/classify/p/{arm}/classifier.safetensors").is_file()
+        predictions = json.loads((tmp_path / f"data/classify/p/{arm}/predictions.json").read_text())
+        assert [(each["seed"], len(each["truth"]), len(each["predicted"])) for each in predictions] == [
+            (0, 6, 6),
+            (1, 6, 6),
+        ]
     found = results["crop-paste-at-25"]
     assert found["classes"] == ["dent", "hole"] and len(found["per_seed"]) == 2
-    assert np.sum(found["per_seed"][0]["confusion"]) == 6, "the good images are no part of it"
-    assert {arm: result["protocol"]["synthetic_share"] for arm, result in results.items()} == {
+    assert np.sum(found["per_seed"][0]["confusion"]) == 6, "normal images are not used"
+    assert {arm: result["protocol"]["synthetic_fraction"] for arm, result in results.items()} == {
         "real_only": 0.0,
         "crop-paste": 0.5,
         "crop-paste-at-25": 0.25,
@@ -171,7 +178,7 @@ def test_the_stage_says_what_it_measured(tmp_path):
     assert (tmp_path / "metrics/classify/p/crop-paste.json").read_bytes() == before
 
 
-def test_a_product_with_one_type_has_nothing_to_tell_apart_and_says_so(tmp_path):
+def test_a_product_with_one_defect_type_has_no_scores_but_a_reason(tmp_path):
     run(_project(tmp_path, ("dent",)), "p", "real_only")
     found = json.loads((tmp_path / "metrics/classify/p/real_only.json").read_text())
     assert found["mean"]["accuracy"] is None

@@ -1,4 +1,4 @@
-"""PatchCore and DRAEM of anomalib: they learn from good images, repeat themselves, and say what is missing."""
+"""PatchCore and DRAEM of anomalib: training on normal images, reproducibility, error messages, and the stage."""
 
 import importlib.util
 import json
@@ -11,8 +11,9 @@ from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import save_png
 from defect_core.errors import InputError
 from defect_core.evaluation.detection import anomalib_models
-from defect_core.evaluation.detection.anomalib_models import _weights_file, fit_detector
-from defect_core.evaluation.segmentation.config import DetectorConfig
+from defect_core.evaluation.detection.anomalib_models import fit_detector
+from defect_core.evaluation.detection.config import DetectorConfig
+from defect_core.evaluation.weights import find_weights
 from defect_core.graph.instances import find_instance, instances
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
@@ -20,17 +21,17 @@ from defect_core.project.paths import Project
 SIDE = 64
 INSTALLED = importlib.util.find_spec("anomalib") is not None
 needs_anomalib = pytest.mark.skipif(not INSTALLED, reason="needs the extra defectory[anomalib]")
-slow = pytest.mark.slow  # importing anomalib alone takes ten seconds
+slow = pytest.mark.slow  # Importing anomalib takes ten seconds.
 
 
-def _good(seed, count):
+def _normal(seed, count):
     rng = np.random.default_rng(seed)
     stripes = 120 + 40 * np.sin(np.arange(SIDE) / 3)[None, :, None] * np.ones((SIDE, 1, 3))
     return np.stack([(stripes + rng.normal(0, 3, stripes.shape)).clip(0, 255).astype(np.uint8) for _ in range(count)])
 
 
-def _broken(seed):
-    image = _good(seed, 1)
+def _defective(seed):
+    image = _normal(seed, 1)
     image[0, 20:36, 24:44] = (230, 30, 30)
     mask = np.zeros((SIDE, SIDE), bool)
     mask[20:36, 24:44] = True
@@ -40,31 +41,33 @@ def _broken(seed):
 @slow
 @needs_anomalib
 @pytest.mark.parametrize("backbone", [("tf_efficientnet_lite0", "embedded"), ("resnet18", "none")])
-def test_patchcore_finds_what_no_good_image_has_and_repeats_itself(backbone):
+def test_patchcore_detects_a_defect_and_is_reproducible(backbone):
     config = DetectorConfig(backbone=backbone[0], weights=backbone[1], layers=(1, 2), coreset=0.25)
     before = torch.get_rng_state()
     maps = []
-    image, mask = _broken(9)
+    image, mask = _defective(9)
     for _ in range(2):
-        maps.append(fit_detector(_good(0, 6), config, seed=1).predict(np.concatenate([image, _good(8, 2)])))
+        maps.append(
+            fit_detector(_normal(0, 6), "patchcore", config, seed=1).predict(np.concatenate([image, _normal(8, 2)]))
+        )
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(*maps)
-    found = maps[0]
-    assert found.shape == (3, SIDE, SIDE) and found.dtype == np.float32
-    assert found[0][mask].mean() > 2 * found[1:].max() or found[0][mask].mean() > 3 * found[1:].mean()
+    scores = maps[0]
+    assert scores.shape == (3, SIDE, SIDE) and scores.dtype == np.float32
+    assert scores[0][mask].mean() > 2 * scores[1:].max() or scores[0][mask].mean() > 3 * scores[1:].mean()
 
 
 @slow
 @needs_anomalib
-def test_draem_trains_and_gives_probabilities(capsys):
-    config = DetectorConfig(model="draem", steps=2, batch_size=2)
-    one, other = (fit_detector(_good(0, 3), config, seed=s).predict(_good(5, 2)) for s in (1, 2))
+def test_draem_is_trained_and_computes_probabilities():
+    config = DetectorConfig(steps=2, batch_size=2)
+    one, other = (fit_detector(_normal(0, 3), "draem", config, seed=s).predict(_normal(5, 2)) for s in (1, 2))
     assert one.shape == (2, SIDE, SIDE) and 0 <= one.min() <= one.max() <= 1 and (one != other).any()
 
 
 @slow
 @needs_anomalib
-def test_weights_come_from_a_local_folder_or_are_named(tmp_path, monkeypatch):
+def test_weights_come_from_a_local_folder_or_the_error_names_them(tmp_path, monkeypatch):
     import timm
     from safetensors.torch import save_file
 
@@ -72,7 +75,7 @@ def test_weights_come_from_a_local_folder_or_are_named(tmp_path, monkeypatch):
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "resnet18.safetensors")
     monkeypatch.setenv("DEFECTORY_WEIGHTS", str(tmp_path))
     config = DetectorConfig(backbone="resnet18", weights="resnet18.safetensors", layers=(1,))
-    fitted = fit_detector(_good(0, 2), config, seed=0)
+    fitted = fit_detector(_normal(0, 2), "patchcore", config, seed=0)
     inside = dict(fitted.model.feature_extractor.feature_extractor.named_parameters())
     torch.testing.assert_close(inside["layer1.0.conv1.weight"].detach(), network.layer1[0].conv1.weight.detach())
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
@@ -82,26 +85,27 @@ def test_weights_come_from_a_local_folder_or_are_named(tmp_path, monkeypatch):
         ({"weights": "none", "backbone": "resnet99"}, "backbone 'resnet99'.*expected a network of timm"),
         ({"weights": "none", "layers": (9,)}, r"layers \[9\].*expected a network of timm"),
     ):
+        config = DetectorConfig(**{"backbone": "resnet18", "layers": (1,), **wrong})
         with pytest.raises(InputError, match=message):
-            fit_detector(_good(0, 2), DetectorConfig(**{"backbone": "resnet18", "layers": (1,), **wrong}), seed=0)
+            fit_detector(_normal(0, 2), "patchcore", config, seed=0)
 
 
-def test_a_missing_file_package_or_image_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_file_package_or_image_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFECTORY_WEIGHTS", str(tmp_path))
-    with pytest.raises(InputError, match="gone.safetensors is neither in the project nor in DEFECTORY_WEIGHTS"):
-        _weights_file("gone.safetensors", tmp_path)
+    with pytest.raises(InputError, match=r"gone\.safetensors is neither in the project nor in DEFECTORY_WEIGHTS"):
+        find_weights("gone.safetensors", tmp_path, "detect.weights", "a file")
     (tmp_path / "there.safetensors").write_bytes(b"")
-    assert _weights_file("there.safetensors", None) == tmp_path / "there.safetensors"
-    with pytest.raises(InputError, match="no good image"):
-        fit_detector(_good(0, 1)[:0], DetectorConfig(), seed=0)
+    assert find_weights("there.safetensors", None, "", "") == tmp_path / "there.safetensors"
+    with pytest.raises(InputError, match="no normal image"):
+        fit_detector(_normal(0, 1)[:0], "patchcore", DetectorConfig(), seed=0)
     monkeypatch.setitem(__import__("sys").modules, "anomalib.models.image.draem", None)
     monkeypatch.setitem(__import__("sys").modules, "anomalib", None)
     with pytest.raises(InputError, match=r"pip install 'defectory\[anomalib\]'"):
-        fit_detector(_good(0, 1), DetectorConfig(), seed=0)
+        fit_detector(_normal(0, 1), "patchcore", DetectorConfig(), seed=0)
     assert anomalib_models.LITE0 in repr(DetectorConfig())
 
 
-def test_the_stage_reads_generated_good_images_only_where_there_are_any():
+def test_the_stage_reads_generated_normal_images_only_if_configured():
     base = {"products": ("a",), "sources": {"a": {"layout": "demo"}}, "generators": ("crop-paste", "seas")}
     plain, both = Params(**base, detect={}), Params(**base, detect={}, normals={})
     assert find_instance("detect", plain, product="a").inputs == ["data/raw/a", "data/split/a.parquet"]
@@ -111,8 +115,8 @@ def test_the_stage_reads_generated_good_images_only_where_there_are_any():
 
 @slow
 @needs_anomalib
-def test_patchcore_on_the_demo_weave_with_and_without_generated_good_images(tmp_path):
-    """A real run: the demo's images, ImageNet features, the segmenter's scores."""
+def test_patchcore_on_the_demo_with_and_without_generated_images(tmp_path):
+    """The demo's images, ImageNet features, the segmenter's scores."""
     from defect_core.stages import detect, ingest, split
 
     (tmp_path / "params.yaml").write_text(
@@ -126,13 +130,13 @@ def test_patchcore_on_the_demo_weave_with_and_without_generated_good_images(tmp_
     folder = tmp_path / "data/normals/weave/seas"
     row = dict.fromkeys(ManifestRow.__dataclass_fields__)
     row |= {"sample_id": "g", "product": "weave", "defect": "good", "generator": "seas", "seed": 1, "mask_area": 0}
-    save_png(np.full((128, 128, 3), 128, np.uint8), folder / "images/g.png")  # grey: useless, and it shows in nothing
+    save_png(np.full((128, 128, 3), 128, np.uint8), folder / "images/g.png")  # A grey image changes no score.
     write_manifest([ManifestRow(**row | {"image": "images/g.png", "accepted": True})], folder / "manifest.parquet")
     detect.run(project, "weave")
     found = json.loads((tmp_path / "metrics/detect/weave.json").read_text())
     plain, more = found["rows"]
     assert (plain["model"], plain["normals"], more["normals"]) == ("patchcore", "real", "seas")
-    assert more["protocol"]["generated_good"] == 1 and plain["protocol"]["generated_good"] == 0
+    assert more["protocol"]["generated_normal"] == 1 and plain["protocol"]["generated_normal"] == 0
     assert plain["mean"]["iou"] is None and "threshold" in plain["reasons"]["iou"]
     assert plain["mean"]["image_auroc"] > 0.7 and plain["mean"]["pixel_auroc"] > 0.8
     assert abs(plain["mean"]["pixel_auroc"] - more["mean"]["pixel_auroc"]) < 0.05

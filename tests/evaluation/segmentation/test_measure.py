@@ -1,20 +1,22 @@
-"""What the segment step reports of its seeds: intervals, and the best models on the validation slice."""
+"""Results over several seeds: intervals, and the best models on the validation part."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from defect_core.data.records import Record, read_records, save_png, write_records
-from defect_core.evaluation.segmentation import evaluate, train
+from defect_core.data.records import Record, record_rows, save_png, write_records
+from defect_core.evaluation.segmentation import measure
+from defect_core.evaluation.segmentation.measure import measure_segmenter, resolve_config
+from defect_core.evaluation.training import TrainedModel
 from defect_core.metrics.bootstrap import ImageTables
+from defect_core.project.arm_data import load_arm_data
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
-from defect_core.stages.segment import measure
 
 
 class _Result:
-    """What an evaluation gives, without a network."""
+    """Replaces `Evaluation`, without a network."""
 
     def __init__(self, value):
         self.scores = {"pixel_ap": value, "iou": None, "protocol": {}}
@@ -41,20 +43,25 @@ def project(tmp_path):
     return project
 
 
+def _measure(project):
+    data, _ = load_arm_data(project, "p", [])
+    return measure_segmenter(data, resolve_config(project.params.segment, data.defect_types), 0, "p real_only")
+
+
 @pytest.mark.parametrize("validated", [False, True])
-def test_each_score_has_an_interval_or_none_and_both_models_are_reported(project, monkeypatch, validated):
+def test_each_score_has_an_interval_and_both_models_are_reported(project, monkeypatch, validated):
     project.__dict__["params"] = Params(segment={"image_size": 32, "seeds": (0, 1)})
     last, best = iter((0.4, 0.6)), iter((0.5, 0.9))
 
     def trained(*_):
-        return train.TrainedSegmenter("last", [], "best" if validated else None)
+        return TrainedModel("last", [], "best" if validated else None)
 
     def evaluated(model, _, image_score):
         return _Result(next(last if model == "last" else best))
 
-    monkeypatch.setattr(train, "train_segmenter", trained)
-    monkeypatch.setattr(evaluate, "evaluate_segmenter", evaluated)
-    result = measure(project, "p", "real_only", [])
+    monkeypatch.setattr(measure, "train_segmenter", trained)
+    monkeypatch.setattr(measure, "evaluate_segmenter", evaluated)
+    result = _measure(project)
     assert result["mean"]["pixel_ap"] == 0.5 and set(result["interval"]) == set(result["mean"])
     low, high = result["interval"]["pixel_ap"]
     assert 0 <= low < high <= 1
@@ -65,19 +72,19 @@ def test_each_score_has_an_interval_or_none_and_both_models_are_reported(project
         assert "best_on_validation" not in result
 
 
-def test_the_automatic_share_is_counted_from_the_training_side(project, monkeypatch):
-    """Eight dents train: a fifth of the defect places, whatever the test side holds."""
-    rows = read_records(project.path("data/split/p.parquet"))
+def test_the_automatic_fraction_depends_on_the_training_defects(project, monkeypatch):
+    """Eight training dents: a fifth of the defect slots is synthetic, whatever the test split contains."""
+    rows = record_rows(project.path("data/split/p.parquet"))
     dent = next(row for row in rows if row.split == "train" and row.mask)
     write_records([*rows, *(replace(dent, sha256=f"more{i}") for i in range(7))], project.path("data/split/p.parquet"))
     project.__dict__["params"] = Params(segment={"image_size": 32, "seeds": (0,)})
-    shares = []
+    fractions = []
 
-    def trained(*given):
-        shares.append(given[3].synthetic_fraction)
-        return train.TrainedSegmenter("last", [], None)
+    def trained(*arguments):
+        fractions.append(arguments[3].synthetic_fraction)
+        return TrainedModel("last", [], None)
 
-    monkeypatch.setattr(train, "train_segmenter", trained)
-    monkeypatch.setattr(evaluate, "evaluate_segmenter", lambda *_: _Result(0.5))
-    measure(project, "p", "real_only", [])
-    assert shares == [0.2]
+    monkeypatch.setattr(measure, "train_segmenter", trained)
+    monkeypatch.setattr(measure, "evaluate_segmenter", lambda *_: _Result(0.5))
+    _measure(project)
+    assert fractions == [0.2]
