@@ -1,8 +1,8 @@
 """Evaluation protocols of the papers as settings of params.yaml.
 
 A protocol is written as ordinary keys, so the file shows all of it and every key may be changed afterwards.
-`DIFFERENCES` lists what cannot be expressed. Results with a protocol are comparable with each other, and with the paper up to these
-differences.
+`DIFFERENCES` lists what cannot be expressed. Results with a protocol are comparable with each other, and with the paper
+up to these differences.
 """
 
 from typing import Any

@@ -265,12 +265,22 @@ def read_examples(
     Args:
         folder: folder of the product in a supported layout (see `defect_core.data.layouts`).
         product: name of the product; None: the name of the folder.
-        layout: name of the layout; `auto` detects it.
+        layout: name of the layout; `auto` detects it. `demo`: `folder` names a demo product, which is rendered.
         options: options of the layout.
 
     Raises:
         InputError: the folder or an image cannot be read, or a defect image has no mask.
+
+    >>> examples = read_examples("weave", layout="demo")
+    >>> sorted({example.defect for example in examples})
+    ['cut', 'good', 'snag', 'stain']
     """
+    if layout == "demo":
+        from defect_core.data.demo.render import write_demo_product
+
+        with tempfile.TemporaryDirectory() as temporary:
+            write_demo_product(str(folder), Path(temporary), 0)
+            return read_examples(temporary, product or str(folder), "mvtec")
     folder = Path(folder)
     product = product or folder.resolve().name
     examples = []
