@@ -14,7 +14,7 @@ from defect_core.diffusion.losses import resize_mask
 
 
 def sample_strength(seed: int, low: float, high: float) -> float:
-    """Return the intensity w ~ U[low, high] of a sample, from a random stream of its own."""
+    """Return the intensity w ~ U[low, high] of a sample, from a separate random stream."""
     return float(np.random.default_rng((seed, 1)).uniform(low, high))
 
 
