@@ -224,6 +224,22 @@ def test_a_backbone_with_other_weights_is_rejected(fitted, examples):
         generator_class(name).load(folder / "saved", backbone)
 
 
+def test_the_settings_of_another_method_are_rejected(fitted):
+    name, _, _ = fitted
+    with pytest.raises(TypeError, match=f"{name}: settings are GeneratorConfig; expected "):
+        generator_class(name).create(registry.GeneratorConfig(), _backbone(name))
+
+
+def test_a_missing_backbone_is_rejected(fitted):
+    name, generator, folder = fitted
+    if not generator_capabilities(name).uses_backbone:
+        pytest.skip("uses no backbone")
+    with pytest.raises(InputError, match=f"{name}: no backbone"):
+        generator_class(name).create(generator.config, None)
+    with pytest.raises(InputError, match=f"{name}: no backbone"):
+        generator_class(name).load(folder / "saved", None)
+
+
 def test_a_seed_depends_on_every_argument():
     arguments = (0, "p", "g", "d", 1)
     variants = [
