@@ -1,2 +1,4 @@
-"""Measurements; none is a test, for machines are noisy. `make bench` runs the quick ones; `python -m benchmarks.NAME`
-runs one of the others: backbone (needs a project with real images), ic_lpips, localisation, rescore."""
+"""Measurements of time and quality. They are not tests, because times vary between machines.
+
+`make bench` runs the quick ones. `python -m benchmarks.NAME` runs one module; its docstring says what it needs.
+"""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.compare`: the command on a made-up grid of 15 products and 7 arms, all scores moved."""
+"""`python -m benchmarks.compare`: time of `defectory compare` on 15 products and 7 arms whose scores all changed."""
 
 import json
 import shutil
@@ -14,17 +14,14 @@ PRODUCTS, ARMS = 15, 7
 
 
 def compare_time(runs: int = 3) -> float:
-    """Median wall time of `defectory compare HEAD`, from the start of Python to its end."""
+    """Return the median wall time in seconds of `defectory compare HEAD~1 HEAD`, with the start of Python."""
     sys.path.insert(0, str(ROOT / "tests" / "lineage"))
-    from made_up_project import git, pretend, write_files
+    from synthetic_project import git, write_files, write_run
 
-    from defect_core.generators import registry
+    from defect_core.generators.registry import generator_names
     from defect_core.project.paths import Project
 
-    # as many generators as arms without `real_only` and `mix`; made-up names stand for methods that are not there
-    generators = list(registry.generator_names()[: ARMS - 2])
-    generators += [f"crop-paste-{number}" for number in range(ARMS - 2 - len(generators))]
-    registry._BUILT_IN.update({name: registry._BUILT_IN["crop-paste"] for name in generators if "crop" in name})
+    generators = generator_names()[: ARMS - 2]  # The other arms are `real_only` and `mix`.
     folder = Path(tempfile.mkdtemp())
     try:
         shutil.copytree(ROOT / "defect_core", folder / "defect_core", ignore=shutil.ignore_patterns("__pycache__"))
@@ -34,17 +31,17 @@ def compare_time(runs: int = 3) -> float:
         git(folder, "commit", "-q", "-m", "before")
         params = folder / "params.yaml"
         params.write_text(params.read_text().replace("per_defect: 8", "per_defect: 9"))
-        pretend(Project(folder))
+        write_run(Project(folder))
         git(folder, "commit", "-q", "-a", "-m", "after")
         times = []
         for _ in range(runs):
             start = time.monotonic()
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-m", "defect_core.cli.app", "compare", "HEAD~1", "HEAD", "--json"],
                 cwd=folder, capture_output=True, check=True,
             )  # fmt: skip
             times.append(time.monotonic() - start)
-            assert len(json.loads(done.stdout)["scores"]) > PRODUCTS * ARMS
+            assert len(json.loads(process.stdout)["scores"]) > PRODUCTS * ARMS
         return statistics.median(times)
     finally:
         shutil.rmtree(folder)

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.grid`: 15 products x 7 arms with everything up to date, on DVC's record though nothing ran.
+"""`python -m benchmarks.grid`: times of DVC and Dagster on a project of 15 products and 7 arms that is up to date.
 
-How long DVC takes to find nothing to do, how long the nightly run takes to decide so, how soon the UI answers, and what
-Dagster and DVC cost one stage beside its work.
+The outputs are small files that are committed to DVC; no stage runs. Measured are `dvc repro` with nothing to do, the
+decision of the nightly run, the start of the UI, and the overhead of DVC and Dagster per stage.
 """
 
 import json
@@ -19,11 +19,12 @@ from functools import cache
 from pathlib import Path
 
 PRODUCTS, ARMS = 15, 7
-BOUNDS = {"dvc repro": 25.0, "nightly's decision": 15.0, "UI answers": 20.0, "share of a stage": 4.0}
+SERVER_TIMEOUT_S = 600
+BOUNDS = {"dvc repro": 25.0, "nightly decision": 15.0, "UI start": 20.0, "overhead of a stage": 4.0}
 
 
 def write_files(root: Path, products: int = PRODUCTS, arms: int = ARMS):
-    """A project whose every instance is up to date: small files instead of results, committed to DVC."""
+    """Create a project in which every instance is up to date: small files instead of results, committed to DVC."""
     import numpy as np
 
     from defect_core.cli.scaffold import init_project
@@ -43,7 +44,8 @@ def write_files(root: Path, products: int = PRODUCTS, arms: int = ARMS):
         f"arms: [real_only, {', '.join(generators)}, mix]\nsynthesize: {{per_defect: 2}}\nsegment: {{seeds: [0]}}\n"
     )
     project = Project(root)
-    assert len(project.params.arms) == arms
+    if len(project.params.arms) != arms:
+        raise ValueError(f"{arms} arms: the registry has too few generators; expected at most {len(generators) + 2}")
     rng = np.random.default_rng(0)
     for name in names:
         save_png(rng.integers(0, 255, (16, 16, 3), np.uint8), project.path(f"images/{name}/train/good/000.png"))
@@ -64,39 +66,41 @@ def write_files(root: Path, products: int = PRODUCTS, arms: int = ARMS):
 
 @contextmanager
 def grid():
-    """The project in a temporary folder."""
+    """Create the project in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         yield write_files(Path(folder) / "grid")
 
 
 def repro_time(project) -> float:
-    """Wall time of a `dvc repro` that finds nothing to do."""
+    """Return the wall time in seconds of a `dvc repro` with nothing to do."""
     from defect_core.graph.local import child_environment
 
     start = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "dvc", "repro"],
         cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=True,
     )  # fmt: skip
     seconds = time.monotonic() - start
-    assert "Running stage" not in done.stdout, done.stdout
+    if "Running stage" in process.stdout:
+        raise RuntimeError(f"dvc repro: a stage ran; expected none\n{process.stdout}")
     return seconds
 
 
 def decision_time(project) -> float:
-    """Wall time in which the nightly run finds that nothing is stale."""
+    """Return the wall time in seconds in which the nightly run finds that nothing is stale."""
     from defect_core.project.paths import Project
     from pipelines.state import stale_instances
 
     start = time.monotonic()
     stale = stale_instances(Project(project.root))
     seconds = time.monotonic() - start
-    assert not stale, stale
+    if stale:
+        raise RuntimeError(f"stale instances: {stale}; expected none")
     return seconds
 
 
-def answer_time(project) -> float:
-    """Wall time from `make dev` until the UI's server knows the assets."""
+def ui_time(project) -> float:
+    """Return the wall time in seconds from `make dev` until the UI's server knows the assets."""
     from defect_core.graph.local import child_environment
 
     with socket.socket() as probe:
@@ -109,7 +113,8 @@ def answer_time(project) -> float:
     )  # fmt: skip
     try:
         while not _knows_assets(port):
-            assert server.poll() is None and time.monotonic() - start < 600, "no answer"
+            if server.poll() is not None or time.monotonic() - start > SERVER_TIMEOUT_S:
+                raise RuntimeError("the UI's server does not answer")
             time.sleep(0.2)
         return time.monotonic() - start
     finally:
@@ -117,8 +122,8 @@ def answer_time(project) -> float:
         server.wait(90)
 
 
-def share_time(project) -> float:
-    """Wall time of one materialisation for which there is no work: DVC's look, metadata, checks, Dagster's events."""
+def overhead_time(project) -> float:
+    """Return the wall time in seconds of one materialisation without work, which is the overhead of a stage."""
     import dagster as dg
 
     from pipelines.assets import RUNNER, build_assets
@@ -128,12 +133,13 @@ def share_time(project) -> float:
     assets = build_assets(project)
     with dg.DagsterInstance.ephemeral() as instance:
         start = time.monotonic()
-        done = dg.materialize(
+        result = dg.materialize(
             assets, selection=["split"], partition_key=project.params.products[0],
             resources={RUNNER: LocalRunner(project)}, instance=instance,
         )  # fmt: skip
         seconds = time.monotonic() - start
-    assert done.success
+    if not result.success:
+        raise RuntimeError("the stage failed; expected success")
     return seconds
 
 
@@ -141,28 +147,28 @@ def _knows_assets(port: int) -> bool:
     query = json.dumps({"query": "{assetNodes {id}}"}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return bool(json.load(answer)["data"]["assetNodes"])
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return bool(json.load(response)["data"]["assetNodes"])
     except (OSError, KeyError, TypeError):
         return False
 
 
 MEASURES: dict[str, Callable] = {
     "dvc repro": repro_time,
-    "nightly's decision": decision_time,
-    "UI answers": answer_time,
-    "share of a stage": share_time,
+    "nightly decision": decision_time,
+    "UI start": ui_time,
+    "overhead of a stage": overhead_time,
 }
 
 
 @cache
-def measured() -> dict[str, float]:
-    """All times, in seconds."""
+def measure_all() -> dict[str, float]:
+    """Return all times in seconds."""
     with grid() as project:
         return {name: measure(project) for name, measure in MEASURES.items()}
 
 
 if __name__ == "__main__":
-    for name, seconds in measured().items():
+    for name, seconds in measure_all().items():
         print(f"{name + f', {PRODUCTS} products x {ARMS} arms':50} {seconds:6.2f} s (bound {BOUNDS[name]:g} s)")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

@@ -1,13 +1,16 @@
-"""What a fitted generator of a project learned, in numbers and on a sheet.
+"""What a trained generator of a project learned, in numbers and on a contact sheet.
 
     python -m benchmarks.methods weave seas [--count 8] [--sheet FILE]
 
-Run it in a project whose stage `finetune` has run for this product and generator. It prints how the losses fell, how
-the agreement of attention and masks rose where the method measures it, and, per defect, what `count` drawn pairs
-changed: mean absolute change in grey levels inside and outside the returned mask, the mask's area beside that of the
-requested one, and its IoU with the changed region (pixels that moved by more than 12 grey levels). The sheet shows
-per defect two real examples, then normal images, what was drawn into them, and the masks (red the returned one, green
-the requested one, yellow both), all in windows around the requested mask.
+Run it in a project whose stage `finetune` has run for this product and generator. It prints the first and last values
+of everything that the training recorded. For each defect type it generates `count` pairs and prints means over them:
+
+- the absolute change in grey levels inside and outside the returned mask;
+- the areas of the returned and the requested mask;
+- the IoU of the returned mask with the changed pixels (by more than 12 grey levels).
+
+The sheet has three rows per defect type: normal images, generated images, and masks (red: returned, green: requested,
+yellow: both). Two real examples come first in each row. All are windows around the requested mask.
 """
 
 import json
@@ -20,14 +23,16 @@ from PIL import Image
 
 from defect_core.generators.base import Example, SampleRequest, SyntheticPair
 from defect_core.generators.canvas import choose_window, crop_image, crop_mask
-from defect_core.generators.registry import generator_class, weights_folder
-from defect_core.project.loading import load_examples, open_backbone
+from defect_core.generators.registry import generator_class, generator_folder
+from defect_core.project.backbones import open_backbone
+from defect_core.project.examples import load_examples
 from defect_core.project.paths import Project
-from defect_core.synthesis.batches import SynthesisPlan, make_request
+from defect_core.synthesis.requests import SynthesisPlan, make_request
 
-MOVED = 12  # grey levels
-_SIDE = 112
-_VIEW = ("local", 2.5, 48)
+MIN_CHANGE = 12  # Grey levels of 255.
+REAL_EXAMPLES = 2
+SIDE = 112
+CONTEXT, MIN_SIDE = 2.5, 48  # Of the windows, see `choose_window`.
 
 
 def main(
@@ -36,30 +41,33 @@ def main(
     count: Annotated[int, typer.Option(min=1)] = 8,
     sheet: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
+    """Print the numbers and save the sheet."""
     project = Project.find()
-    folder = project.path(weights_folder(product, generator))
+    folder = project.path(generator_folder(product, generator))
     print_training(folder / "training.json")
-    fitted = generator_class(generator).load(folder, open_backbone(project, product, generator))
+    trained = generator_class(generator).load(folder, open_backbone(project, product, generator))
     examples = load_examples(project, product, "train")
-    normals = [one for one in examples if one.mask is None]
-    recipe = SynthesisPlan(product, generator, project.params.seed, count, count, 1, 0, 0, "")
+    normals = [example for example in examples if example.mask is None]
+    plan = SynthesisPlan(
+        product=product, generator=generator, base_seed=project.params.seed, per_defect=count, batch_size=count
+    )
     rows = []
-    for defect in sorted({one.defect for one in examples if one.mask is not None}):
-        sources = [one for one in examples if one.defect == defect]
-        requests = [make_request(recipe, defect, index, normals, sources)[0] for index in range(count)]
-        pairs = list(fitted.sample(requests))
-        figures = np.array([measure(*both) for both in zip(requests, pairs, strict=True)]).mean(0)
+    for defect in sorted({example.defect for example in examples if example.mask is not None}):
+        sources = [example for example in examples if example.defect == defect]
+        requests = [make_request(plan, defect, index, normals, sources)[0] for index in range(count)]
+        pairs = list(trained.sample(requests))
+        means = np.array([measure_changes(*both) for both in zip(requests, pairs, strict=True)]).mean(0)
         print(
             "{}: change {:.1f} inside, {:.2f} outside; mask {:.0f} px, requested {:.0f} px; "
-            "IoU with what changed {:.2f}".format(defect, *figures)
+            "IoU with the changed pixels {:.2f}".format(defect, *means)
         )
-        rows += draw_rows(sources[:2], requests, pairs)
+        rows += sheet_rows(sources[:REAL_EXAMPLES], requests, pairs)
     if sheet is not None:
         Image.fromarray(np.concatenate(rows)).save(sheet)
 
 
 def print_training(file: Path) -> None:
-    """First and last tenth of every recorded loss; agreements as they are, before and after."""
+    """Print the mean of the first and of the last tenth of every recorded value; all values if there are only two."""
     for name, values in json.loads(file.read_text()).items() if file.is_file() else ():
         if len(values) > 2:
             tenth = max(1, len(values) // 10)
@@ -68,28 +76,29 @@ def print_training(file: Path) -> None:
             print(f"{name}: " + " -> ".join(f"{value:.3f}" for value in values))
 
 
-def measure(request: SampleRequest, pair: SyntheticPair) -> tuple[float, float, float, float, float]:
-    """Change inside and outside the mask, areas of the returned and the requested mask, IoU with what changed."""
+def measure_changes(request: SampleRequest, pair: SyntheticPair) -> tuple[float, float, float, float, float]:
+    """Return change inside and outside the mask, areas of the returned and the requested mask, and the IoU."""
     change = np.abs(pair.image.astype(float) - request.normal_image).mean(-1)
-    moved, mask = change > MOVED, pair.mask
-    iou = (moved & mask).sum() / max(1, (moved | mask).sum())
+    changed, mask = change > MIN_CHANGE, pair.mask
+    iou = (changed & mask).sum() / max(1, (changed | mask).sum())
     return change[mask].mean(), change[~mask].mean(), mask.sum(), request.mask.sum(), iou
 
 
-def draw_rows(
+def sheet_rows(
     real: list[Example], requests: list[SampleRequest], pairs: list[SyntheticPair]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of tiles: normal images, drawn images, masks; the real examples stand first in each."""
+    """Return three rows of tiles: normal images, generated images, masks; the real examples come first in each."""
     columns = []
-    for one in real:
-        window = choose_window(one.mask, *_VIEW)
-        seen = _tile(crop_image(one.image, window, _SIDE))
-        columns.append((seen, seen, _tile(np.repeat(255 * crop_mask(one.mask, window, _SIDE)[..., None], 3, 2))))
+    for example in real:
+        window = choose_window(example.mask, "local", CONTEXT, MIN_SIDE)
+        tile = _tile(crop_image(example.image, window, SIDE))
+        mask = 255 * crop_mask(example.mask, window, SIDE)
+        columns.append((tile, tile, _tile(np.repeat(mask[..., None], 3, 2))))
     for request, pair in zip(requests, pairs, strict=True):
-        window = choose_window(request.mask, *_VIEW)
-        found, asked = (255 * crop_mask(mask, window, _SIDE) for mask in (pair.mask, request.mask))
-        masks = np.stack([found, asked, np.zeros_like(found)], -1)
-        images = (crop_image(image, window, _SIDE) for image in (request.normal_image, pair.image))
+        window = choose_window(request.mask, "local", CONTEXT, MIN_SIDE)
+        returned, requested = (255 * crop_mask(mask, window, SIDE) for mask in (pair.mask, request.mask))
+        masks = np.stack([returned, requested, np.zeros_like(returned)], -1)
+        images = (crop_image(image, window, SIDE) for image in (request.normal_image, pair.image))
         columns.append((*map(_tile, images), _tile(masks)))
     return tuple(np.concatenate(row, 1) for row in zip(*columns, strict=True))
 

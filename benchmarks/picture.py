@@ -1,37 +1,39 @@
-"""One picture of a project's synthetic defects: a row of real ones and one per generator, windows around the masks.
+"""A contact sheet of a project's defects: one row of real ones, and one row per generator.
 
     python -m benchmarks.picture PROJECT FILE [PRODUCT ...]
 
-Three examples of each defect of each product, the real ones from the training side; the first accepted pairs.
+It has windows around the masks of three examples of each defect type: training images, and the first accepted pairs.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from defect_core.data.manifest import read_manifest
+from defect_core.data.manifest import manifest_rows
 from defect_core.data.records import load_image, load_mask, save_png
 from defect_core.generators.base import Image as Pixels
 from defect_core.generators.base import Mask
 from defect_core.generators.canvas import choose_window, crop_image
-from defect_core.project.loading import load_examples
+from defect_core.project.examples import load_examples
 from defect_core.project.paths import Project
 from defect_core.report.sheets import contact_sheet
 
-EACH, SIDE = 3, 88
+EXAMPLES, SIDE = 3, 88
+CONTEXT, MIN_SIDE = 2.2, 40  # Of the windows, see `choose_window`.
 
 
 def main(project: Project, file: Path, products: Sequence[str]) -> None:
+    """Save the sheet of a project in `file`; without `products`, of all its products."""
     rows: dict[str, list[Pixels]] = {name: [] for name in ("real", *project.params.generators)}
     for product in products or project.params.products:
         examples = [example for example in load_examples(project, product, "train") if example.mask is not None]
         for defect in sorted({example.defect for example in examples}):
-            own = [example for example in examples if example.defect == defect]
-            rows["real"] += _row([(one.image, one.mask) for one in own[:EACH]])
+            real = [(each.image, each.mask) for each in examples if each.defect == defect]
+            rows["real"] += _row(real[:EXAMPLES])
             for name in project.params.generators:
                 folder = project.path(f"data/synthetic/{product}/{name}")
-                made = [r for r in read_manifest(folder / "manifest.parquet") if r.accepted and r.defect == defect]
-                pairs = [(load_image(folder / r.image), load_mask(folder / r.mask)) for r in made[:EACH]]
+                accepted = [r for r in manifest_rows(folder / "manifest.parquet") if r.accepted and r.defect == defect]
+                pairs = [(load_image(folder / r.image), load_mask(folder / r.mask)) for r in accepted[:EXAMPLES]]
                 rows[name] += _row(pairs)
     images = [tile for row in rows.values() for tile in row]
     save_png(contact_sheet(images, [None] * len(images), columns=len(rows["real"]), cell=SIDE), file)
@@ -39,10 +41,10 @@ def main(project: Project, file: Path, products: Sequence[str]) -> None:
 
 
 def _row(pairs: Sequence[tuple[Pixels, Mask]]) -> list[Pixels]:
-    """`EACH` windows around the masks; white where there are fewer pairs."""
-    shown = [crop_image(image, choose_window(mask, "local", 2.2, 40), SIDE) for image, mask in pairs]
-    blank = [contact_sheet([], [], 1, SIDE)] * (EACH - len(shown))
-    return [*shown, *blank]
+    """`EXAMPLES` windows around the masks; missing ones are white."""
+    windows = [crop_image(image, choose_window(mask, "local", CONTEXT, MIN_SIDE), SIDE) for image, mask in pairs]
+    blank = [contact_sheet([], [], 1, SIDE)] * (EXAMPLES - len(windows))
+    return [*windows, *blank]
 
 
 if __name__ == "__main__":
