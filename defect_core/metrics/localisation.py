@@ -65,9 +65,7 @@ def localisation_scores(
     >>> scores["pixel_ap"], scores["image_auroc"], scores["reasons"]
     (1.0, 1.0, {})
     """
-    pixels = _PixelScores()
-    for score_map, mask in zip(score_maps, masks, strict=True):
-        pixels.add(score_map, mask, window, iou_threshold, connectivity)
+    pixels = _collect_pixels(score_maps, masks, connectivity, window, iou_threshold)
     images = pixels.images
     return scores_from_curves(
         pixels.curve(),
@@ -182,23 +180,20 @@ def intersection_over_union(
     """Returns the IoU of {score > threshold} and the masks over the pixels of all images.
 
     Args:
-        score_maps: float arrays, any shape.
-        masks: bool arrays of the same shapes.
+        score_maps: float `[H,W]` each.
+        masks: bool `[H,W]` each.
         threshold: pixels with a higher score are predicted defective.
 
     Returns:
         A float in 0..1, or None without a defective pixel.
 
-    >>> intersection_over_union([np.array([0.9, 0.6, 0.1])], [np.array([True, False, False])])
+    >>> intersection_over_union([np.array([[0.9, 0.6, 0.1]])], [np.array([[True, False, False]])])
     0.5
     """
-    intersection = union = positives = 0
-    for score_map, mask in zip(score_maps, masks, strict=True):
-        predicted, mask = np.asarray(score_map) > threshold, np.asarray(mask, dtype=bool)
-        intersection += int((predicted & mask).sum())
-        union += int((predicted | mask).sum())
-        positives += int(mask.sum())
-    return intersection / union if positives else None
+    pixels = _collect_pixels(score_maps, masks, iou_threshold=threshold)
+    union = sum(image.union for image in pixels.images)
+    is_defined = any(image.is_defective for image in pixels.images)
+    return sum(image.intersection for image in pixels.images) / union if is_defined else None
 
 
 def image_score(score_map: ArrayLike, window: int) -> float:
@@ -318,10 +313,16 @@ class _PixelScores:
         return curve_from_classes(concatenate_parts(self.positive), negative, weight)
 
 
-def _collect_pixels(score_maps: Sequence[ArrayLike], masks: Sequence[ArrayLike], connectivity: int) -> _PixelScores:
+def _collect_pixels(
+    score_maps: Iterable[ArrayLike],
+    masks: Iterable[ArrayLike],
+    connectivity: int = 8,
+    window: int | None = 1,
+    iou_threshold: float = 0.5,
+) -> _PixelScores:
     pixels = _PixelScores()
     for score_map, mask in zip(score_maps, masks, strict=True):
-        pixels.add(score_map, mask, 1, 0.5, connectivity)
+        pixels.add(score_map, mask, window, iou_threshold, connectivity)
     return pixels
 
 

@@ -2,7 +2,8 @@
 
 `update` takes score maps and masks as tensors or arrays `[B,1,H,W]` or `[B,H,W]`, or as sequences of `[H,W]` arrays of
 different sizes. A mask value other than 0 is defective. Results are scalar float64 tensors, NaN where undefined.
-In a `MetricCollection` the classes that need the same values share one state.
+In a `MetricCollection` the classes that need the same values share one state. torchmetrics compares the states after
+the first batch, so two metrics that differ only in their settings need `compute_groups=False`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ from defect_core.metrics.neighbours import memorisation, nearest_neighbours
 
 
 def _with_moments(rng, n, mean, cov):
-    """Rows whose sample mean and covariance are exactly those given."""
+    """Rows whose sample mean and covariance are exact."""
     x = rng.normal(size=(n, len(mean)))
     x -= x.mean(0)
     x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
