@@ -11,7 +11,7 @@ from striped_plates import make_plates
 from torch import Tensor
 
 from defect_core.adaptation import normal_sampler as normals
-from defect_core.adaptation.adapt import adapt
+from defect_core.adaptation.adapt import adapt_denoiser
 from defect_core.adaptation.config import AdaptConfig
 from defect_core.adaptation.normal_sampler import (
     MAX_REAL_IMAGES,
