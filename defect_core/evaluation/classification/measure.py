@@ -14,10 +14,9 @@ from defect_core.evaluation.classification.config import ClassifierConfig
 from defect_core.evaluation.classification.data import View
 from defect_core.evaluation.classification.evaluate import prediction_intervals, score_predictions
 from defect_core.evaluation.classification.train import Classifier, train_classifier
+from defect_core.evaluation.segmentation.measure import INTERVAL
 from defect_core.metrics.spread import over_seeds
 from defect_core.seeds import training_seed
-
-INTERVAL = "95 % of the means over seeds, test images resampled with replacement"
 
 
 @dataclass(frozen=True)

@@ -58,19 +58,19 @@ def test_training_improves_accuracy_and_the_seed_decides_the_model():
 def test_scores_equal_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     truth, predicted = np.append(np.arange(3), rng.integers(0, 3, 40)), rng.integers(0, 3, 43)
-    found = score_predictions(truth, predicted, ["a", "b", "c"])
-    assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-6)
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-6)
-    assert found["confusion"] == confusion_matrix(truth, predicted).tolist() and not found["reasons"]
+    scores = score_predictions(truth, predicted, ["a", "b", "c"])
+    assert scores["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-6)
+    assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-6)
+    assert scores["confusion"] == confusion_matrix(truth, predicted).tolist() and not scores["reasons"]
 
 
 def test_a_score_without_test_images_has_a_reason():
-    found = score_predictions(np.array([0, 0]), np.array([0, 1]), ["a", "b"])
-    assert found["recall_b"] is None and found["reasons"] == {"recall_b": "no test image of b"}
-    assert found["balanced_accuracy"] == found["recall_a"] == 0.5
+    scores = score_predictions(np.array([0, 0]), np.array([0, 1]), ["a", "b"])
+    assert scores["recall_b"] is None and scores["reasons"] == {"recall_b": "no test image of b"}
+    assert scores["balanced_accuracy"] == scores["recall_a"] == 0.5
     none = score_predictions(np.zeros(0, int), np.zeros(0, int), ["a", "b"])
     assert none["accuracy"] is None and none["reasons"]["accuracy"] == "no test image"
-    assert "NaN" not in json.dumps([found, none])
+    assert "NaN" not in json.dumps([scores, none])
 
 
 def test_intervals_contain_the_score_and_narrow_with_more_images():
@@ -160,18 +160,20 @@ def test_the_stage_writes_its_results_and_protocol(tmp_path):
             (0, 6, 6),
             (1, 6, 6),
         ]
-    found = results["crop-paste-at-25"]
-    assert found["classes"] == ["dent", "hole"] and len(found["per_seed"]) == 2
-    assert np.sum(found["per_seed"][0]["confusion"]) == 6, "normal images are not used"
-    assert {arm: result["protocol"]["synthetic_fraction"] for arm, result in results.items()} == {
+    result = results["crop-paste-at-25"]
+    assert result["classes"] == ["dent", "hole"] and len(result["per_seed"]) == 2
+    assert np.sum(result["per_seed"][0]["confusion"]) == 6, "normal images are not used"
+    assert {arm: each["protocol"]["synthetic_fraction"] for arm, each in results.items()} == {
         "real_only": 0.0,
         "crop-paste": 0.5,
         "crop-paste-at-25": 0.25,
     }
     assert (
-        set(found["interval"]) == set(found["mean"]) == {"accuracy", "balanced_accuracy", "recall_dent", "recall_hole"}
+        set(result["interval"])
+        == set(result["mean"])
+        == {"accuracy", "balanced_accuracy", "recall_dent", "recall_hole"}
     )
-    steps = {(result["protocol"]["steps"], result["protocol"]["batch_size"]) for result in results.values()}
+    steps = {(each["protocol"]["steps"], each["protocol"]["batch_size"]) for each in results.values()}
     assert steps == {(2, 4)}
     before = (tmp_path / "metrics/classify/p/crop-paste.json").read_bytes()
     run(project, "p", "crop-paste")
@@ -180,6 +182,6 @@ def test_the_stage_writes_its_results_and_protocol(tmp_path):
 
 def test_a_product_with_one_defect_type_has_no_scores_but_a_reason(tmp_path):
     run(_project(tmp_path, ("dent",)), "p", "real_only")
-    found = json.loads((tmp_path / "metrics/classify/p/real_only.json").read_text())
-    assert found["mean"]["accuracy"] is None
-    assert found["reasons"]["accuracy"] == "p has 1 defect type(s) to train on; expected at least 2"
+    result = json.loads((tmp_path / "metrics/classify/p/real_only.json").read_text())
+    assert result["mean"]["accuracy"] is None
+    assert result["reasons"]["accuracy"] == "p has 1 defect type(s) to train on; expected at least 2"

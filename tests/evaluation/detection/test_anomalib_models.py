@@ -133,8 +133,8 @@ def test_patchcore_on_the_demo_with_and_without_generated_images(tmp_path):
     save_png(np.full((128, 128, 3), 128, np.uint8), folder / "images/g.png")  # A grey image changes no score.
     write_manifest([ManifestRow(**row | {"image": "images/g.png", "accepted": True})], folder / "manifest.parquet")
     detect.run(project, "weave")
-    found = json.loads((tmp_path / "metrics/detect/weave.json").read_text())
-    plain, more = found["rows"]
+    result = json.loads((tmp_path / "metrics/detect/weave.json").read_text())
+    plain, more = result["rows"]
     assert (plain["model"], plain["normals"], more["normals"]) == ("patchcore", "real", "seas")
     assert more["protocol"]["generated_normal"] == 1 and plain["protocol"]["generated_normal"] == 0
     assert plain["mean"]["iou"] is None and "threshold" in plain["reasons"]["iou"]
