@@ -1,0 +1,10 @@
+from .backbones.load import Backbone as Backbone
+from .backbones.load import load_backbone as load_backbone
+from .errors import InputError as InputError
+from .generators.base import Example as Example
+from .generators.base import SyntheticPair as SyntheticPair
+from .project.handle import open_project as open_project
+from .synthesis.defect_generator import DefectGenerator as DefectGenerator
+from .synthesis.defect_generator import create_generator as create_generator
+from .synthesis.defect_generator import load_generator as load_generator
+from .synthesis.defect_generator import read_examples as read_examples

@@ -1,0 +1,9 @@
+from .adapt import adapt_denoiser as adapt_denoiser
+from .adapt import train_normal_denoiser as train_normal_denoiser
+from .config import AdaptConfig as AdaptConfig
+from .normal_sampler import NormalSampler as NormalSampler
+from .normal_sampler import SamplerConfig as SamplerConfig
+from .product import adapt_to_product as adapt_to_product
+from .sampler_choice import choose_sampler as choose_sampler
+from .sensor_noise import add_sensor_noise as add_sensor_noise
+from .sensor_noise import estimate_sensor_noise as estimate_sensor_noise

@@ -1,0 +1,15 @@
+from .base import CheckedRequest as CheckedRequest
+from .base import Example as Example
+from .base import Generator as Generator
+from .base import SampleRequest as SampleRequest
+from .base import SyntheticPair as SyntheticPair
+from .base import check_request as check_request
+from .registry import Capabilities as Capabilities
+from .registry import GeneratorConfig as GeneratorConfig
+from .registry import generator_capabilities as generator_capabilities
+from .registry import generator_class as generator_class
+from .registry import generator_config as generator_config
+from .registry import generator_names as generator_names
+from .trained import SavedGenerator as SavedGenerator
+from .trained import TrainedGenerator as TrainedGenerator
+from .training_free import TrainingFreeGenerator as TrainingFreeGenerator

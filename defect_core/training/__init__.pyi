@@ -1,0 +1,8 @@
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
+from .loop import TrainingConfig as TrainingConfig
+from .loop import step_generator as step_generator
+from .loop import train as train
+from .muon import Muon as Muon
+from .precision import bf16_autocast as bf16_autocast
+from .precision import bf16_inference as bf16_inference
