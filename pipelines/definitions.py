@@ -1,6 +1,6 @@
-"""What Dagster loads: the assets, checks, jobs, the schedule and the sensor of one project.
+"""The definitions that Dagster loads: the assets, checks, jobs, schedule and sensors of one project.
 
-The project is the folder in DEFECTORY_PROJECT, else the one that the current folder lies in.
+The project is the folder in DEFECTORY_PROJECT, otherwise the one that contains the current folder.
 """
 
 import os
@@ -18,7 +18,7 @@ from pipelines.sensors import build_sensors
 
 
 def build_definitions(project: Project) -> dg.Definitions:
-    """The definitions of a project; for one without products a single asset that says how to add one."""
+    """Return the definitions of a project; without products a single asset that says how to add one."""
     if not project.params.products:
         return dg.Definitions(
             assets=[
@@ -41,14 +41,14 @@ def build_definitions(project: Project) -> dg.Definitions:
 
 
 def runner_resource(project: Project) -> dg.ResourceDefinition:
-    """Who does the work; what the environment says may be changed for one run in the launchpad."""
+    """Return the resource that does the work. Its defaults come from the environment; the launchpad can change them."""
 
     @dg.resource(
         config_schema={
             "name": dg.Field(
                 str,
                 default_value=os.environ.get("DEFECTORY_RUNNER") or "local",
-                description="local (a child process), ray, or kubernetes (a child process in the step's pod)",
+                description="local (a child process), ray, or kubernetes (a child process in the pod of the step)",
             ),
             "address": dg.Field(
                 str, default_value=os.environ.get("RAY_ADDRESS", ""), description="ray: host:port of the cluster's head"

@@ -14,21 +14,21 @@ from defect_core.graph.local import child_environment
 from defect_core.project.paths import Project
 
 DAGSTER_YAML = """\
-# Written by pipelines/dev.py. Runs, events and logs lie beside this file; nothing leaves the machine.
+# Written by pipelines/dev.py. Runs, events and logs are stored beside this file; nothing leaves the machine.
 telemetry: {enabled: false}
 nux: {enabled: false}
-# without it a cancelled run keeps its place in its pool for ever
+# Without it a cancelled run never frees its slot in the pool.
 run_monitoring: {enabled: true, free_slots_after_run_end_seconds: 60}
 concurrency:
-  # the pools are `gpu` and `cpu`: one piece of work at a time in each
+  # The pools are `gpu` and `cpu`. One step at a time runs in each.
   pools: {granularity: op, default_limit: 1}
   runs: {max_concurrent_runs: 4}
 """
-STOP_S = 40.0
+STOP_TIMEOUT_S = 40.0
 
 
 def prepare_home(project: Project) -> Path:
-    """DAGSTER_HOME of a project, with its dagster.yaml; a dagster.yaml that is already there stays as it is."""
+    """Return DAGSTER_HOME of a project, with a dagster.yaml; an existing dagster.yaml is not changed."""
     home = project.state / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
@@ -38,21 +38,21 @@ def prepare_home(project: Project) -> Path:
 
 
 def serve(project: Project, port: int) -> int:
-    """Run `dagster dev` until it ends or is interrupted; its exit status.
+    """Run `dagster dev` until it ends or is interrupted; return its exit status.
 
     Raises:
         InputError: the project has no workspace.yaml.
     """
     if not project.path("workspace.yaml").is_file():
-        raise InputError(f"{project.root}: no workspace.yaml; expected a project laid down by `defectory init`")
+        raise InputError(f"{project.root}: no workspace.yaml; expected a project created by `defectory init`")
     environment = {
         **child_environment(project),
         "DAGSTER_HOME": str(prepare_home(project)),
         "DAGSTER_DISABLE_TELEMETRY": "1",
     }
-    # a shell that starts this in the background ignores SIGINT, and children inherit that: then nothing could stop it
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, signal.default_int_handler)
+    # A shell that starts this in the background ignores SIGINT, and children inherit that. Then nothing could stop it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     child = subprocess.Popen(
         [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
         cwd=project.root,
@@ -63,19 +63,17 @@ def serve(project: Project, port: int) -> int:
     try:
         return child.wait()
     except KeyboardInterrupt:
-        print(
-            "Stopping; unfinished runs end here and go on from there when launched again", file=sys.stderr, flush=True
-        )
+        print("Stopping. A stopped run continues when it is launched again.", file=sys.stderr, flush=True)
         _stop_group(child)
         return 0
 
 
-def _stop_group(child: subprocess.Popen) -> None:
-    """Interrupt the server with its run workers, as a terminal would, and wait until the last of them is gone.
+def _stop_group(child: subprocess.Popen[bytes]) -> None:
+    """Interrupt the server and its run workers, as a terminal would, and wait until all have ended.
 
-    Told alone, the server leaves its run workers at work behind it.
+    If only the server is interrupted, its run workers continue.
     """
-    deadline = time.monotonic() + STOP_S
+    deadline = time.monotonic() + STOP_TIMEOUT_S
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGINT)
         while time.monotonic() < deadline:
@@ -87,7 +85,7 @@ def _stop_group(child: subprocess.Popen) -> None:
 
 
 def main() -> None:
-    """Read the command line; a mistake of the user is one line and exit status 2."""
+    """Read the command line; exit with status 2 and one line for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.dev", description=__doc__)
     parser.add_argument("--port", type=int, default=3000)
     port = parser.parse_args().port

@@ -1,7 +1,7 @@
-"""What Dagster is told of an instance that is up to date: one materialisation and its checks, whoever did the work.
+"""Events for Dagster: one materialisation and its checks for each instance that is up to date.
 
-DVC's hash of the output is the data version. A digest of the whole entry in dvc.lock goes along as a tag, so that work
-done by `dvc repro` or `defectory run` is told apart from what Dagster knows already, and is reported once.
+DVC's hash of the output is the data version. A tag holds a digest of the instance's entry in dvc.lock. By this tag work
+of `dvc repro` or `defectory run` is recognised as new, and is reported once.
 """
 
 import hashlib
@@ -15,39 +15,40 @@ import dagster as dg
 
 from defect_core.graph.code import code_digest, code_root
 from defect_core.graph.dvcfile import CODE_FILE
-from defect_core.graph.instances import Instance, active_stages, instances
+from defect_core.graph.instances import Instance, active_stages, instances, stage_named
 from defect_core.lineage.lock import read_lock
 from defect_core.project.paths import Project
 from pipelines.checks import check_results
-from pipelines.metadata import cost, describe
+from pipelines.metadata import Metadata, read_cost_metadata
 from pipelines.partitions import partition_key
+from pipelines.stage_views import STAGE_VIEWS
 from pipelines.state import code_version, data_version, reads_from
 
 LOCK_TAG = "defectory/lock_entry"
 VERSION_TAG = "dagster/data_version"
-Lock = Mapping[str, Any]
+Lock = dict[str, Any]
 
 
 def lock_tag(instance: Instance, lock: Lock) -> str:
-    """A digest of an instance's entry in dvc.lock: other inputs, settings, code or outputs give another one."""
+    """Return a digest of the entry in dvc.lock: it changes with the inputs, settings, code and outputs."""
     return hashlib.sha256(json.dumps(lock[instance.address], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def facts(project: Project, instance: Instance) -> dict[str, Any]:
-    """The metadata of an instance that is up to date, without what only the caller knows."""
+def instance_metadata(project: Project, instance: Instance) -> Metadata:
+    """Return the metadata of an instance that is up to date."""
     return {
-        **describe(project, instance),
+        **STAGE_VIEWS[instance.stage.name].read_metadata(project, instance),
         "dvc": dg.MetadataValue.text(instance.address),
         "files": dg.MetadataValue.text(", ".join(instance.outputs + instance.metrics)),
-        **cost(project, instance),
+        **read_cost_metadata(project, instance),
     }
 
 
-def evaluations(project: Project, instance: Instance) -> list[dg.AssetCheckEvaluation]:
-    """The checks of an instance, as events that belong to no step."""
+def evaluate_checks(project: Project, instance: Instance) -> list[dg.AssetCheckEvaluation]:
+    """Run the checks of an instance; return them as events that belong to no step."""
     return [
         dg.AssetCheckEvaluation(
-            check_name=result.check_name,
+            check_name=str(result.check_name),
             asset_key=dg.AssetKey(instance.stage.name),
             passed=result.passed,
             metadata=result.metadata,
@@ -59,37 +60,42 @@ def evaluations(project: Project, instance: Instance) -> list[dg.AssetCheckEvalu
     ]
 
 
-def unreported(project: Project, dagster: dg.DagsterInstance, lock: Lock) -> list[Instance]:
-    """The instances whose entry in dvc.lock is not the one that Dagster was last told of, each after what it reads."""
-    found = []
+def find_unreported(project: Project, dagster: dg.DagsterInstance, lock: Lock) -> list[Instance]:
+    """Return the instances whose entry in dvc.lock is not the last one in Dagster, each after what it reads."""
+    unreported = []
     for stage in active_stages(project.params):
         cells = [cell for cell in instances(stage, project.params) if cell.address in lock]
-        known = _last_tags(dagster, stage.name, bool(stage.grid)) if cells else {}
+        reported = _last_tags(dagster, stage.name, bool(stage.grid)) if cells else {}
         for cell in cells:
-            told = known.get(partition_key(cell) or "", {})
-            if LOCK_TAG in told:
-                new = told[LOCK_TAG] != lock_tag(cell, lock)
+            tags = reported.get(partition_key(cell) or "", {})
+            if LOCK_TAG in tags:
+                is_new = tags[LOCK_TAG] != lock_tag(cell, lock)
             else:
-                new = told.get(VERSION_TAG) != data_version(cell, lock)
-            if new:
-                found.append(cell)
-    return found
+                is_new = tags.get(VERSION_TAG) != data_version(cell, lock)
+            if is_new:
+                unreported.append(cell)
+    return unreported
 
 
-class Reported(NamedTuple):
-    """What Dagster was told of, and how many instances it was not."""
+class Report(NamedTuple):
+    """The outcome of a report.
 
-    told: list[Instance]
-    left: int
+    Attributes:
+        reported: instances that Dagster now shows.
+        pending: number of instances that could not be reported yet.
+    """
+
+    reported: list[Instance]
+    pending: int
 
 
 class Reporter:
-    """Tells Dagster of work that it had no part in.
+    """Reports to Dagster what ran without it.
 
     Args:
-        project: where.
-        dagster: whom to tell.
-        lock: the entries of dvc.lock, where they have been read already.
+        project: the project.
+        dagster: the instance of Dagster.
+        lock: the entries of dvc.lock; None: read them.
     """
 
     def __init__(self, project: Project, dagster: dg.DagsterInstance, lock: Lock | None = None) -> None:
@@ -100,30 +106,35 @@ class Reporter:
         self._digests: dict[str, str | None] = {}
         self._code_versions: dict[str, str] = {}
 
-    def report(self, log: Callable[[str], object], budget_s: float = float("inf")) -> "Reported":
-        """Report what Dagster does not know, until `budget_s` seconds have gone.
+    def report(self, log: Callable[[str], object], budget_s: float = float("inf")) -> Report:
+        """Report what Dagster does not know, for at most about `budget_s` seconds.
 
-        An instance whose files are not those of dvc.lock (at work, or not pulled) waits until they are. DVC is not
-        asked: its lock would get into the way of a `dvc repro` that is at work.
+        An instance is not reported while its files differ from dvc.lock, because it is running or was not pulled. DVC
+        is not called, because its lock would block a `dvc repro` that is running.
+
+        Args:
+            log: receives one line per instance.
+            budget_s: no instance is started after this time.
         """
-        until = time.monotonic() + budget_s
-        found = unreported(self.project, self.dagster, self.lock)
-        told = []
-        for cell in found:
-            if time.monotonic() > until:
+        deadline = time.monotonic() + budget_s
+        unreported = find_unreported(self.project, self.dagster, self.lock)
+        reported = []
+        for cell in unreported:
+            if time.monotonic() > deadline:
                 break
-            if not self._here(cell):
-                log(f"{cell.address}: its files are not those of dvc.lock; not reported yet")
+            if not self._has_recorded_files(cell):
+                log(f"{cell.address}: its files differ from dvc.lock; not reported yet")
                 continue
-            self.dagster.report_runless_asset_event(self.materialization(cell, facts(self.project, cell)))
-            for evaluation in evaluations(self.project, cell):
+            metadata = instance_metadata(self.project, cell)
+            self.dagster.report_runless_asset_event(self.materialization(cell, metadata))
+            for evaluation in evaluate_checks(self.project, cell):
                 self.dagster.report_runless_asset_event(evaluation)
             log(f"{cell.address}: reported")
-            told.append(cell)
-        return Reported(told, len(found) - len(told))
+            reported.append(cell)
+        return Report(reported, len(unreported) - len(reported))
 
-    def materialization(self, cell: Instance, metadata: Mapping[str, Any]) -> dg.AssetMaterialization:
-        """The event of an instance that DVC has on record, as a step of its asset would have left it."""
+    def materialization(self, cell: Instance, metadata: Metadata) -> dg.AssetMaterialization:
+        """Return the event that a step of the asset would have written for an instance in dvc.lock."""
         return dg.AssetMaterialization(
             cell.stage.name,
             partition=partition_key(cell),
@@ -133,79 +144,77 @@ class Reporter:
                 "dagster/data_version_is_user_provided": "true",
                 LOCK_TAG: lock_tag(cell, self.lock),
                 "dagster/code_version": self.code_version(cell),
-                **dict(self._inputs(cell)),
+                **dict(self._input_tags(cell)),
             },
         )
 
     def code_version(self, cell: Instance) -> str:
-        """The code version of the asset if the work was done by the code that is here now, else another one."""
+        """Return the code version of the asset if the installed code did the work, otherwise another version."""
         entry = self.lock[cell.address]
         digest = entry.get("params", {}).get(CODE_FILE, {}).get(cell.address)
         recorded = {item["path"]: item.get("md5") for item in entry.get("deps", []) if item["path"] in cell.code}
         if digest is not None:
-            same = digest == code_digest(cell.code)
+            is_installed = digest == code_digest(cell.code)
         else:
-            same = all(self._digest(path) == md5 for path, md5 in recorded.items())
-        if not same:
+            is_installed = all(self._code_file_digest(path) == md5 for path, md5 in recorded.items())
+        if not is_installed:
             return "dvc-" + hashlib.sha256(repr((digest, sorted(recorded.items()))).encode()).hexdigest()[:12]
         name = cell.stage.name
         if name not in self._code_versions:
-            stage = next(stage for stage in active_stages(self.project.params) if stage.name == name)
-            self._code_versions[name] = code_version(stage, self.project)
+            self._code_versions[name] = code_version(stage_named(name), self.project)
         return self._code_versions[name]
 
-    def _here(self, cell: Instance) -> bool:
-        """Whether the files of an instance are those that dvc.lock names."""
-        return all(
-            _dvc_digest(self.project.path(out["path"])) == out["md5"] for out in self.lock[cell.address].get("outs", [])
-        )
+    def _has_recorded_files(self, cell: Instance) -> bool:
+        """Return whether the files of an instance are those that dvc.lock names."""
+        outputs = self.lock[cell.address].get("outs", [])
+        return all(_dvc_digest(self.project.path(output["path"])) == output["md5"] for output in outputs)
 
-    def _inputs(self, cell: Instance) -> Iterator[tuple[str, str]]:
-        """Which data of other assets it was made from, as Dagster writes that itself after a run.
+    def _input_tags(self, cell: Instance) -> Iterator[tuple[str, str]]:
+        """Yield the tags that name the data of other assets that an instance read, as Dagster writes them after a run.
 
-        The pointer says up to which event of the other asset the data counts as read: the last one where DVC read
-        what is on record now, else the one before, so that Dagster calls the instance stale as DVC does.
+        The pointer is the last event of the other asset whose data was read. It is the latest event if DVC read what is
+        recorded now, and the one before it otherwise. Dagster then calls the instance stale exactly if DVC does.
         """
-        entry = self.lock[cell.address]
-        read = {item["path"]: item.get("md5") for item in entry.get("deps", [])}
+        read = {item["path"]: item.get("md5") for item in self.lock[cell.address].get("deps", [])}
         for name in cell.stage.after:
             others = [other for other in self.cells if other.stage.name == name and reads_from(cell, other)]
             if not others:
                 continue
             events = self.dagster.fetch_materializations(dg.AssetKey(name), limit=1).records
-            versions, current = [], True
+            versions, is_current = [], True
             for other in others:
-                written = {out["path"]: out["md5"] for out in self.lock.get(other.address, {}).get("outs", [])}
+                written = {output["path"]: output["md5"] for output in self.lock.get(other.address, {}).get("outs", [])}
                 versions += written.values()
-                current &= all(written[path] == md5 for path, md5 in read.items() if path in written)
-            pointer = events[0].storage_id - (not current) if events else "NULL"
+                is_current &= all(written[path] == md5 for path, md5 in read.items() if path in written)
+            pointer = events[0].storage_id - (not is_current) if events else "NULL"
             version = versions[0] if len(versions) == 1 else hashlib.sha256("".join(versions).encode()).hexdigest()
             yield f"dagster/input_data_version/{name}", version
             yield f"dagster/input_event_pointer/{name}", str(pointer)
 
-    def _digest(self, path: str) -> str | None:
-        """The md5 of a code file or folder as DVC takes it; None where it is missing."""
+    def _code_file_digest(self, path: str) -> str | None:
+        """Return DVC's md5 of a code file or folder; None if it is missing."""
         if path not in self._digests:
             self._digests[path] = _dvc_digest(code_root() / path)
         return self._digests[path]
 
 
-def _last_tags(dagster: dg.DagsterInstance, name: str, partitioned: bool) -> Mapping[str, Mapping[str, str]]:
-    """Tags of the latest materialisation of each partition of an asset; under "" where it has none."""
+def _last_tags(dagster: dg.DagsterInstance, name: str, is_partitioned: bool) -> Mapping[str, Mapping[str, str]]:
+    """Return the tags of the latest materialisation of each partition; of "" for an asset without partitions."""
     key = dg.AssetKey(name)
-    if not partitioned:
+    if not is_partitioned:
         event = dagster.get_latest_materialization_event(key)
-        return {"": event.asset_materialization.tags or {}} if event else {}
+        materialization = event.asset_materialization if event else None
+        return {"": materialization.tags or {}} if materialization else {}
     ids = dagster.event_log_storage.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
     if not ids:
         return {}
     latest = dg.AssetRecordsFilter(asset_key=key, storage_ids=list(ids.values()))
     events = [record.asset_materialization for record in dagster.fetch_materializations(latest, limit=len(ids)).records]
-    return {event.partition: event.tags or {} for event in events if event}
+    return {event.partition: event.tags or {} for event in events if event and event.partition is not None}
 
 
 def _dvc_digest(path: Path) -> str | None:
-    """The md5 of a file or folder as DVC takes it, without what .dvcignore leaves out; None where it is missing."""
+    """Return DVC's md5 of a file or folder, without the files that .dvcignore excludes; None if it is missing."""
     if path.is_file():
         return _md5(path)
     if not path.is_dir():

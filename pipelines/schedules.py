@@ -1,4 +1,4 @@
-"""The nightly schedule: at 02:00 UTC, whatever is stale."""
+"""The nightly schedule: it runs at 02:00 UTC what is stale."""
 
 import dagster as dg
 
@@ -17,10 +17,10 @@ UNFINISHED = [
 
 
 def build_schedule(project: Project, job: dg.JobDefinition) -> dg.ScheduleDefinition:
-    """Asks DVC what is stale and starts the nightly job for it.
+    """Return the schedule that starts the nightly job if DVC calls something stale.
 
-    It runs from the start, without being switched on in the UI: a tick with nothing to do costs two seconds. It
-    starts nothing while an earlier nightly run is unfinished, and one night starts one run at most.
+    It is switched on by default, because a tick without work costs two seconds. It starts at most one run per night,
+    and none while an earlier nightly run is unfinished.
     """
     root = project.root
 
@@ -29,7 +29,7 @@ def build_schedule(project: Project, job: dg.JobDefinition) -> dg.ScheduleDefini
         cron_schedule=CRON,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Every night at 02:00 UTC: whatever DVC calls stale.",
+        description="Every night at 02:00 UTC: runs what DVC calls stale.",
     )
     def nightly_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         unfinished = context.instance.get_run_ids(dg.RunsFilter(job_name=NIGHTLY, statuses=UNFINISHED), limit=1)

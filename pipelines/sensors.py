@@ -1,4 +1,4 @@
-"""Sensors: new raw images are taken in once copying has ended; what ran without Dagster is shown in it."""
+"""Sensors: one ingests new raw images after they were copied, one reports what ran without Dagster."""
 
 import hashlib
 import json
@@ -16,56 +16,56 @@ from pipelines.jobs import REAL_DATA
 
 INTERVAL_S = 60
 REPORT_INTERVAL_S = 30
-REPORT_BUDGET_S = 25.0  # Dagster gives a tick a minute
-AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+REPORT_BUDGET_S = 25.0
+"""Dagster stops a tick after one minute."""
+RUNNING = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def build_sensors(project: Project) -> list[dg.SensorDefinition]:
-    """All sensors of a project; both run from the start, without being switched on in the UI."""
+    """Return all sensors of a project; they are switched on by default."""
     return [build_image_sensor(project), build_report_sensor(project)]
 
 
 def build_report_sensor(project: Project) -> dg.SensorDefinition:
-    """Watches dvc.lock: what `dvc repro`, `defectory run` or `dvc pull` brought shows up as materialised partitions,
-    with their checks.
+    """Return the sensor that reports what `dvc repro`, `defectory run` or `dvc pull` changed in dvc.lock.
 
-    It says nothing while a run of Dagster is at work, which reports what it does itself. The cursor is a digest of
-    dvc.lock when all of it had been reported.
+    It does nothing while Dagster runs something, because a run reports its own work. The cursor is the digest of the
+    last dvc.lock that was reported completely.
     """
     root = project.root
 
     @dg.sensor(
         minimum_interval_seconds=REPORT_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="What ran by `dvc repro` or `defectory run`: shown as materialised partitions.",
+        description="Reports what `dvc repro` or `defectory run` did as materialised partitions.",
     )
-    def work_of_dvc(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    def report_dvc_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         current = Project(root)
         path = current.path(LOCK_FILE)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
         if not digest or digest == context.cursor:
-            return dg.SkipReason("dvc.lock is as it was")
-        at_work = context.instance.get_run_ids(dg.RunsFilter(statuses=AT_WORK), limit=1)
-        if at_work:
-            return dg.SkipReason(f"run {at_work[0]} is at work, and reports what it does itself")
+            return dg.SkipReason("dvc.lock has not changed")
+        running = context.instance.get_run_ids(dg.RunsFilter(statuses=RUNNING), limit=1)
+        if running:
+            return dg.SkipReason(f"run {running[0]} is running and reports its own work")
         try:
-            found = Reporter(current, context.instance).report(context.log.info, REPORT_BUDGET_S)
+            result = Reporter(current, context.instance).report(context.log.info, REPORT_BUDGET_S)
         except (OSError, KeyError, yaml.YAMLError) as error:
-            return dg.SkipReason(f"DVC is at work: {error}")
-        if found.left:
-            return dg.SkipReason(f"reported {len(found.told)} instances; {found.left} are left for the next tick")
+            return dg.SkipReason(f"DVC is running: {error}")
+        if result.pending:
+            return dg.SkipReason(f"reported {len(result.reported)} instances; {result.pending} pending")
         context.update_cursor(digest)
-        return dg.SkipReason(f"reported {len(found.told)} instances")
+        return dg.SkipReason(f"reported {len(result.reported)} instances")
 
-    return work_of_dvc
+    return report_dvc_runs
 
 
 def build_image_sensor(project: Project) -> dg.SensorDefinition:
-    """Looks at every product's source folder and starts the job `real_data` for those that changed.
+    """Return the sensor that starts the job `real_data` for products whose source changed.
 
-    It waits until a folder looks the same at two ticks, so that half a copy is not taken in. What it sees first is
-    taken as known: changes made while it was off are left to the nightly run, which asks DVC. What reads the images
-    is stale after that and waits for the night, or for a run by hand.
+    It waits until a source is equal at two ticks, so that it never ingests a half-finished copy. Its first tick only
+    records the sources; the nightly run, which asks DVC, finds changes from before. The stages that read the images
+    are then stale and run at night or by hand.
     """
     root = project.root
 
@@ -73,29 +73,29 @@ def build_image_sensor(project: Project) -> dg.SensorDefinition:
         job_name=REAL_DATA,
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="New, changed or removed raw images: takes the product in again and splits it.",
+        description="New, changed or removed raw images: ingests the product and splits it again.",
     )
     def new_raw_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        known = json.loads(context.cursor) if context.cursor else {}
+        last_states = json.loads(context.cursor) if context.cursor else {}
         current = Project(root)
-        seen, requests = {}, []
+        states, requests = {}, []
         for product in current.params.products:
             digest = source_state(current, product)
             if digest is None:
                 continue
-            last = known.get(product, {"seen": digest, "taken": digest})
-            taken = last["taken"]
-            if digest != taken and digest == last["seen"]:
+            last = last_states.get(product, {"seen": digest, "ingested": digest})
+            ingested = last["ingested"]
+            if digest != ingested and digest == last["seen"]:
                 requests.append(dg.RunRequest(run_key=f"{product}-{digest}", partition_key=product))
-                taken = digest
-            seen[product] = {"seen": digest, "taken": taken}
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(seen, sort_keys=True))
+                ingested = digest
+            states[product] = {"seen": digest, "ingested": ingested}
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(states, sort_keys=True))
 
     return new_raw_images
 
 
 def source_state(project: Project, product: str) -> str | None:
-    """A digest of what lies in a product's source; None for a demo product, and while the source cannot be read."""
+    """Return a digest of the file list of a product's source; None for a demo product or an unreadable source."""
     path = project.params.sources[product].path
     if path is not None and is_url(path):
         try:
@@ -108,10 +108,10 @@ def source_state(project: Project, product: str) -> str | None:
 
 
 def folder_state(folder: Path) -> str:
-    """A digest of names, sizes and times of all files in a folder; no file is read."""
+    """Return a digest of the names, sizes and modification times of all files in a folder; no file is read."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            facts = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+            status = path.stat()
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

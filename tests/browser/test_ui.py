@@ -1,7 +1,7 @@
-"""The factory in a real browser: the graph, a partition materialised by hand, a planted leak, the report.
+"""The UI in a real browser: the graph, a materialised partition, a leak, the report.
 
-Needs Debian's `chromium` and the package `playwright`; without them it is skipped, and says so, unless
-DEFECTORY_BROWSER=required, as in CI. Pictures are kept in the folder that DEFECTORY_SCREENSHOTS names.
+The tests need Debian's `chromium` and the package `playwright`. Without them they are skipped, or fail if
+DEFECTORY_BROWSER=required. Screenshots are written to the folder DEFECTORY_SCREENSHOTS.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from defect_core.cli.scaffold import init_project, request_regeneration
-from defect_core.data.records import read_records
+from defect_core.data.records import record_rows
 from defect_core.graph.local import child_environment
 from defect_core.project.paths import Project
 
@@ -37,12 +37,12 @@ score: {image_size: 64}
 segment: {seeds: [0], image_size: 64, steps: 10}
 """
 CHROMIUM = shutil.which("chromium")
-WAIT_S = 300  # an upper bound for a loaded machine; on an idle one all of this takes two minutes
+WAIT_S = 300  # An upper bound for a loaded machine; on an idle one all tests take two minutes.
 
 pytestmark = pytest.mark.browser
 
 
-def _needs() -> str:
+def _missing_program() -> str:
     if CHROMIUM is None:
         return "chromium is not installed (Debian: apt-get install chromium)"
     try:
@@ -53,16 +53,16 @@ def _needs() -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def at_hand():
-    if reason := _needs():
+def browser_programs():
+    if reason := _missing_program():
         if os.environ.get("DEFECTORY_BROWSER") == "required":
             pytest.fail(reason)
         pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
-def factory(at_hand, tmp_path_factory):
-    """A small project that `defectory run` brought up to date, while its UI was already at work: (project, URL)."""
+def factory(browser_programs, tmp_path_factory):
+    """A small project that `defectory run` brought up to date while its UI was running: (project, URL)."""
     project = init_project(tmp_path_factory.mktemp("browser") / "factory")
     project.path("params.yaml").write_text(PARAMS)
     project = Project(project.root)
@@ -114,15 +114,15 @@ def _wait(condition):
         time.sleep(0.5)
 
 
-def _picture(page, name):
+def _take_screenshot(page, name):
     folder = os.environ.get("DEFECTORY_SCREENSHOTS")
     if folder:
-        page.wait_for_timeout(1500)  # for what is still being faded in
+        page.wait_for_timeout(1500)  # Wait for the end of animations.
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def _materialise(page, url, asset, partition):
-    """Materialise one partition through the dialog; how the run ended: "Success" or "Failure"."""
+    """Materialise one partition through the dialog; return "Success" or "Failure"."""
     page.goto(f"{url}/assets/{asset}?view=partitions&partition={partition}")
     page.get_by_role("button", name="Materialize…").click()
     with page.expect_response(lambda answer: "mutation Launch" in (answer.request.post_data or "")) as answer:
@@ -134,7 +134,7 @@ def _materialise(page, url, asset, partition):
     return status.inner_text()
 
 
-def test_what_dvc_ran_stands_in_the_graph(factory, page):
+def test_the_graph_shows_what_dvc_ran(factory, page):
     from playwright.sync_api import expect
 
     _, url = factory
@@ -144,13 +144,13 @@ def test_what_dvc_ran_stands_in_the_graph(factory, page):
     page.goto(f"{url}/assets/synthesize?view=lineage")
     for name in ("ingest", "split", "finetune", "synthesize", "score", "segment", "leaderboard"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
-    _picture(page, "graph")
-    # `defectory run` told Dagster nothing: the sensor `work_of_dvc` did
+    _take_screenshot(page, "graph")
+    # `defectory run` does not call Dagster; the sensor `report_dvc_runs` reported it.
     page.goto(f"{url}/assets/synthesize?view=partitions&partition=crop-paste%7Cweave")
     expect(page.get_by_text("Materialized (1)")).to_be_visible()
 
 
-def test_one_partition_is_materialised_and_shows_its_sheet(factory, page):
+def test_a_materialised_partition_shows_its_contact_sheet(factory, page):
     from playwright.sync_api import expect
 
     project, url = factory
@@ -163,29 +163,29 @@ def test_one_partition_is_materialised_and_shows_its_sheet(factory, page):
     sheet = page.locator("img[alt^='synthetic images']").first
     expect(sheet).to_be_visible()
     assert sheet.evaluate("image => image.complete && image.naturalWidth") > 500
-    _picture(page, "synthesize")
+    _take_screenshot(page, "synthesize")
 
 
-def test_a_planted_leak_is_a_failed_check(factory, page):
+def test_a_leak_fails_the_check(factory, page):
     from playwright.sync_api import expect
 
     project, url = factory
-    records = read_records(project.path("data/split/weave.parquet"))
-    sides = {side: next(r.image for r in records if r.split == side and r.mask) for side in ("train", "test")}
+    records = record_rows(project.path("data/split/weave.parquet"))
+    images = {split: next(r.image for r in records if r.split == split and r.mask) for split in ("train", "test")}
     raw = project.path("data/raw/weave")
-    kept = (raw / sides["train"]).read_bytes()
-    shutil.copyfile(raw / sides["test"], raw / sides["train"])
+    content = (raw / images["train"]).read_bytes()
+    shutil.copyfile(raw / images["test"], raw / images["train"])
     try:
         assert _materialise(page, url, "split", "weave") == "Failure"
         page.goto(f"{url}/assets/split?view=checks")
         expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
-        expect(page.get_by_text(f"{sides['train']} (train) = {sides['test']} (test)").first).to_be_visible()
-        _picture(page, "leak")
+        expect(page.get_by_text(f"{images['train']} (train) = {images['test']} (test)").first).to_be_visible()
+        _take_screenshot(page, "leak")
     finally:
-        (raw / sides["train"]).write_bytes(kept)
+        (raw / images["train"]).write_bytes(content)
 
 
-def test_the_report_opens_with_its_pictures(factory, page):
+def test_the_report_shows_its_pictures(factory, page):
     from playwright.sync_api import expect
 
     project, _ = factory
@@ -196,4 +196,4 @@ def test_the_report_opens_with_its_pictures(factory, page):
         image.scroll_into_view_if_needed()
         page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
     page.evaluate("window.scrollTo(0, 0)")
-    _picture(page, "report")
+    _take_screenshot(page, "report")

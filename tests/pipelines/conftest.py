@@ -1,4 +1,4 @@
-"""A project of two tiny products under a real DVC, taken in and split through Dagster once for all tests."""
+"""A project of two tiny products under a real DVC; one product is ingested and split by Dagster, once for all tests."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -30,8 +30,8 @@ segment: {seeds: [0], image_size: 32, steps: 1}
 """
 
 
-class Recording(LocalRunner):
-    """The local runner, keeping what it logs."""
+class RecordingRunner(LocalRunner):
+    """The local runner; it stores what it logs."""
 
     def __init__(self, project):
         super().__init__(project)
@@ -41,11 +41,11 @@ class Recording(LocalRunner):
         super().bring_up_to_date(instance, lambda line: (self.lines.append(line), log(line)))
 
 
-class Nothing:
-    """A runner for which everything is up to date."""
+class IdleRunner:
+    """A runner that never runs anything."""
 
     def bring_up_to_date(self, instance, log):
-        log("nothing to do")
+        log("everything is up to date")
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Outcome:
 
 
 def _materialise(project, name, key, runner=None, instance=None):
-    """Materialise one partition of one asset, as the UI would."""
-    runner = runner or Recording(project)
+    """Materialise one partition of one asset, like the UI."""
+    runner = runner or RecordingRunner(project)
     result = dg.materialize(
         build_assets(project),
         selection=[name],
@@ -68,8 +68,8 @@ def _materialise(project, name, key, runner=None, instance=None):
     return Outcome(result, getattr(runner, "lines", []))
 
 
-def draw_images(folder, seed):
-    """6 good and 2 x 4 defective images of 64 px with masks, in MVTec AD's layout."""
+def write_product_images(folder, seed):
+    """Write 6 normal and 2 x 4 defective images of 64 px with masks, in the layout of MVTec AD."""
     rng = np.random.default_rng(seed)
     for number in range(6):
         save_png(rng.integers(90, 130, (64, 64, 3), dtype=np.uint8), folder / f"train/good/{number:03d}.png")
@@ -84,12 +84,12 @@ def draw_images(folder, seed):
 
 
 @pytest.fixture(scope="session")
-def laid_down(tmp_path_factory):
-    """The project, with `bolt` taken in and split; and what the two runs said. Do not change it: see `project`."""
+def ingested_project(tmp_path_factory):
+    """The project with `bolt` ingested and split, and the outcomes of both runs; do not change it."""
     project = init_project(tmp_path_factory.mktemp("pipelines") / "project")
     project.path("params.yaml").write_text(PARAMS)
     for seed, product in enumerate(("bolt", "nut")):
-        draw_images(project.path(f"images/{product}"), seed)
+        write_product_images(project.path(f"images/{product}"), seed)
     project = Project(project.root)
     return project, [_materialise(project, name, "bolt") for name in ("ingest", "split")]
 
@@ -100,18 +100,18 @@ def materialise():
 
 
 @pytest.fixture(scope="session")
-def images():
-    """Draws a product's images into a folder, from a seed."""
-    return draw_images
+def write_images():
+    """Write the images of a product to a folder, from a seed."""
+    return write_product_images
 
 
 @pytest.fixture
-def nothing():
-    return Nothing()
+def idle_runner():
+    return IdleRunner()
 
 
 @pytest.fixture
-def project(laid_down, tmp_path):
+def project(ingested_project, tmp_path):
     """A copy of the project for one test."""
-    shutil.copytree(laid_down[0].root, tmp_path / "project", symlinks=True)
+    shutil.copytree(ingested_project[0].root, tmp_path / "project", symlinks=True)
     return Project(tmp_path / "project")

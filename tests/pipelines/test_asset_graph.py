@@ -1,4 +1,4 @@
-"""The Stage table, dvc.yaml and Dagster's assets are one graph; loading it is cheap."""
+"""The stage table, dvc.yaml and the assets of Dagster are one graph; loading it is cheap."""
 
 import re
 import shutil
@@ -12,22 +12,23 @@ import yaml
 
 from defect_core.cli.scaffold import init_project
 from defect_core.errors import InputError
-from defect_core.graph import dvcfile
+from defect_core.graph import code
 from defect_core.graph.dvcfile import render
 from defect_core.graph.instances import instances, stage_named
 from defect_core.graph.local import child_environment
 from defect_core.graph.table import STAGES
 from defect_core.project.params import Params
 from defect_core.project.paths import Project
-from pipelines.assets import GROUPS, code_version
+from pipelines.assets import code_version
 from pipelines.definitions import build_definitions
 from pipelines.partitions import instance_of, partition_key, partitions_of
-from pipelines.state import around, reads_from, with_dependants
+from pipelines.stage_views import STAGE_VIEWS
+from pipelines.state import reads_from, related_addresses, with_dependants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-JUDGED = {  # what reads the set that crop-paste draws for nut
-    f"{judge}{arm}"
-    for judge in ("segment@nut-", "classify@nut-", "segment_unified@")
+ARMS_OF_SET = {  # instances that read the set of crop-paste for nut
+    f"{prefix}{arm}"
+    for prefix in ("segment@nut-", "classify@nut-", "segment_unified@")
     for arm in ("crop-paste", "crop-paste-at-25", "mix")
 }
 ARMS = ("real_only", "crop-paste", "crop-paste-at-25", "disentangled-inversion", "mix")
@@ -53,20 +54,20 @@ def graph(sample):
 
 @pytest.fixture(scope="module")
 def dvc_deps(sample):
-    """Dependencies by address, as the rendered dvc.yaml says them."""
-    found = {}
+    """The dependencies of each address in the rendered dvc.yaml."""
+    dependencies = {}
     for name, block in yaml.safe_load(render(sample))["stages"].items():
         if "foreach" not in block:
-            found[name] = block["deps"]
+            dependencies[name] = block["deps"]
             continue
         for key, item in block["foreach"].items():
             filled = (re.sub(r"\$\{item\.(\w+)\}", lambda m, item=item: item[m[1]], d) for d in block["do"]["deps"])
-            found[f"{name}@{key}"] = list(filled)
-    return found
+            dependencies[f"{name}@{key}"] = list(filled)
+    return dependencies
 
 
 def _upstream(graph, stage, name, key):
-    """The addresses' partitions of an upstream asset that Dagster says a partition needs."""
+    """The partitions of an upstream asset on which Dagster makes a partition depend."""
     down, up = graph.get(dg.AssetKey(stage.name)), graph.get(dg.AssetKey(name))
     subset = None if key is None else down.partitions_def.subset_with_partition_keys([key])
     mapping = graph.get_partition_mapping(down.key, up.key)
@@ -76,16 +77,20 @@ def _upstream(graph, stage, name, key):
     return set(result.partitions_subset.get_partition_keys())
 
 
-def test_every_stage_is_one_asset_with_its_text_pool_and_group(graph):
+def test_each_stage_is_one_asset_with_its_description_pool_and_group(graph):
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {stage.name for stage in STAGES}
     for stage in STAGES:
         node = graph.get(dg.AssetKey(stage.name))
         assert (node.description, node.pools, node.kinds) == (stage.about, {stage.pool}, {"dvc"})
-        assert node.group_name == GROUPS[stage.name]
+        assert node.group_name == stage.group
         assert {key.to_user_string() for key in node.parent_keys} == set(stage.after)
 
 
-def test_a_stage_that_is_switched_off_is_no_asset(sample, tmp_path):
+def test_every_stage_has_a_view():
+    assert list(STAGE_VIEWS) == [stage.name for stage in STAGES]
+
+
+def test_a_stage_that_is_switched_off_has_no_asset(sample, tmp_path):
     text = sample.path("params.yaml").read_text()
     for section in ("adapt", "release", "classify", "segment_unified", "normals", "detect"):
         text = text.replace(f"{section}: {{}}\n", "")
@@ -95,13 +100,13 @@ def test_a_stage_that_is_switched_off_is_no_asset(sample, tmp_path):
     assert "adapt" not in {key.to_user_string() for key in graph.get(dg.AssetKey("finetune")).parent_keys}
 
 
-def test_a_selection_given_as_text_is_understood(graph):
-    """It breaks where antlr is older than Dagster's parser needs, which DVC's dependencies ask for."""
-    found = dg.AssetSelection.from_string("+split").resolve(graph)
-    assert {key.to_user_string() for key in found} == {"ingest", "split"}
+def test_a_selection_as_text_is_parsed(graph):
+    """It fails if the dependencies of DVC install an antlr that is older than Dagster's parser needs."""
+    selected = dg.AssetSelection.from_string("+split").resolve(graph)
+    assert {key.to_user_string() for key in selected} == {"ingest", "split"}
 
 
-def test_partitions_are_the_instances_of_dvc_yaml(sample, graph, dvc_deps):
+def test_the_partitions_are_the_instances_of_dvc_yaml(sample, graph, dvc_deps):
     addresses = []
     for stage in STAGES:
         partitions = graph.get(dg.AssetKey(stage.name)).partitions_def
@@ -111,7 +116,7 @@ def test_partitions_are_the_instances_of_dvc_yaml(sample, graph, dvc_deps):
     assert set(addresses) == set(dvc_deps)
 
 
-def test_a_partition_needs_exactly_what_dvc_yaml_says_it_reads(sample, graph, dvc_deps):
+def test_a_partition_depends_on_what_its_instance_in_dvc_yaml_reads(sample, graph, dvc_deps):
     cells = [cell for stage in STAGES for cell in instances(stage, sample.params)]
     for cell in cells:
         for name in cell.stage.after:
@@ -135,36 +140,36 @@ def test_a_partition_needs_exactly_what_dvc_yaml_says_it_reads(sample, graph, dv
         ("mix", ["crop-paste", "defectdiffu", "disentangled-inversion", "seas"]),
     ],
 )
-def test_an_arm_needs_the_generators_it_trains_on(graph, arm, generators):
-    found = _upstream(graph, stage_named("segment"), "synthesize", dg.MultiPartitionKey({"arm": arm, "product": "nut"}))
-    assert found == {f"{generator}|nut" for generator in generators}
+def test_an_arm_depends_on_the_generators_it_trains_on(graph, arm, generators):
+    keys = _upstream(graph, stage_named("segment"), "synthesize", dg.MultiPartitionKey({"arm": arm, "product": "nut"}))
+    assert keys == {f"{generator}|nut" for generator in generators}
 
 
-def test_keys_name_their_dimensions_alphabetically(sample):
+def test_a_key_orders_its_dimensions_alphabetically(sample):
     keys = partitions_of(stage_named("finetune"), sample.params).get_partition_keys()
     assert "crop-paste|bolt" in keys
     with pytest.raises(KeyError, match="reload the definitions"):
         instance_of(stage_named("finetune"), "gone|bolt", sample.params)
 
 
-def test_dependants_follow_the_files_and_not_only_the_names(sample):
+def test_dependants_are_found_by_their_files(sample):
     cells = [cell for stage in STAGES for cell in instances(stage, sample.params)]
-    found = {cell.address for cell in with_dependants(["synthesize@nut-crop-paste"], cells)}
-    assert found == {
+    dependants = {cell.address for cell in with_dependants(["synthesize@nut-crop-paste"], cells)}
+    assert dependants == {
         "synthesize@nut-crop-paste",
         "score@nut-crop-paste",
         "release@nut",
         "leaderboard",
-        *JUDGED,
+        *ARMS_OF_SET,
     }
     assert with_dependants([], cells) == []
     by_name = {cell.address: cell for cell in cells}
     assert not reads_from(by_name["segment@bolt-real_only"], by_name["synthesize@bolt-crop-paste"])
 
 
-def test_what_lies_around_an_instance_is_its_ancestors_and_dependants(sample):
+def test_related_addresses_are_dependencies_and_dependants(sample):
     cells = [cell for stage in STAGES for cell in instances(stage, sample.params)]
-    assert around(["synthesize@nut-crop-paste"], cells) == {
+    assert related_addresses(["synthesize@nut-crop-paste"], cells) == {
         "ingest@nut",
         "split@nut",
         "adapt@nut",
@@ -173,13 +178,13 @@ def test_what_lies_around_an_instance_is_its_ancestors_and_dependants(sample):
         "score@nut-crop-paste",
         "release@nut",
         "leaderboard",
-        *JUDGED,
+        *ARMS_OF_SET,
     }
 
 
-def test_code_version_follows_the_code(sample, monkeypatch, tmp_path):
+def test_the_code_version_changes_with_the_code_of_a_stage(sample, monkeypatch, tmp_path):
     shutil.copytree(REPOSITORY / "defect_core", tmp_path / "defect_core")
-    monkeypatch.setattr(dvcfile, "code_root", lambda: tmp_path)
+    monkeypatch.setattr(code, "code_root", lambda: tmp_path)
     before = {stage.name: code_version(stage, sample) for stage in STAGES}
     with (tmp_path / "defect_core/stages/split.py").open("a") as stream:
         stream.write("# changed\n")
@@ -187,7 +192,7 @@ def test_code_version_follows_the_code(sample, monkeypatch, tmp_path):
     assert [name for name in before if before[name] != after[name]] == ["split"]
 
 
-def test_the_chains_to_launch_by_hand_share_their_partitions(sample, tmp_path):
+def test_the_assets_of_a_chain_share_their_partitions(sample, tmp_path):
     names = ("real_data", "synthetic_data", "nightly")
     tmp_path.joinpath("params.yaml").write_text(sample.path("params.yaml").read_text().replace("defectdiffu, ", ""))
     for project, first in ((sample, "synthesize"), (Project(tmp_path), "finetune")):
@@ -196,9 +201,11 @@ def test_the_chains_to_launch_by_hand_share_their_partitions(sample, tmp_path):
         assert chain == {first, "synthesize", "score"}
 
 
-def test_checks_and_their_weight(graph):
-    found = {(key.asset_key.to_user_string(), key.name): graph.get(key).blocking for key in graph.asset_check_keys}
-    assert found == {
+def test_each_check_blocking_or_not(graph):
+    is_blocking = {
+        (key.asset_key.to_user_string(), key.name): graph.get(key).blocking for key in graph.asset_check_keys
+    }
+    assert is_blocking == {
         ("ingest", "real_masks_sane"): True,
         ("split", "disjoint_split"): True,
         ("synthesize", "pairs_aligned"): True,
@@ -214,7 +221,7 @@ def test_checks_and_their_weight(graph):
         assert graph.get(key).partitions_def == graph.get(key.asset_key).partitions_def
 
 
-def test_every_asset_names_its_owners(sample, graph, tmp_path):
+def test_each_asset_has_the_owners_of_params_yaml(sample, graph, tmp_path):
     assert {tuple(graph.get(key).owners) for key in graph.get_all_asset_keys()} == {("team:inspection",)}
     text = sample.path("params.yaml").read_text()
     tmp_path.joinpath("params.yaml").write_text(text + "owners: [team:paint_shop]\n")
@@ -225,10 +232,10 @@ def test_every_asset_names_its_owners(sample, graph, tmp_path):
         Project(tmp_path).params  # noqa: B018
 
 
-def test_definitions_load_fast_and_without_networks(sample):
+def test_the_definitions_load_fast_and_without_torch(sample):
     program = (
         "import sys, time, pipelines.definitions as d\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'segmentation_models_pytorch', 'timm'} & set(sys.modules)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'timm', 'pandas', 'matplotlib'} & set(sys.modules)\n"
         "print(len(d.defs.resolve_all_asset_keys()), sorted(heavy), time.process_time())"
     )
     environment = child_environment(sample)
@@ -241,10 +248,10 @@ def test_definitions_load_fast_and_without_networks(sample):
     )
     count, heavy, seconds = done.stdout.split()
     assert (int(count), heavy) == (len(STAGES), "[]")
-    assert float(seconds) < 4, "seconds of processor time"
+    assert float(seconds) < 4, "seconds of CPU time"
 
 
-def test_a_project_without_products_loads_and_says_what_to_do(tmp_path):
+def test_a_project_without_products_says_how_to_add_one(tmp_path):
     definitions = build_definitions(init_project(tmp_path / "empty"))
     (spec,) = definitions.resolve_all_asset_specs()
     assert "defectory add-product" in spec.description
@@ -262,4 +269,4 @@ def test_a_project_without_generators_loads(tmp_path):
 def test_the_repository_and_new_projects_share_one_workspace_file():
     template = REPOSITORY / "defect_core/cli/templates/workspace.yaml"
     assert (REPOSITORY / "workspace.yaml").read_text() == template.read_text()
-    assert Params().arms  # the defaults themselves load
+    assert Params().arms  # The defaults are valid.

@@ -1,4 +1,4 @@
-"""deploy/: held against Dagster's own schema and Kubernetes' own models, with every name that is used defined."""
+"""The files in deploy/ match the schemas of Dagster and Kubernetes, and every name in them is defined."""
 
 import configparser
 import importlib.util
@@ -36,7 +36,7 @@ def project(tmp_path):
 
 
 @needs_k8s
-def test_the_instance_passes_dagsters_own_schema(launcher, monkeypatch):
+def test_dagster_yaml_matches_the_schemas_of_dagster(launcher, monkeypatch):
     import dagster_k8s
     from dagster._config import process_config, resolve_to_config_type
     from dagster._core.instance.config import dagster_instance_config
@@ -45,26 +45,26 @@ def test_the_instance_passes_dagsters_own_schema(launcher, monkeypatch):
     config, _ = dagster_instance_config(str(DEPLOY))
     assert config["concurrency"]["pools"]["granularity"] == "op"
     schema = resolve_to_config_type(dagster_k8s.K8sRunLauncher.config_type())
-    passed = process_config(schema, launcher)
-    assert passed.success, passed.errors
-    assert not process_config(schema, {**launcher, "job_imaeg": "x"}).success, "the schema refuses unknown keys"
+    result = process_config(schema, launcher)
+    assert result.success, result.errors
+    assert not process_config(schema, {**launcher, "job_imaeg": "x"}).success, "unknown keys must fail"
 
 
 @needs_k8s
-def test_every_object_is_one_that_kubernetes_knows(objects):
+def test_each_object_matches_the_model_of_kubernetes(objects):
     from dagster_k8s.models import k8s_snake_case_dict
     from kubernetes.client import models
 
     for item in objects:
         content = {name: value for name, value in item.items() if name not in ("apiVersion", "kind")}
         assert k8s_snake_case_dict(getattr(models, f"V1{item['kind']}"), content), item["kind"]
-    spoilt = {"spec": {"accessMode": ["ReadWriteMany"]}}
+    invalid = {"spec": {"accessMode": ["ReadWriteMany"]}}
     with pytest.raises(Exception, match="accessMode"):
-        k8s_snake_case_dict(models.V1PersistentVolumeClaim, spoilt)
+        k8s_snake_case_dict(models.V1PersistentVolumeClaim, invalid)
 
 
 @needs_k8s
-def test_a_gpu_step_gets_a_pod_with_a_gpu_the_project_and_the_right_runner(project, launcher, monkeypatch):
+def test_the_pod_of_a_gpu_step_has_a_gpu_the_project_and_the_runner(project, launcher, monkeypatch):
     from dagster_k8s.container_context import K8sContainerContext
     from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, construct_dagster_k8s_job
 
@@ -72,12 +72,12 @@ def test_a_gpu_step_gets_a_pod_with_a_gpu_the_project_and_the_right_runner(proje
     assert build_definitions(project).executor.name == "k8s"
     finetune = next(asset for asset in build_assets(project) if asset.key == dg.AssetKey("finetune"))
     tag = dict(finetune.op.tags)[kubernetes.CONFIG_TAG]
-    asked = UserDefinedDagsterK8sConfig.from_dict(yaml.safe_load(tag) if isinstance(tag, str) else tag)
-    own = {name: launcher[name] for name in ("volumes", "volume_mounts", "env_vars", "run_k8s_config")}
-    context = K8sContainerContext.create_from_config({"k8s": {key: own[key] for key in own}})
+    requested = UserDefinedDagsterK8sConfig.from_dict(yaml.safe_load(tag) if isinstance(tag, str) else tag)
+    settings = {name: launcher[name] for name in ("volumes", "volume_mounts", "env_vars", "run_k8s_config")}
+    context = K8sContainerContext.create_from_config({"k8s": settings})
     job = construct_dagster_k8s_job(
         DagsterK8sJobConfig(job_image=launcher["job_image"], dagster_home=launcher["dagster_home"]),
-        ["dagster"], "step", context.merge(K8sContainerContext(run_k8s_config=asked)).run_k8s_config,
+        ["dagster"], "step", context.merge(K8sContainerContext(run_k8s_config=requested)).run_k8s_config,
         env_vars=[{"name": "DEFECTORY_RUNNER", "value": "kubernetes"}],
     )  # fmt: skip
     (container,) = job.to_dict()["spec"]["template"]["spec"]["containers"]
@@ -85,7 +85,7 @@ def test_a_gpu_step_gets_a_pod_with_a_gpu_the_project_and_the_right_runner(proje
     assert {"name": "project", "mount_path": "/project"}.items() <= container["volume_mounts"][0].items()
 
 
-def test_elsewhere_no_step_asks_for_a_pod(project, monkeypatch):
+def test_without_kubernetes_no_step_requests_a_pod(project, monkeypatch):
     monkeypatch.delenv("DEFECTORY_RUNNER", raising=False)
     assert kubernetes.step_tags("gpu") == {}
     assert kubernetes.executor() is dg.in_process_executor
@@ -96,7 +96,7 @@ def test_elsewhere_no_step_asks_for_a_pod(project, monkeypatch):
     assert kubernetes.step_tags("gpu") == {}
 
 
-def test_every_name_that_is_used_is_defined(objects, launcher):
+def test_each_used_name_is_defined(objects, launcher):
     defined = {
         kind: {o["metadata"]["name"] for o in objects if o["kind"] == kind} for kind in {o["kind"] for o in objects}
     }
@@ -117,7 +117,7 @@ def test_every_name_that_is_used_is_defined(objects, launcher):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys() | {"data"}
             for variable in container["env"]:
                 secret = variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name")
-                assert secret is None or f"secret generic {secret}" in readme, "the README says how to make it"
+                assert secret is None or f"secret generic {secret}" in readme, "the README must say how to create it"
     for item in objects:
         if item["kind"] != "Namespace":
             assert item["metadata"]["namespace"] in defined["Namespace"]

@@ -1,4 +1,4 @@
-"""The development server's settings, without starting it."""
+"""The settings of the development server; the server is not started."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ def bare(tmp_path):
     return Project(tmp_path)
 
 
-def test_home_lies_in_the_untracked_state_and_keeps_what_the_user_changed(bare):
+def test_the_home_is_untracked_and_an_existing_dagster_yaml_is_kept(bare):
     home = prepare_home(bare)
     assert home == bare.root / ".defectory/dagster"
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
@@ -28,7 +28,7 @@ def test_home_lies_in_the_untracked_state_and_keeps_what_the_user_changed(bare):
     assert (home / "dagster.yaml").read_text() == "telemetry: {enabled: false}\n"
 
 
-def test_dagster_accepts_the_settings(bare):
+def test_dagster_loads_the_settings(bare):
     home = prepare_home(bare)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         limits = instance.get_concurrency_config()
@@ -38,8 +38,8 @@ def test_dagster_accepts_the_settings(bare):
         assert limits.run_queue_config.max_concurrent_runs == 4
 
 
-def test_stopping_takes_the_run_workers_along():
-    # a shell that starts the tests in the background ignores SIGINT, and children would inherit that; `serve` does this
+def test_stopping_the_server_stops_its_run_workers():
+    # A shell that starts the tests in the background ignores SIGINT, and children inherit that. `serve` does the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     grandchild = "import time; time.sleep(60)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
@@ -53,6 +53,6 @@ def test_stopping_takes_the_run_workers_along():
     assert workers
 
 
-def test_a_folder_without_workspace_is_a_mistake_of_the_user(bare):
-    with pytest.raises(InputError, match="workspace.yaml"):
+def test_a_folder_without_workspace_yaml_raises_an_input_error(bare):
+    with pytest.raises(InputError, match=r"workspace\.yaml"):
         serve(bare, 3999)

@@ -1,4 +1,4 @@
-"""A change makes stale what it reaches, and nothing else: asked of a real DVC, on outputs laid down by hand."""
+"""A change makes stale what depends on it and nothing else: checked with a real DVC, on outputs written by the test."""
 
 import shutil
 import subprocess
@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from defect_core.cli.scaffold import init_project, request_regeneration
-from defect_core.graph import dvcfile
-from defect_core.graph.instances import code_root, instances
+from defect_core.graph import code, dvcfile
+from defect_core.graph.instances import instances
 from defect_core.graph.local import child_environment
 from defect_core.graph.table import STAGES
 from defect_core.project.paths import Project
@@ -36,19 +36,19 @@ release: {}
 
 @pytest.fixture(scope="module")
 def up_to_date(tmp_path_factory):
-    """Every output there and on DVC's record, though nothing ran; and a copy of the code that may be edited."""
+    """All outputs exist and are in dvc.lock, although nothing ran; beside them a copy of the code."""
     base = tmp_path_factory.mktemp("exactness")
     project = init_project(base / "project")
     project.path("params.yaml").write_text(PARAMS)
     for product in ("bolt", "nut"):
         project.path(f"images/{product}").mkdir(parents=True)
-        project.path(f"images/{product}/000.png").write_text(product)  # nothing reads it here, DVC takes its digest
+        project.path(f"images/{product}/000.png").write_text(product)  # Only DVC reads it, for its digest.
     project = Project(project.root)
     shutil.copytree(
-        code_root() / "defect_core", base / "code/defect_core", ignore=shutil.ignore_patterns("__pycache__")
+        code.code_root() / "defect_core", base / "code/defect_core", ignore=shutil.ignore_patterns("__pycache__")
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dvcfile, "code_root", lambda: base / "code")
+        patch.setattr(code, "code_root", lambda: base / "code")
         dvcfile.sync(project)
     for cell in (cell for stage in STAGES for cell in instances(stage, project.params)):
         for path in (*cell.outputs, *cell.metrics):
@@ -57,18 +57,18 @@ def up_to_date(tmp_path_factory):
             file.write_text(cell.address)
         if cell.stage.name == "ingest":
             (project.path(cell.outputs[0]) / "records.parquet").write_text(cell.address)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "dvc", "commit", "-f"],
         cwd=project.root, env=child_environment(project), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     return base
 
 
 @pytest.fixture
 def project(up_to_date, tmp_path, monkeypatch):
     shutil.copytree(up_to_date, tmp_path / "copy", symlinks=True)
-    monkeypatch.setattr(dvcfile, "code_root", lambda: tmp_path / "copy/code")
+    monkeypatch.setattr(code, "code_root", lambda: tmp_path / "copy/code")
     return Project(tmp_path / "copy/project")
 
 
@@ -87,13 +87,13 @@ def _downstream(product, generator):
     }
 
 
-def test_one_setting_of_one_generator_of_one_product(project):
+def test_an_override_reaches_one_generator_of_one_product(project):
     with project.path("params.yaml").open("a") as stream:
         stream.write("overrides: {bolt: {crop-paste: {feather: 4}}}\n")
     assert _stale(project) == {"finetune@bolt-crop-paste"} | _downstream("bolt", "crop-paste")
 
 
-def test_fresh_samples_of_one_set_and_again(project):
+def test_a_regeneration_reaches_one_set(project):
     assert request_regeneration(project, ["nut"], ["disentangled-inversion"]) == [
         "synthesize@nut-disentangled-inversion"
     ]
@@ -101,17 +101,16 @@ def test_fresh_samples_of_one_set_and_again(project):
     text = project.path("params.yaml").read_text()
     assert "# our settings" in text and "# never changed" in text
     request_regeneration(Project(project.root), ["nut"], ["disentangled-inversion"])
-    assert Project(project.root).params.draws == {"nut": {"disentangled-inversion": 2}}
+    assert Project(project.root).params.regenerations == {"nut": {"disentangled-inversion": 2}}
 
 
-def test_one_raw_image_reaches_its_product_only(project):
-    project.path("images/bolt/000.png").write_text("another")
-    found = _stale(project)
+def test_a_raw_image_reaches_its_product_only(project):
+    project.path("images/bolt/000.png").write_text("changed")
     cells = {cell.address for stage in STAGES for cell in instances(stage, project.params)}
-    assert found == {address for address in cells if "bolt" in address} | {"leaderboard"}
+    assert _stale(project) == {address for address in cells if "bolt" in address} | {"leaderboard"}
 
 
-def test_one_methods_file_reaches_that_method_only(project, tmp_path):
+def test_a_code_file_of_a_method_reaches_that_method_only(project, tmp_path):
     with (tmp_path / "copy/code/defect_core/generators/crop_paste/generator.py").open("a") as stream:
         stream.write("# edited\n")
     assert _stale(project) == {

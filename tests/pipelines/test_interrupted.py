@@ -1,4 +1,4 @@
-"""Work done twice at once, side by side, or killed in the middle: a rerun ends in the same state."""
+"""Work that runs twice at once, in parallel, or is killed: a second run ends in the same state."""
 
 import shutil
 import threading
@@ -8,23 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from defect_core.data.files import folder_digest
 from defect_core.graph.instances import find_instance
-from defect_core.graph.local import dvc
+from defect_core.graph.local import run_dvc
 from defect_core.lineage.lock import read_lock
-from defect_core.project.paths import Project, folder_digest
+from defect_core.project.paths import Project
 from pipelines.runner import LocalRunner, RunnerError
 
 PAIRS = 160
 
 
-def _bring(project, name, **axes):
-    """Bring one instance up to date; the lines that DVC and the work printed."""
+def _bring_up_to_date(project, name, **axes):
+    """Bring one instance up to date; return the lines that DVC and the work printed."""
     lines = []
     LocalRunner(project, wait_s=1.0).bring_up_to_date(find_instance(name, project.params, **axes), lines.append)
     return lines
 
 
-def _worked(lines):
+def _count_runs(lines):
     return sum(line.startswith("> defectory stage") for line in lines)
 
 
@@ -33,46 +34,48 @@ def _copy(project, folder):
     return Project(folder)
 
 
-def test_siblings_at_once_and_the_same_stage_twice(project, tmp_path):
-    """Two nights that overlap, and two products side by side: each stage runs once, all of it is on record."""
+def test_parallel_runs_execute_each_stage_once(project, tmp_path):
+    """Two runs of the same product and one of another: each stage runs once, and dvc.lock records all of them."""
     alone = _copy(project, tmp_path / "alone")
     for name in ("ingest", "split"):
-        _bring(alone, name, product="nut")
-    for kept in ("data", ".dvc/cache"):  # DVC remembers what it ran
-        shutil.rmtree(project.path(kept))
+        _bring_up_to_date(alone, name, product="nut")
+    for folder in ("data", ".dvc/cache"):  # DVC would restore the outputs from its cache.
+        shutil.rmtree(project.path(folder))
     project.path("dvc.lock").unlink()
     for name in ("ingest", "split"):
         with ThreadPoolExecutor(3) as threads:
-            asked = [threads.submit(_bring, project, name, product=product) for product in ("bolt", "nut", "nut")]
-            said = [each.result() for each in asked]
-        assert _worked(said[0]) == 1 and _worked(said[1]) + _worked(said[2]) == 1
+            futures = [
+                threads.submit(_bring_up_to_date, project, name, product=product) for product in ("bolt", "nut", "nut")
+            ]
+            lines = [future.result() for future in futures]
+        assert _count_runs(lines[0]) == 1 and _count_runs(lines[1]) + _count_runs(lines[2]) == 1
     assert read_lock(project) == read_lock(alone)
     assert folder_digest(project.path("data/raw")) == folder_digest(alone.path("data/raw"))
-    assert not _worked(_bring(project, "split", product="nut"))
+    assert not _count_runs(_bring_up_to_date(project, "split", product="nut"))
 
 
-def _kill_in_the_middle(project, name, **axes):
-    """Kill DVC and the work below it, as a crash would, once the first of its results lie in the work folder."""
+def _kill_after_first_batch(project, name, **axes):
+    """Kill DVC and its child processes once the work folder contains the first batch; return its files and times."""
     failures = []
 
     def work():
         try:
-            _bring(project, name, **axes)
+            _bring_up_to_date(project, name, **axes)
         except RunnerError as error:
             failures.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
     deadline = time.monotonic() + 120
-    while not (kept := list(project.state.glob("work/*/*/batch-*.json"))):
+    while not (batches := list(project.state.glob("work/*/*/batch-*.json"))):
         assert thread.is_alive() and time.monotonic() < deadline, "the work ended before it could be killed"
         time.sleep(0.01)
-    family = [child for child in psutil.Process().children(recursive=True) if _is_dvc_or_stage(child)]
-    for process in family:
+    processes = [child for child in psutil.Process().children(recursive=True) if _is_dvc_or_stage(child)]
+    for process in processes:
         process.kill()
     thread.join(60)
-    assert failures and family
-    return {path.name: path.stat().st_mtime_ns for path in kept}
+    assert failures and processes
+    return {path.name: path.stat().st_mtime_ns for path in batches}
 
 
 def _is_dvc_or_stage(process):
@@ -83,34 +86,33 @@ def _is_dvc_or_stage(process):
     return "dvc repro" in command or "defectory stage" in command
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(project, tmp_path):
+def test_a_killed_run_continues_and_ends_in_the_same_state(project, tmp_path):
     params = project.path("params.yaml")
     params.write_text(params.read_text().replace("per_defect: 2", f"per_defect: {PAIRS}, batch_size: 4"))
     project = Project(project.root)
     axes = {"product": "bolt", "generator": "crop-paste"}
-    _bring(project, "finetune", **axes)
-    whole = _copy(project, tmp_path / "whole")
-    _bring(whole, "synthesize", **axes)
+    _bring_up_to_date(project, "finetune", **axes)
+    uninterrupted = _copy(project, tmp_path / "uninterrupted")
+    _bring_up_to_date(uninterrupted, "synthesize", **axes)
 
-    kept = _kill_in_the_middle(project, "synthesize", **axes)
+    batches = _kill_after_first_batch(project, "synthesize", **axes)
     assert "synthesize@bolt-crop-paste" not in read_lock(project)
     assert not project.path("data/synthetic/bolt/crop-paste/manifest.parquet").exists()
-    lines = _bring(project, "synthesize", **axes)
-    assert _worked(lines) == 1 and kept
-    assert read_lock(project) == read_lock(whole)
-    made = "data/synthetic/bolt/crop-paste"
-    assert folder_digest(project.path(made)) == folder_digest(whole.path(made))
+    lines = _bring_up_to_date(project, "synthesize", **axes)
+    assert _count_runs(lines) == 1 and batches
+    assert read_lock(project) == read_lock(uninterrupted)
+    output = "data/synthetic/bolt/crop-paste"
+    assert folder_digest(project.path(output)) == folder_digest(uninterrupted.path(output))
     assert not list(project.state.glob("work/data~synthetic*"))
-    assert not _worked(_bring(project, "synthesize", **axes))
+    assert not _count_runs(_bring_up_to_date(project, "synthesize", **axes))
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_stage_killed_before_dvc_noted_it_runs_again(project, there):
-    """Its output may lie there or not."""
-    if not there:
+@pytest.mark.parametrize("has_output", [True, False])
+def test_a_stage_without_an_entry_in_dvc_lock_runs_again(project, has_output):
+    if not has_output:
         project.path("data/split/bolt.parquet").unlink()
     lock = project.path("dvc.lock").read_text()
     start = lock.index("  split@bolt:")
     project.path("dvc.lock").write_text(lock[:start])
-    assert dvc(project, "repro", "--quiet", "--single-item", "split@bolt") == 0
+    assert run_dvc(project, "repro", "--quiet", "--single-item", "split@bolt") == 0
     assert read_lock(project)["split@bolt"]["outs"][0]["md5"] in lock

@@ -1,7 +1,9 @@
-"""Ray: a cluster of two workers makes the same bytes as one process, also when a worker is killed on the way."""
+"""Ray: a cluster of two workers writes the same bytes as one process, even if a worker is killed."""
 
 import importlib.util
+import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -9,10 +11,11 @@ import time
 import psutil
 import pytest
 
+from defect_core.data.files import folder_digest
 from defect_core.errors import InputError
 from defect_core.graph.instances import find_instance, run_in_process
 from defect_core.graph.local import chosen_runner
-from defect_core.project.paths import Project, folder_digest
+from defect_core.project.paths import Project
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("ray is not installed; pip install 'defectory[ray]'", allow_module_level=True)
@@ -30,10 +33,10 @@ SET = "data/synthetic/bolt/crop-paste"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, images):
-    """A project with a fitted generator, and the set that one process draws with it."""
+def reference(tmp_path_factory, write_images):
+    """A project with a trained generator and a synthetic set, and the digest of the set from one process."""
     root = tmp_path_factory.mktemp("ray") / "project"
-    images(root / "images/bolt", 0)
+    write_images(root / "images/bolt", 0)
     (root / "params.yaml").write_text(PARAMS)
     project = Project(root)
     for name in ("ingest", "split", "finetune", "synthesize"):
@@ -42,15 +45,13 @@ def made(tmp_path_factory, images):
 
 
 @pytest.fixture
-def project(made):
+def project(reference):
     """The project without the set."""
-    made[0].path(SET).rename(made[0].path("set"))
-    yield made[0]
-    for path in sorted(made[0].path(SET).rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    if made[0].path(SET).is_dir():
-        made[0].path(SET).rmdir()
-    made[0].path("set").rename(made[0].path(SET))
+    project, _ = reference
+    project.path(SET).rename(project.path("set"))
+    yield project
+    shutil.rmtree(project.path(SET), ignore_errors=True)
+    project.path("set").rename(project.path(SET))
 
 
 def _instance(project, name):
@@ -60,37 +61,38 @@ def _instance(project, name):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Two workers of one CPU each, in processes of their own, on loopback; where their folders lie."""
+    """A cluster of two workers with one CPU each, on loopback; the fixture is the folder of their work folders."""
     scratch = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only, see defect_core.graph.ray
-        patch.setenv("RAY_worker_niceness", "0")  # else workers wait behind whatever else this machine does
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Loopback only, see defect_core.graph.ray_runner
+        patch.setenv("RAY_worker_niceness", "0")  # Else other processes slow the workers.
         patch.setenv("TMPDIR", str(scratch))
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-        running = Cluster(initialize_head=True, head_node_args=node)
+        cluster = Cluster(initialize_head=True, head_node_args=node)
         try:
-            patch.setenv("RAY_ADDRESS", running.address)
+            patch.setenv("RAY_ADDRESS", cluster.address)
             patch.setenv("DEFECTORY_RUNNER", "ray")
             yield scratch
         finally:
-            running.shutdown()
+            cluster.shutdown()
 
 
-def test_two_workers_draw_the_same_bytes_as_one_process(made, project, cluster, capfd):
+def test_two_workers_write_the_same_bytes_as_one_process(reference, project, cluster, caplog):
+    caplog.set_level(logging.INFO)
     chosen_runner()(project, _instance(project, "synthesize"))
-    assert folder_digest(project.path(SET)) == made[1]
-    said = capfd.readouterr().err
-    workers = {line.split("drawn by ")[1] for line in said.splitlines() if "drawn by" in line}
-    assert len(workers) == 2, said
-    _only_loopback()
+    assert folder_digest(project.path(SET)) == reference[1]
+    workers = {message.split("sampled by ")[1] for message in caplog.messages if "sampled by" in message}
+    assert len(workers) == 2, caplog.text
+    _check_loopback()
 
 
-def test_a_worker_killed_on_the_way_changes_nothing(made, project, cluster, capfd):
+def test_a_killed_worker_changes_no_byte(reference, project, cluster, caplog):
+    caplog.set_level(logging.INFO)
     killed, done = [], threading.Event()
-    killer = threading.Thread(target=_kill_one_at_work, args=(cluster, killed, done))
+    killer = threading.Thread(target=_kill_one_worker, args=(cluster, killed, done))
     killer.start()
     try:
         chosen_runner()(project, _instance(project, "synthesize"))
@@ -98,12 +100,12 @@ def test_a_worker_killed_on_the_way_changes_nothing(made, project, cluster, capf
         done.set()
         killer.join()
     assert killed, "no worker was killed"
-    assert folder_digest(project.path(SET)) == made[1]
-    assert f"process {killed[0]} on" not in capfd.readouterr().err, "the killed worker's shard came back"
+    assert folder_digest(project.path(SET)) == reference[1]
+    assert f"process {killed[0]} on" not in caplog.text, "the shard of the killed worker must be sampled by another"
 
 
-def _kill_one_at_work(scratch, killed, done):
-    """Kill the first worker that has drawn two batches of its shard."""
+def _kill_one_worker(scratch, killed, done):
+    """Kill the first worker that has sampled two batches of its shard."""
     while not done.is_set():
         for folder in scratch.glob("defectory-work-*"):
             if len(list(folder.glob("batch-*.json"))) >= 2:
@@ -114,8 +116,8 @@ def _kill_one_at_work(scratch, killed, done):
         time.sleep(0.002)
 
 
-def _only_loopback():
-    """No process of the cluster listens on anything but this machine's own address."""
+def _check_loopback():
+    """Check that the processes of the cluster listen on loopback only."""
     listening = [
         connection.laddr.ip
         for process in psutil.Process().children(recursive=True)
@@ -126,29 +128,29 @@ def _only_loopback():
     assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
 
 
-def test_a_whole_instance_goes_out_and_its_files_come_back(project, cluster):
+def test_an_instance_runs_on_a_worker_and_its_files_are_installed(project, cluster):
     folder = project.path("data/generator/bolt/crop-paste")
     before = folder_digest(folder)
-    (folder / "left_over.txt").write_text("of an earlier run")
+    (folder / "left_over.txt").write_text("from an earlier run")
     chosen_runner()(project, _instance(project, "finetune"))
     assert folder_digest(folder) == before
 
 
-def test_a_mistake_in_a_worker_is_the_users_line(project, cluster):
+def test_an_input_error_in_a_worker_is_raised_here(project, cluster):
     table = project.path("data/split/bolt.parquet")
-    kept = table.read_bytes()
-    table.write_bytes(b"no table")
+    content = table.read_bytes()
+    table.write_bytes(b"not a table")
     try:
-        with pytest.raises(InputError, match="bolt.parquet"):
+        with pytest.raises(InputError, match=r"bolt\.parquet"):
             chosen_runner()(project, _instance(project, "finetune"))
     finally:
-        table.write_bytes(kept)
+        table.write_bytes(content)
 
 
-def test_an_unknown_runner_and_a_cluster_that_is_not_there_are_mistakes(project, monkeypatch):
+def test_an_unknown_runner_and_a_missing_cluster_raise_input_errors(project, monkeypatch):
     monkeypatch.setenv("DEFECTORY_RUNNER", "ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(InputError, match="RAY_ADDRESS: nobody answers at 127.0.0.1:1; expected HOST:PORT"):
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: no answer at 127\.0\.0\.1:1; expected HOST:PORT"):
         chosen_runner()(project, _instance(project, "synthesize"))
     monkeypatch.setenv("DEFECTORY_RUNNER", "slurm")
     with pytest.raises(InputError, match="DEFECTORY_RUNNER: 'slurm' is unknown; expected one of local, ray"):

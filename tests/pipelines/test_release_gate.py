@@ -1,4 +1,4 @@
-"""The release gate under a real DVC, which deletes the outputs of other stages before it runs them."""
+"""The release gate with a real DVC, which deletes the outputs of other stages before it runs them."""
 
 import json
 import shutil
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from defect_core.cli.scaffold import init_project
+from defect_core.data.files import folder_digest
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import Record, save_png, write_records
 from defect_core.graph import dvcfile
 from defect_core.graph.local import child_environment
-from defect_core.project.paths import Project, folder_digest
+from defect_core.project.paths import Project
 
 PARAMS = """\
 products: [bolt]
@@ -33,8 +34,8 @@ def _dvc(project, *arguments):
     )  # fmt: skip
 
 
-def _lay_down(project, grey, **means):
-    """What the stages before the gate would have written, on DVC's record without having run."""
+def _write_upstream_outputs(project, grey, **means):
+    """Write what the stages before the gate would write, and record it in dvc.lock without running them."""
     folder = project.path("data/synthetic/bolt/crop-paste")
     save_png(np.full((8, 8, 3), grey, np.uint8), folder / "images/a.png")
     save_png(np.ones((8, 8), bool), folder / "masks/a.png")
@@ -54,50 +55,50 @@ def _lay_down(project, grey, **means):
         path.write_text(json.dumps({"arm": arm, "mean": {"pixel_ap": mean}, "std": {"pixel_ap": 0.01}}))
         (project.path(f"data/segment/bolt/{arm}")).mkdir(parents=True, exist_ok=True)
     project.path("data/generator/bolt/crop-paste").mkdir(parents=True, exist_ok=True)
-    before = ["ingest@bolt", "split@bolt", "finetune@bolt-crop-paste", "synthesize@bolt-crop-paste"]
-    done = _dvc(project, "commit", "-f", *before, "segment@bolt-real_only", "segment@bolt-crop-paste")
-    assert done.returncode == 0, done.stderr
+    upstream = ["ingest@bolt", "split@bolt", "finetune@bolt-crop-paste", "synthesize@bolt-crop-paste"]
+    result = _dvc(project, "commit", "-f", *upstream, "segment@bolt-real_only", "segment@bolt-crop-paste")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    made = init_project(tmp_path_factory.mktemp("gate") / "project")
-    made.path("params.yaml").write_text(PARAMS)
-    made = Project(made.root)
-    dvcfile.sync(made)
-    return made
+    project = init_project(tmp_path_factory.mktemp("gate") / "project")
+    project.path("params.yaml").write_text(PARAMS)
+    project = Project(project.root)
+    dvcfile.sync(project)
+    return project
 
 
 def _release(project):
-    done = _dvc(project, "repro", "--single-item", "release@bolt")
+    result = _dvc(project, "repro", "--single-item", "release@bolt")
     record = project.path("metrics/release/bolt.json")
-    return done, json.loads(record.read_text()) if record.is_file() else None
+    return result, json.loads(record.read_text()) if record.is_file() else None
 
 
-def test_the_old_release_survives_a_run_that_brings_a_worse_one(project):
+def test_a_worse_candidate_does_not_replace_the_last_release(project):
     target = project.path("data/release/bolt")
-    _lay_down(project, 10, real_only=0.4, crop__paste=0.5)
-    done, found = _release(project)
-    assert done.returncode == 0, done.stderr
-    assert found["decision"] == "promoted" and (target / "crop-paste/images/a.png").is_file()
+    _write_upstream_outputs(project, 10, real_only=0.4, crop__paste=0.5)
+    result, decision = _release(project)
+    assert result.returncode == 0, result.stderr
+    assert decision["decision"] == "promoted" and (target / "crop-paste/images/a.png").is_file()
     before = folder_digest(target)
 
-    _lay_down(project, 99, real_only=0.4, crop__paste=0.45)
-    done, found = _release(project)
-    assert done.returncode == 0 and "Running stage 'release@bolt'" in done.stdout, done.stdout
-    assert found["decision"] == "kept" and "worse than 0.5000 with the last release" in found["reason"]
+    _write_upstream_outputs(project, 99, real_only=0.4, crop__paste=0.45)
+    result, decision = _release(project)
+    assert result.returncode == 0 and "Running stage 'release@bolt'" in result.stdout, result.stdout
+    assert decision["decision"] == "kept" and "worse than 0.5000 with the last release" in decision["reason"]
     assert folder_digest(target) == before
 
-    # the files gone, DVC runs the stage again: it must neither begin anew nor promote what it refused
+    # Without the files DVC runs the stage again. It must neither start from nothing nor promote the refused candidate.
     shutil.rmtree(target)
-    done, found = _release(project)
-    assert found["released"] == "crop-paste"
-    if done.returncode:
-        assert "`dvc checkout` or `dvc pull` brings it" in done.stdout + done.stderr
+    result, decision = _release(project)
+    assert decision["released"] == "crop-paste"
+    if result.returncode:
+        assert "with `dvc checkout` or `dvc pull`" in result.stdout + result.stderr
         assert _dvc(project, "checkout", "release@bolt").returncode == 0
     assert folder_digest(target) == before
 
-    _lay_down(project, 120, real_only=0.4, crop__paste=0.55)
-    _, found = _release(project)
-    assert found["decision"] == "promoted" and folder_digest(target) != before
+    _write_upstream_outputs(project, 120, real_only=0.4, crop__paste=0.55)
+    _, decision = _release(project)
+    assert decision["decision"] == "promoted" and folder_digest(target) != before
     assert "didn't change, skipping" in _release(project)[0].stdout

@@ -1,6 +1,6 @@
-"""Remotes under a real DVC: push, wipe, pull, the same hashes; in a folder, and in a real S3 server's bucket.
+"""Remotes with a real DVC: push, delete, pull gives the same hashes, in a folder and in the bucket of an S3 server.
 
-Raw images in a bucket: taken in like those of a folder; a changed object is noticed.
+Raw images in a bucket are ingested like those in a folder, and a changed object is noticed.
 """
 
 import importlib.util
@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from defect_core.cli.scaffold import add_product, init_project
-from defect_core.data.layouts import ingest
-from defect_core.data.records import read_records, save_png
+from defect_core.data.files import folder_digest
+from defect_core.data.layouts import ingest_source
+from defect_core.data.records import record_rows, save_png
 from defect_core.errors import InputError
 from defect_core.graph import dvcfile
 from defect_core.graph.instances import find_instance
 from defect_core.graph.local import child_environment
-from defect_core.project.paths import Project, folder_digest
+from defect_core.project.paths import Project
 from defect_core.project.sources import record_sources
 from pipelines.runner import LocalRunner
 from pipelines.sensors import source_state
@@ -38,32 +39,32 @@ STAGES = ("ingest@bolt", "split@bolt")
 
 
 def _dvc(project, *arguments, **variables):
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=project.root, env={**child_environment(project), **variables}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture
 def project(tmp_path):
-    """Two outputs, a folder and a file, on DVC's record."""
-    made = init_project(tmp_path / "project")
-    made.path("params.yaml").write_text(PARAMS)
-    made = Project(made.root)
-    dvcfile.sync(made)
+    """A project with two outputs in dvc.lock, a folder and a file."""
+    project = init_project(tmp_path / "project")
+    project.path("params.yaml").write_text(PARAMS)
+    project = Project(project.root)
+    dvcfile.sync(project)
     rng = np.random.default_rng(0)
     for number in range(3):
         for folder in ("images/bolt", "data/raw/bolt/good"):
-            save_png(rng.integers(0, 255, (8, 8, 3), np.uint8), made.path(f"{folder}/{number}.png"))
-    made.path("data/split").mkdir()
-    made.path("data/split/bolt.parquet").write_bytes(b"a table")
-    _dvc(made, "commit", "-f", *STAGES)
-    return made
+            save_png(rng.integers(0, 255, (8, 8, 3), np.uint8), project.path(f"{folder}/{number}.png"))
+    project.path("data/split").mkdir()
+    project.path("data/split/bolt.parquet").write_bytes(b"a table")
+    _dvc(project, "commit", "-f", *STAGES)
+    return project
 
 
-def _push_wipe_pull(project, **variables):
-    """Digests and lock before and after; nothing but the remote holds the files in between."""
+def _push_delete_pull(project, **variables):
+    """Push, delete all files here, pull; check that the digests and dvc.lock are the same."""
     lock = project.path("dvc.lock").read_bytes()
     before = folder_digest(project.path("data"))
     _dvc(project, "push", *STAGES, **variables)
@@ -76,15 +77,15 @@ def _push_wipe_pull(project, **variables):
     assert project.path("dvc.lock").read_bytes() == lock
 
 
-def test_a_folder_as_remote(project, tmp_path):
+def test_a_folder_is_a_remote(project, tmp_path):
     _dvc(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
-    _push_wipe_pull(project)
-    assert len(list((tmp_path / "store/files/md5").glob("*/*"))) == 5, "three images, their list, one file"
+    _push_delete_pull(project)
+    assert len(list((tmp_path / "store/files/md5").glob("*/*"))) == 5, "three images, their listing, one file"
 
 
 @pytest.fixture
 def s3():
-    """The address of moto's server, a real process on loopback, with an empty bucket `factory`."""
+    """The address of moto's server, a process on loopback, with an empty bucket `factory`."""
     for name in ("moto", "flask", "dvc_s3"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed; pip install 'defectory[s3]' 'moto[server]'")
@@ -115,17 +116,17 @@ def s3():
 KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "*"}
 
 
-def test_a_bucket_as_remote(project, s3):
+def test_a_bucket_is_a_remote(project, s3):
     _dvc(project, "remote", "add", "-d", "store", "s3://factory/cache")
     _dvc(project, "remote", "modify", "store", "endpointurl", s3)
-    _push_wipe_pull(project, **{**os.environ, **KEYS})
+    _push_delete_pull(project, **{**os.environ, **KEYS})
     listed = urllib.request.urlopen(f"{s3}/factory?list-type=2", timeout=10).read().decode()
     assert listed.count("<Key>cache/files/md5/") == 5
 
 
 @pytest.fixture
 def bucket(s3, monkeypatch, tmp_path):
-    """The server's bucket for this process; nothing of this machine's own keys and profiles."""
+    """The bucket of the server for this process, without the keys and profiles of this machine."""
     import s3fs
 
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": s3, "AWS_EC2_METADATA_DISABLED": "true"}.items():
@@ -138,76 +139,76 @@ def bucket(s3, monkeypatch, tmp_path):
 
 
 def _ingest(project, product):
-    said = []
-    LocalRunner(project).bring_up_to_date(find_instance("ingest", project.params, product=product), said.append)
-    return said
+    lines = []
+    LocalRunner(project).bring_up_to_date(find_instance("ingest", project.params, product=product), lines.append)
+    return lines
 
 
-def test_raw_images_in_a_bucket(bucket, tmp_path, images):
-    made = init_project(tmp_path / "factory")
+def test_raw_images_in_a_bucket_are_ingested(bucket, tmp_path, write_images):
+    project = init_project(tmp_path / "factory")
     for seed, product in enumerate(("bolt", "nut")):
-        images(tmp_path / product, seed)
+        write_images(tmp_path / product, seed)
         bucket.put(str(tmp_path / product), f"factory/raw/{product}", recursive=True)
-        add_product(Project(made.root), product, f"s3://factory/raw/{product}", "auto", [], None)
-    made = Project(made.root)
-    for product in made.params.products:
-        _ingest(made, product)
-    ingest(tmp_path / "bolt", "bolt", tmp_path / "copy")
-    table = made.path("data/raw/bolt/records.parquet")
-    bolt = read_records(table)
-    assert bolt and bolt == read_records(tmp_path / "copy/records.parquet")
+        add_product(Project(project.root), product, f"s3://factory/raw/{product}", "auto", [], None)
+    project = Project(project.root)
+    for product in project.params.products:
+        _ingest(project, product)
+    ingest_source(tmp_path / "bolt", "bolt", tmp_path / "copy")
+    table = project.path("data/raw/bolt/records.parquet")
+    bolt = record_rows(table)
+    assert bolt and bolt == record_rows(tmp_path / "copy/records.parquet")
     assert folder_digest(table.parent) == folder_digest(tmp_path / "copy")
 
-    before = source_state(made, "bolt")
-    images(tmp_path / "other", 7)
+    before = source_state(project, "bolt")
+    write_images(tmp_path / "other", 7)
     bucket.put(str(tmp_path / "other/test/crack/002.png"), "factory/raw/bolt/test/crack/002.png")
-    assert source_state(made, "bolt") != before
-    stale = {cell.address for cell in stale_instances(made)}
+    assert source_state(project, "bolt") != before
+    stale = {cell.address for cell in stale_instances(project)}
     assert "ingest@bolt" in stale and "ingest@nut" not in stale
-    _ingest(made, "bolt")
-    changed = read_records(table)
+    _ingest(project, "bolt")
+    changed = record_rows(table)
     assert [r.image for r, old in zip(changed, bolt, strict=True) if r != old] == ["crack/002.png"]
 
     bucket.rm("factory/raw/nut", recursive=True)
-    assert list(record_sources(made)) == ["nut"], "and the run that tries it says why"
+    assert list(record_sources(project)) == ["nut"], "the run reports the reason"
     with pytest.raises(InputError, match=r"^s3://factory/raw/nut: nothing there; expected a bucket"):
-        _ingest(made, "nut")
+        _ingest(project, "nut")
 
 
-def test_mistakes_with_a_bucket_are_one_line(bucket, tmp_path, monkeypatch):
-    made = init_project(tmp_path / "factory")
-    for url, said in (
+def test_errors_of_a_bucket_are_one_line(bucket, tmp_path, monkeypatch):
+    project = init_project(tmp_path / "factory")
+    for url, message in (
         ("s3://factory/nothing", "s3://factory/nothing: nothing there; expected a bucket"),
         ("s3://no-such-bucket/raw", "s3://no-such-bucket/raw: nothing there; expected a bucket"),
         ("s4://factory/raw", "s4://factory/raw: cannot be read: Protocol not known: s4"),
-        ("ftp://anna:secret@host/raw", "a source's URL holds a password"),
+        ("ftp://anna:secret@host/raw", "the URL of a source contains a password"),
     ):
         with pytest.raises(InputError) as error:
-            add_product(made, "bolt", url, "auto", [], None)
-        assert str(error.value).startswith(said) and "\n" not in str(error.value)
+            add_product(project, "bolt", url, "auto", [], None)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     type(bucket).clear_instance_cache()
     with pytest.raises(InputError, match=r"^s3://factory/raw: no credentials; expected some"):
-        add_product(made, "bolt", "s3://factory/raw", "auto", [], None)
-    assert Project(made.root).params.products == () and not made.path("data/source").exists()
+        add_product(project, "bolt", "s3://factory/raw", "auto", [], None)
+    assert Project(project.root).params.products == () and not project.path("data/source").exists()
 
 
-def test_a_broken_file_is_named_by_its_url(tmp_path, images):
+def test_a_broken_file_is_named_by_its_url(tmp_path, write_images):
     import fsspec
 
-    images(tmp_path / "bolt", 0)
+    write_images(tmp_path / "bolt", 0)
     store = fsspec.filesystem("memory")
     store.put(str(tmp_path / "bolt"), "/raw/bolt", recursive=True)
-    store.pipe("/raw/bolt/train/good/002.png", b"no image")
-    made = init_project(tmp_path / "factory")
+    store.pipe("/raw/bolt/train/good/002.png", b"not an image")
+    project = init_project(tmp_path / "factory")
     with pytest.raises(InputError, match=r"^memory://raw/bolt/train/good/002.png: "):
-        add_product(made, "bolt", "memory://raw/bolt", "auto", [], None)
+        add_product(project, "bolt", "memory://raw/bolt", "auto", [], None)
     store.rm("/raw/bolt/train/good/002.png")
-    assert add_product(made, "bolt", "memory://raw/bolt", "auto", [], None)["good"] == 5
-    made = Project(made.root)
-    record = made.path("data/source/bolt.json").read_bytes()
-    assert record_sources(made) == {} and made.path("data/source/bolt.json").read_bytes() == record
-    store.pipe("/raw/bolt/train/good/001.png", store.cat("/raw/bolt/train/good/001.png")[::-1])  # of the same size
-    assert record_sources(made) == {}
-    assert made.path("data/source/bolt.json").read_bytes() != record
+    assert add_product(project, "bolt", "memory://raw/bolt", "auto", [], None).normals == 5
+    project = Project(project.root)
+    record = project.path("data/source/bolt.json").read_bytes()
+    assert record_sources(project) == {} and project.path("data/source/bolt.json").read_bytes() == record
+    store.pipe("/raw/bolt/train/good/001.png", store.cat("/raw/bolt/train/good/001.png")[::-1])  # The size is the same.
+    assert record_sources(project) == {}
+    assert project.path("data/source/bolt.json").read_bytes() != record

@@ -1,4 +1,4 @@
-"""New raw images start a run for their product, once, and not before copying has ended."""
+"""New raw images start one run for their product, after they were copied."""
 
 import json
 
@@ -13,8 +13,8 @@ from pipelines.sensors import build_image_sensor
 @pytest.fixture
 def project(tmp_path):
     tmp_path.joinpath("params.yaml").write_text(
-        "products: [bolt, nut, made_up]\n"
-        "sources: {bolt: {path: images/bolt}, nut: {path: images/nut}, made_up: {layout: demo}}\n"
+        "products: [bolt, nut, demo]\n"
+        "sources: {bolt: {path: images/bolt}, nut: {path: images/nut}, demo: {layout: demo}}\n"
         "generators: []\narms: [real_only]\n"
     )
     for product in ("bolt", "nut"):
@@ -23,22 +23,22 @@ def project(tmp_path):
     return Project(tmp_path)
 
 
-class Ticking:
-    """The sensor with its cursor, tick after tick: the partitions it asks for."""
+class SensorTicks:
+    """The sensor with its cursor; each call is a tick and returns the requested partitions."""
 
     def __init__(self, project):
         self.sensor, self.cursor = build_image_sensor(project), None
 
     def __call__(self):
         with dg.build_sensor_context(cursor=self.cursor) as context:
-            found = self.sensor(context)
-        self.cursor = found.cursor
-        self.requests = found.run_requests
-        return [request.partition_key for request in found.run_requests]
+            result = self.sensor(context)
+        self.cursor = result.cursor
+        self.requests = result.run_requests
+        return [request.partition_key for request in result.run_requests]
 
 
-def test_a_new_image_starts_its_product_once_and_only_when_it_lies_still(project):
-    tick = Ticking(project)
+def test_a_new_image_starts_one_run_after_two_equal_ticks(project):
+    tick = SensorTicks(project)
     assert [tick(), tick()] == [[], []]
     project.path("images/bolt/good/1.png").write_text("1")
     assert tick() == [], "may still be copied"
@@ -49,22 +49,22 @@ def test_a_new_image_starts_its_product_once_and_only_when_it_lies_still(project
     assert [tick(), tick()] == [[], []]
 
 
-def test_a_removed_and_a_changed_image_count_too(project):
-    tick = Ticking(project)
+def test_a_removed_or_changed_image_starts_a_run(project):
+    tick = SensorTicks(project)
     tick()
     project.path("images/bolt/good/0.png").unlink()
     project.path("images/nut/good/0.png").write_text("other")
     assert tick() == [] and tick() == ["bolt", "nut"]
 
 
-def test_a_folder_that_goes_away_and_a_product_that_is_gone_do_no_harm(project):
-    tick = Ticking(project)
+def test_a_missing_source_folder_starts_no_run(project):
+    tick = SensorTicks(project)
     tick()
-    project.path("images/nut").rename(project.path("images/away"))
+    project.path("images/nut").rename(project.path("images/moved"))
     assert [tick(), tick()] == [[], []] and set(json.loads(tick.cursor)) == {"bolt"}
 
 
-def test_it_is_on_from_the_start_and_starts_a_job_there_is(project):
+def test_the_sensor_is_switched_on_by_default_and_its_job_exists(project):
     sensor = build_definitions(project).resolve_sensor_def("new_raw_images")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
     assert build_definitions(project).resolve_job_def(sensor.job_name).name == "real_data"
