@@ -34,7 +34,7 @@ def mixed_sheet(project: Project, product: str) -> MixedSheet | None:
     if project.params.adapt is None:
         return None
     folder = project.path(f"data/backbone/{product}")
-    generated = [load_image(path) for path in sorted(folder.glob("drawn/*.png"))]
+    generated = [load_image(path) for path in sorted(folder.glob("samples/*.png"))]
     records = [r for side in ("train", "test") for r in split_records_of(project, product, side) if r.mask is None]
     rng = np.random.default_rng(0)
     chosen = sorted(rng.permutation(len(records))[:REAL_IMAGES].tolist())

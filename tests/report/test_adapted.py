@@ -24,7 +24,7 @@ def _project(root, adapt="adapt: {}\n"):
     (root / "data/split").mkdir(parents=True)
     write_records(records, root / "data/split/plate.parquet")
     for index in range(20):
-        save_png(np.full((32, 32, 3), 200 + index, np.uint8), root / f"data/backbone/plate/drawn/{index:02d}.png")
+        save_png(np.full((32, 32, 3), 200 + index, np.uint8), root / f"data/backbone/plate/samples/{index:02d}.png")
     curve = [{"step": 0, "loss": None, "held_out": 0.5}, {"step": 4, "loss": 0.4, "held_out": 0.3}]
     (root / "data/backbone/plate/adaptation.json").write_text(json.dumps(curve))
     return Project(root)
