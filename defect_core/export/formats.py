@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from defect_core.data.files import write_json, write_text
-from defect_core.data.masks import bounding_box, components
+from defect_core.data.masks import components
 from defect_core.data.records import GOOD, load_image, load_mask, save_png
-from defect_core.export.shapes import mask_to_polygons, mask_to_rle
+from defect_core.export.shapes import component_to_rle, mask_to_polygons
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ def write_coco(items: Sequence[ExportItem], folder: Path) -> None:
         height, width = load_image(item.image).shape[:2]
         images.append({"id": image_id, "file_name": f"{item.name}.png", "width": width, "height": height})
         for component in [] if item.mask is None else components(load_mask(item.mask)):
-            top, left, bottom, right = bounding_box(component)
+            top, left, bottom, right = component.box
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": numbers[item.defect] + 1,
                     "bbox": [left, top, right - left, bottom - top],
-                    "area": int(component.sum()),
+                    "area": component.area,
                     "iscrowd": 0,
-                    "segmentation": {"size": [height, width], "counts": mask_to_rle(component)},
+                    "segmentation": {"size": [height, width], "counts": component_to_rle(component, height, width)},
                 }
             )
     categories = [{"id": number + 1, "name": name} for name, number in numbers.items()]

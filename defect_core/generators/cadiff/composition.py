@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from defect_core.data.masks import components
+from defect_core.data.masks import Component, components
 from defect_core.generators.base import Mask
 
 SEPARATOR = "+"
@@ -31,16 +31,18 @@ def split_mask(mask: Mask, count: int) -> list[Mask]:
         count: number of defects.
     """
     parts = components(mask)
-    while len(parts) < count:
-        largest = max(parts, key=lambda part: int(part.sum()))
-        if largest.sum() < 2:
+    while parts and len(parts) < count:
+        largest = max(parts, key=lambda part: part.area)
+        if largest.area < 2:
             break
-        parts = [part for part in parts if part is not largest] + list(_cut_in_two(largest))
-    parts.sort(key=lambda part: -int(part.sum()))
-    masks = [np.zeros_like(mask) for _ in range(count)]
+        halves = [Component(largest.top, largest.left, half) for half in _cut_in_two(largest.mask)]
+        parts = [part for part in parts if part is not largest] + halves
+    parts.sort(key=lambda part: -part.area)
+    masks, areas = [np.zeros_like(mask) for _ in range(count)], [0] * count
     for part in parts:
-        smallest = min(range(count), key=lambda index: int(masks[index].sum()))
-        masks[smallest] |= part
+        smallest = min(range(count), key=areas.__getitem__)
+        part.add_to(masks[smallest])
+        areas[smallest] += part.area
     return masks
 
 
