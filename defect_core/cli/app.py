@@ -10,7 +10,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from defect_core.errors import InputError
+from defect_core.cli import product_commands
+from defect_core.errors import InputError, InputErrors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,12 +26,16 @@ Products = Annotated[Optional[list[str]], typer.Option("--product", help="Only t
 Generators = Annotated[Optional[list[str]], typer.Option("--generator", help="Only these generators.")]  # noqa: UP045
 
 
+product_commands.register(app)
+
+
 def main() -> None:
-    """Run the command. An error of the user is one line on standard error and exit status 2."""
+    """Run the command. Each problem that the user caused is one line on standard error, and the exit status is 2."""
     try:
         app()
     except InputError as error:
-        print(f"defectory: {error}", file=sys.stderr)
+        for problem in error.problems if isinstance(error, InputErrors) else (str(error),):
+            print(f"defectory: {problem}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("defectory: stopped; finished work is kept, the same command continues", file=sys.stderr)
@@ -63,39 +68,17 @@ def _options(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one whose files are kept.")],
     preset: Annotated[str, typer.Option(help="demo (minutes), laptop (an hour) or full (a GPU).")] = "laptop",
+    no_git: Annotated[bool, typer.Option("--no-git", help="Create no git repository.")] = False,
 ) -> None:
-    """Create a project: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""
+    """Create a project in a git repository: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""
+    from defect_core.cli.git_setup import WITHOUT_GIT, describe_git
     from defect_core.cli.scaffold import init_project
 
-    init_project(folder, preset)
+    init_project(folder, preset, with_git=not no_git)
     print(f"{folder}: project created. Next: cd {folder} && defectory add-product NAME PATH && defectory run")
-
-
-@app.command("add-product")
-def add_product(
-    name: str,
-    path: Annotated[str, typer.Argument(help="Folder or URL with the images, or `demo` for a built-in product.")],
-    layout: Annotated[str, typer.Option(help="auto, mvtec, visa, loco, mvtec3d, folder or demo.")] = "auto",
-    option: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--option", "-o", help="An option of the layout, KEY=VALUE (VALUE may be a JSON list)."),
-    ] = None,
-    empty_masks: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="error or leave_out: what to do with a defect image whose mask is empty."),
-    ] = None,
-) -> None:
-    """Check the real images of a product and add it to params.yaml. Nothing changes if a check fails."""
-    from defect_core.cli.scaffold import add_product as add
-    from defect_core.project.paths import Project
-
-    product = add(Project.find(), name, path, layout, option or [], empty_masks)
-    counts = ", ".join(f"{number} {defect}" for defect, number in product.defects.items())
-    print(f"{name}: {product.normals} normal images, {counts}")
-    for line in product.notes:
-        print(f"  {line}")
+    print(f"git: {WITHOUT_GIT if no_git else describe_git(folder)}")
 
 
 @app.command()
