@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from defect_core.data.images import HARD_LIMIT, open_image, read_image
 from defect_core.data.tables import Schema, frame_rows, read_frame, read_rows, write_table
 from defect_core.errors import InputError
 
@@ -24,12 +23,11 @@ GOOD = "good"
 SPLITS = ("train", "test", "")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One real image.
+    """One real image, or one defect type of it: an image with two defect types has two records and two masks.
 
     Attributes:
         product: the product that the image shows.
@@ -40,6 +38,10 @@ class Record:
         sha256: `pixel_digest` of the decoded image. A renamed or losslessly re-encoded copy has the same one.
         width: in pixels.
         height: in pixels.
+        source: POSIX path of the original image, relative to its source.
+        label: name of the defect type as the source gives it; `defect` is its key.
+        group: images of the same group show the same item; they stay on one side of the split.
+        depth: range of the original values, such as `8 bit` or `12 bit in 16` (see `data.depth`).
     """
 
     product: str
@@ -50,9 +52,14 @@ class Record:
     sha256: str
     width: int
     height: int
+    source: str = ""
+    label: str = ""
+    group: str = ""
+    depth: str = ""
 
 
 _SCHEMA: Schema = {field.name: (int if field.type is int else str) for field in fields(Record)}
+_ADDED = ("source", "label", "group", "depth")  # columns that version 0.1.0 did not write
 
 
 def check_name(name: str, what: str) -> str:
@@ -102,7 +109,7 @@ def read_records(path: Path) -> "pd.DataFrame":
     Raises:
         InputError: the file is missing, is not parquet, or has other columns or types.
     """
-    return read_frame(Path(path), _SCHEMA)
+    return read_frame(Path(path), _SCHEMA, _ADDED)
 
 
 def record_rows(source: "Path | pd.DataFrame") -> list[Record]:
@@ -112,42 +119,26 @@ def record_rows(source: "Path | pd.DataFrame") -> list[Record]:
         InputError: as `read_records`.
         ValueError: a frame with other columns.
     """
-    rows = read_rows(Path(source), _SCHEMA) if isinstance(source, (str, Path)) else frame_rows(source, _SCHEMA)
+    rows = read_rows(Path(source), _SCHEMA, _ADDED) if isinstance(source, (str, Path)) else frame_rows(source, _SCHEMA)
     return [Record(**row) for row in rows]
 
 
 def load_image(path: Path) -> NDArray[np.uint8]:
-    """Return the decoded image, uint8 [H, W, 3], 0 to 255.
+    """Return the decoded image upright, uint8 [H, W, 3], 0 to 255.
 
     Grey is replicated to three channels. Alpha is dropped without blending. 16-bit values v become round(v / 257),
-    so that 65535 is 255. Palettes are applied. EXIF rotation is ignored, because masks refer to the stored pixels.
-    Of several frames the first is read.
+    so that 65535 is 255. Palettes are applied. Of several frames the first is read. Files of a project have 8 bits.
 
     Raises:
         InputError: the file is missing or unreadable, or has a pixel type other than 8 or 16 bits.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                return _from_16_bit(np.asarray(image), path)
-            if image.mode == "F":
-                raise InputError(f"{path}: floating-point pixels; expected 8 or 16 bits per channel")
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; expected an image file") from None
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({_one_line(error)}); expected png, jpg, bmp or tif") from None
+    return read_image(Path(path), max_pixels=HARD_LIMIT)
 
 
 def load_mask(path: Path, size: tuple[int, int] | None = None, any_value: bool = False) -> NDArray[np.bool_]:
-    """Return the decoded mask, bool [H, W]: True where the largest channel is at least half of the file's maximum.
+    """Return a mask that Defectory wrote, bool [H, W]: True where the largest channel is at least half of its maximum.
 
-    So masks with values 0/1, 0/255, in RGB or with smooth edges are read in the same way. A mask of zeros is empty.
-    Alpha is ignored.
+    A mask of zeros is empty. Alpha is ignored. Masks as annotation tools write them are read by `mask_sources`.
 
     Args:
         path: the image file.
@@ -157,23 +148,44 @@ def load_mask(path: Path, size: tuple[int, int] | None = None, any_value: bool =
     Raises:
         InputError: the file is missing or unreadable.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            image.load()
-            plain = image.mode in ("L", "1", "F") or image.mode.startswith("I")
-            values = np.asarray(image if plain else image.convert("RGB")).astype(np.float32)
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; expected a mask image") from None
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable mask ({_one_line(error)}); expected png, bmp or tif") from None
+    with open_image(Path(path), "mask") as image:
+        image.load()
+        plain = image.mode in ("L", "1", "F") or image.mode.startswith("I")
+        values = np.asarray(image if plain else image.convert("RGB"))
+    values = values.astype(np.uint8) if values.dtype == np.bool_ else values
     if values.ndim == 3:
         values = values.max(axis=2)
     top = values.max(initial=0)
-    mask = values > 0 if any_value else (2 * values >= top) & (top > 0)
+    mask = values > 0 if any_value else (values >= top / 2) & (top > 0)
     if size is not None and mask.shape != tuple(size):
         mask = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return np.array(mask, dtype=bool)
+
+
+def image_groups(records: "Sequence[Record]") -> list[list[Record]]:
+    """Return the records of each image, in the order of their first record; an image has one per defect type."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.product, record.image), []).append(record)
+    return list(groups.values())
+
+
+def united_mask(root: Path, records: "Sequence[Record]") -> NDArray[np.bool_] | None:
+    """Return the union of the masks of one image's records, bool [H, W]; None for a normal image.
+
+    Args:
+        root: folder that the paths start from.
+        records: the records of one image.
+
+    Raises:
+        InputError: a mask cannot be read.
+    """
+    united: NDArray[np.bool_] | None = None
+    for record in records:
+        if record.mask is not None:
+            mask = load_mask(root / record.mask)
+            united = mask if united is None else united | mask
+    return united
 
 
 def save_png(array: NDArray[Any], path: Path) -> None:
@@ -200,16 +212,6 @@ def pixel_digest(image: NDArray[np.uint8]) -> str:
     """Return the sha256 (hex) over mode, size and bytes of a decoded RGB image [H, W, 3]."""
     height, width = image.shape[:2]
     digest = hashlib.sha256(f"RGB {width} {height} ".encode())
-    digest.update(np.ascontiguousarray(image).tobytes())
+    for top in range(0, height, 512):  # grey images are views of one channel; only some rows are copied
+        digest.update(np.ascontiguousarray(image[top : top + 512]).data)
     return digest.hexdigest()
-
-
-def _from_16_bit(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise InputError(f"{path}: pixel values outside 0 to 65535; expected 8 or 16 bits per channel")
-    gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -40,26 +40,36 @@ def write_table(content: "Sequence[Any] | pd.DataFrame", schema: Schema, path: P
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_rows(path: Path, schema: Schema) -> list[dict[str, Any]]:
+def read_rows(path: Path, schema: Schema, optional: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the rows of a parquet table as dictionaries; a missing value is None.
+
+    Args:
+        path: the file.
+        schema: columns of the table.
+        optional: text columns that a file of an earlier version may lack; they are empty then.
 
     Raises:
         InputError: the file is missing, is not parquet, or does not fit the schema.
     """
-    return _read_table(path, schema).to_pylist()
+    return _read_table(path, schema, optional).to_pylist()
 
 
-def read_frame(path: Path, schema: Schema) -> "pd.DataFrame":
+def read_frame(path: Path, schema: Schema, optional: Sequence[str] = ()) -> "pd.DataFrame":
     """Return a parquet table as a frame with the column order of the schema.
 
     Text columns have the dtype object and None for a missing value. A missing number is NaN.
+
+    Args:
+        path: the file.
+        schema: columns of the table.
+        optional: as for `read_rows`.
 
     Raises:
         InputError: as `read_rows`.
     """
     import pandas as pd
 
-    table = _read_table(path, schema)
+    table = _read_table(path, schema, optional)
     return pd.DataFrame(
         {name: pd.Series(table[name].to_pylist(), dtype=_FRAME_TYPES[kind]) for name, kind in schema.items()}
     )
@@ -82,7 +92,7 @@ def frame_rows(frame: "pd.DataFrame", schema: Schema) -> list[dict[str, Any]]:
     return [dict(zip(schema, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _read_table(path: Path, schema: Schema) -> "pa.Table":
+def _read_table(path: Path, schema: Schema, optional: Sequence[str]) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,6 +104,9 @@ def _read_table(path: Path, schema: Schema) -> "pa.Table":
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from None
     expected = ", ".join(schema)
+    for name in optional:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([""] * len(table), pa.string()))
     for name, kind in schema.items():
         if name not in table.column_names:
             raise InputError(f"{path}: column {name!r} is missing; expected {expected}")

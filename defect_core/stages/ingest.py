@@ -19,4 +19,5 @@ def run(project: Project, product: str) -> None:
             empty_masks=source.empty_masks,
             min_per_defect=params.ingest.min_per_defect,
             seed=params.seed,
+            missing_masks=source.missing_masks,
         )

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defect_core.data.layouts.ingest import load_united_mask
-from defect_core.data.layouts.read import read_layout
+from defect_core.data.layouts.ingest import ingest_source
 from defect_core.data.records import (
     GOOD,
     Record,
@@ -262,6 +261,8 @@ def read_examples(
 ) -> list[Example]:
     """Return all real images of a product with their masks: normal images first, then by defect type.
 
+    An image with several defect types gives one example per type. Of images with the same pixels the first is read.
+
     Args:
         folder: folder of the product in a supported layout (see `defect_core.data.layouts`).
         product: name of the product; None: the name of the folder.
@@ -283,10 +284,16 @@ def read_examples(
             return read_examples(temporary, product or str(folder), "mvtec")
     folder = Path(folder)
     product = product or folder.resolve().name
-    examples = []
-    for item in read_layout(folder, product, layout, options or {}):
-        image = load_image(item.image_path)
-        mask = None if item.mask_path is None else load_united_mask(item, item.mask_path, image)
-        name = item.image_path.relative_to(folder).as_posix()
-        examples.append(Example(product, item.defect, image, mask, name))
-    return examples
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary) / "raw"
+        ingest_source(folder, product, target, layout, options, min_per_defect=1)
+        return [
+            Example(
+                record.product,
+                record.defect,
+                load_image(target / record.image),
+                load_mask(target / record.mask) if record.mask else None,
+                record.source,
+            )
+            for record in record_rows(target / "records.parquet")
+        ]

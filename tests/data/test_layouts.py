@@ -10,7 +10,7 @@ from PIL import Image
 from defect_core.data.layouts import ingest_source, read_layout
 from defect_core.data.records import load_image, load_mask, pixel_digest, record_rows, save_png
 from defect_core.data.splits import split_records
-from defect_core.errors import InputError
+from defect_core.errors import InputError, InputErrors
 
 TILE = {"good": "MT_Free", "subfolder": "Imgs", "mask_suffix": ".png", "strip_prefix": "MT_"}
 
@@ -61,7 +61,7 @@ def _files(folder):
 
 
 def test_mvtec_layout_is_ingested_completely(mvtec, tmp_path):
-    items = read_layout(mvtec, "p")
+    items = read_layout(mvtec, "p").items
     assert [(i.defect, i.image_path.name, i.split_hint) for i in items if i.defect != "dent"] == [
         *(("good", f"{i:03}.png", "train") for i in range(4)),
         *(("good", f"{i:03}.png", "test") for i in range(2)),
@@ -72,21 +72,24 @@ def test_mvtec_layout_is_ingested_completely(mvtec, tmp_path):
     assert summary["splits"] == {"test": 2, "train": 4}
     out = tmp_path / "out" / "p"
     records = record_rows(out / "records.parquet")
-    assert {r.image for r in records if r.defect == "good" and r.split == "test"} == {
-        "good/test_000.png",
-        "good/test_001.png",
+    sources = {r.source: r for r in records}
+    assert {r.source for r in records if r.defect == "good" and r.split == "test"} == {
+        "test/good/000.png",
+        "test/good/001.png",
     }
-    assert (out / "cut/9.jpg").read_bytes() == (mvtec / "test/cut/9.jpg").read_bytes()
+    assert (out / sources["test/cut/9.jpg"].image).read_bytes() == (mvtec / "test/cut/9.jpg").read_bytes()
     for r in records:
+        assert r.image == f"images/{r.sha256[:12]}{r.image[-4:]}" and r.depth == "8 bit" and r.label == r.defect
+        assert r.mask in (None, f"masks/{r.defect}/{r.sha256[:12]}.png")
         assert r.sha256 == pixel_digest(load_image(out / r.image)) and (r.width, r.height) == (32, 24)
         assert (r.mask is None) == (r.defect == "good")
         if r.mask:
             assert load_mask(out / r.mask).sum() == 24
     assert _files(out) == sorted(
-        [r.image for r in records] + [r.mask for r in records if r.mask] + ["left_out.json", "records.parquet"]
+        [r.image for r in records] + [r.mask for r in records if r.mask] + ["left_out.json", "records.parquet", "thumbnails.npy"]
     )
     done = split_records(records, "half")
-    assert {r.image for r in done if r.defect == "cut" and r.split == "train"} == {"cut/0.png", "cut/2.png"}
+    assert {r.source for r in done if r.defect == "cut" and r.split == "train"} == {"test/cut/0.png", "test/cut/2.png"}
 
 
 def test_ingestion_is_reproducible(mvtec, tmp_path):
@@ -111,9 +114,9 @@ def test_magnetic_tile_is_read_by_options_alone(tile, tmp_path):
 
 def test_same_stem_masks_need_no_option(tile):
     options = {key: value for key, value in TILE.items() if key != "mask_suffix"}
-    items = read_layout(tile, "tile", "folder", options)
+    items = read_layout(tile, "tile", "folder", options).items
     assert len(items) == 15 and all(item.image_path.suffix == ".jpg" for item in items)
-    assert all(item.mask_path.suffix == ".png" for item in items if item.defect != "good")
+    assert all(item.mask_source.paths[0].suffix == ".png" for item in items if item.defect != "good")
 
 
 @pytest.mark.parametrize("place", ["beside", "masks", "annotated", "inside"])
@@ -133,13 +136,13 @@ def test_folder_layout_finds_masks(tmp_path, place):
         }[place]
         _mask(target)
     options = {"annotated": {"masks": "annotated"}, "inside": {"masks": "seg"}}.get(place)
-    items = read_layout(root, "p", options=options)
+    items = read_layout(root, "p", options=options).items
     assert [(item.defect, item.image_path.name) for item in items] == [
         (defect, name) for defect in ("good", "hole") for name in names
     ]
     summary = ingest_source(root, "p", tmp_path / "out", options=options)
     assert summary["images"] == 6
-    assert "hole/IMG_7_a_.png" in {r.image for r in record_rows(tmp_path / "out/records.parquet")}
+    assert "hole/IMG 7 (a).PNG" in {r.source for r in record_rows(tmp_path / "out/records.parquet")}
 
 
 def test_masks_of_normal_images_are_optional(tile, tmp_path):
@@ -148,7 +151,7 @@ def test_masks_of_normal_images_are_optional(tile, tmp_path):
     assert ingest_source(tile, "tile", tmp_path / "out", options=TILE)["good"] == 5
 
 
-def test_duplicates_are_left_out_or_refused(mvtec, tmp_path):
+def test_duplicates_are_left_out_and_keep_all_defect_types(mvtec, tmp_path):
     with Image.open(mvtec / "test/cut/2.png") as image:
         image.save(mvtec / "test/cut/77.bmp")  # the same pixels in another format
     _mask(mvtec / "ground_truth/cut/77_mask.png")
@@ -157,8 +160,14 @@ def test_duplicates_are_left_out_or_refused(mvtec, tmp_path):
     assert summary["defects"]["cut"] == 4
     shutil.copy(mvtec / "test/cut/2.png", mvtec / "test/dent/2_again.png")
     _mask(mvtec / "ground_truth/dent/2_again_mask.png")
-    with pytest.raises(InputError, match=r"2_again\.png \(dent\) and .*2\.png \(cut\) hold the same image"):
-        ingest_source(mvtec, "p", tmp_path / "out2")
+    summary = ingest_source(mvtec, "p", tmp_path / "out2")
+    assert summary["defects"] == {"cut": 4, "dent": 4} and summary["images"] == 6 + 4 + 3
+    rows = [r for r in record_rows(tmp_path / "out2/records.parquet") if r.source == "test/cut/2.png"]
+    assert [r.defect for r in rows] == ["cut", "dent"] and rows[0].image == rows[1].image
+    assert "the same image is in several defect types" in "".join(summary["notes"])
+    shutil.copy(mvtec / "test/cut/2.png", mvtec / "train/good/2.png")
+    with pytest.raises(InputError, match=r"2\.png \(cut\) and .*good/2\.png \(good\): the same image is a normal and"):
+        ingest_source(mvtec, "p", tmp_path / "out3")
 
 
 def _broken(root, what):
@@ -168,7 +177,7 @@ def _broken(root, what):
         return {}, r"cut/9\.jpg: has no mask; expected .*9_mask\.png"
     if what == "mask size":
         _mask(root / "ground_truth/cut/9_mask.png", (24, 30))
-        return {}, r"9_mask\.png: 30x24 pixels, its image 9\.jpg 32x24; expected the same size"
+        return {}, r"9_mask\.png: 30x24 pixels, its image 32x24; expected the same size"
     if what == "empty mask":
         _mask(root / "ground_truth/cut/9_mask.png", empty=True)
         return {}, r"9_mask\.png: the mask is empty"
@@ -187,14 +196,6 @@ def _broken(root, what):
         return {}, r"good/001\.png: 8x8 pixels; expected at least 16"
     if what == "too few":
         return {"min_per_defect": 4}, "'dent' has 3 usable example.*at least 4"
-    if what == "name":
-        (root / "test/dent").rename(root / "test/big dent")
-        (root / "ground_truth/dent").rename(root / "ground_truth/big dent")
-        return {}, "'big dent' is not a usable name"
-    if what == "reserved":
-        (root / "test/dent").rename(root / "test/masks")
-        (root / "ground_truth/dent").rename(root / "ground_truth/masks")
-        return {}, "'masks' is reserved"
     if what == "no normal images":
         for path in root.glob("*/good/*.png"):
             path.unlink()
@@ -205,14 +206,14 @@ def _broken(root, what):
         return {}, "no defect images found"
     if what == "not recognised":
         (root / "train").rename(root / "training")
-        return {}, r"layout not recognised; expected mvtec .* folder .* demo"
+        return {}, r"source: .*; expected"
     return {
-        "unknown layout": ({"layout": "coco"}, "unknown layout 'coco'; expected one of auto, mvtec, .* demo"),
+        "unknown layout": ({"layout": "coco"}, "unknown layout 'coco'; expected one of auto, .*mvtec, .* demo"),
         "unknown option": ({"options": {"godo": "x"}}, "options.godo: unknown layout option; expected one of good"),
         "option type": ({"options": {"good": 3}}, "options.good: .*string.*found 3"),
-        "option outside": ({"options": {"masks": "../x"}}, "options.masks: '../x'; expected a folder inside"),
+        "option outside": ({"options": {"masks": "../x"}}, "options.masks: '../x'; expected a path inside"),
         "option of other layout": ({"options": {"subfolder": "x"}}, "options.subfolder: not an option of layout mvtec"),
-        "unknown defect": ({"options": {"defects": ["hole"]}}, "no folder of defect 'hole'.*found cut, dent"),
+        "unknown defect": ({"options": {"defects": ["hole"]}}, "no defect type 'hole'.*: cut, dent"),
         "empty_masks": ({"empty_masks": "skip"}, "empty_masks: 'skip'; expected error or leave_out"),
         "product": ({"product": "a|b"}, "'a|b' is not a usable name".replace("|", r"\|")),
         "demo with path": ({"layout": "demo"}, "layout demo renders its own images"),
@@ -223,8 +224,8 @@ def _broken(root, what):
 
 @pytest.mark.parametrize(
     "what",
-    """no mask|mask size|empty mask|empty masks leave too few|broken image|broken normal image|tiny image|too few|name
-    reserved|no normal images|no defects|not recognised|unknown layout|unknown option|option type|option outside
+    """no mask|mask size|empty mask|empty masks leave too few|broken image|broken normal image|tiny image|too few
+    no normal images|no defects|not recognised|unknown layout|unknown option|option type|option outside
     option of other layout|unknown defect|empty_masks|product|demo with path|no source|no folder""".replace(
         "\n    ", "|"
     ).split("|"),
@@ -234,7 +235,8 @@ def test_bad_input_gives_one_line_and_writes_nothing(mvtec, tmp_path, what):
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=expected) as caught:
         ingest_source(**{"source": mvtec, "product": "p", "out": tmp_path / "out/p", **arguments})
-    assert "\n" not in str(caught.value)
+    problems = caught.value.problems if isinstance(caught.value, InputErrors) else [str(caught.value)]
+    assert not any("\n" in problem for problem in problems)
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -1,40 +1,50 @@
-"""Ingestion of a source: checks every file, copies images byte for byte, normalises masks, writes the table."""
+"""Ingestion of a source: checks every file, copies images, normalises masks, writes the table."""
 
-import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from defect_core.data.counts import count_problems
+from defect_core.data.depth import Depth, ValueRange, detect_range
 from defect_core.data.files import write_json
-from defect_core.data.layouts.options import LayoutOptions, SourceItem, check_options
-from defect_core.data.layouts.read import detect_layout, read_layout
-from defect_core.data.records import (
-    GOOD,
-    Record,
-    check_name,
-    load_image,
-    load_mask,
-    pixel_digest,
-    save_png,
-    write_records,
-)
+from defect_core.data.images import MAX_PIXELS, has_more_than_8_bits
+from defect_core.data.layouts.options import LayoutOptions, SourceItem, SourceListing, check_options
+from defect_core.data.layouts.read import read_layout
+from defect_core.data.layouts.read_item import ImageTask, measure_range, read_item
+from defect_core.data.layouts.reader import MissingMasks
+from defect_core.data.layouts.taken import TakenImages
+from defect_core.data.near_duplicates import THUMBNAILS, write_thumbnails
+from defect_core.data.parallel import map_ordered
+from defect_core.data.problems import ProblemLog, printable
+from defect_core.data.records import GOOD, Record, check_name, write_records
 from defect_core.errors import InputError
 from defect_core.progress import track
 
 TABLE = "records.parquet"
 LEFT_OUT = "left_out.json"
-MIN_SIDE = 16
-"""Smallest width and height of an image in pixels."""
-_RESERVED = ("masks", TABLE, LEFT_OUT)
+_MAX_MEASURED = 500  # normal images whose range of values is measured, evenly spaced
 
 
-def ingest_source(
+@dataclass(frozen=True)
+class IngestChoices:
+    """What happens to images that cannot be used, and how many are needed.
+
+    Attributes:
+        empty_masks: `error` or `leave_out` a defect image with an empty mask.
+        missing_masks: `error`, `leave_out` a defect image without a mask, or `normal`.
+        min_per_defect: smallest number of usable images of a defect type.
+    """
+
+    empty_masks: str = "error"
+    missing_masks: MissingMasks = "error"
+    min_per_defect: int = 3
+
+
+def ingest_source(  # noqa: PLR0913 - the settings of one entry of `sources`, each independent
     source: Path | None,
     product: str,
     out: Path,
@@ -43,12 +53,17 @@ def ingest_source(
     empty_masks: str = "error",
     min_per_defect: int = 3,
     seed: int = 0,
+    *,
+    missing_masks: MissingMasks = "error",
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Check a source and copy it to `out/<defect>/<id>.<ext>`, `out/masks/<defect>/<id>.png`, `out/records.parquet`.
+    """Check a source and copy it to `out/images/<id>.<ext>`, `out/masks/<defect>/<id>.png`, `out/records.parquet`.
 
-    Ids keep the natural order of the file names. Masks are written as 0 and 255 (see `load_mask`); masks of normal
-    images are ignored. Of several images with the same pixels and defect type only the first is copied. What is left
-    out is listed in `out/left_out.json`. An earlier `out` is replaced; after an error nothing has changed.
+    The id of an image is the beginning of the digest of its pixels, so a new file changes no other id. Images are
+    turned upright. Images that are not 8 bit are written as 8-bit PNG, and their original is kept in
+    `out/originals/<id>.<ext>`. Masks are written as 0 and 255; masks of normal images are ignored. Of several images
+    with the same pixels only the first is copied. What is left out, and what was decided, is listed in
+    `out/left_out.json`. An earlier `out` is replaced; after an error nothing has changed.
 
     Args:
         source: folder of one product; None for the layout `demo`.
@@ -59,18 +74,23 @@ def ingest_source(
         empty_masks: what happens to a defect image with an empty mask: `error` or `leave_out`.
         min_per_defect: smallest number of usable images of a defect type.
         seed: seed of the demo product.
+        missing_masks: what happens to a defect image without a mask: `error`, `leave_out` or `normal`.
+        dry_run: read and check everything, and write nothing.
 
     Returns:
-        layout, images, good, defects {name: count}, splits {name: count}, left_out, duplicates.
+        layout, images, good, defects {key: count}, labels {key: label}, splits {name: count}, depth [text], sizes
+        [[width, height, count]], mask_areas {key: [smallest, median, largest] in pixels}, left_out, duplicates,
+        ignored [{path, reason}], notes; with `dry_run` also records.
 
     Raises:
-        InputError: something in the source cannot be used; the message names the file.
+        InputErrors: something in the source cannot be used; one problem per file.
+        InputError: an argument cannot be used, or there is one problem only.
     """
     out = Path(out)
     check_name(product, "product")
     checked = check_options(options)
-    if empty_masks not in ("error", "leave_out"):
-        raise InputError(f"empty_masks: {empty_masks!r}; expected error or leave_out")
+    choices = IngestChoices(empty_masks, missing_masks, min_per_defect)
+    _check_choices(choices)
     if layout == "demo":
         from defect_core.data.demo.render import write_demo_product
 
@@ -78,113 +98,171 @@ def ingest_source(
             raise InputError(f"{product}: layout demo renders its own images; expected no path, found {source}")
         with tempfile.TemporaryDirectory() as folder:
             write_demo_product(product, Path(folder), seed)
-            summary = _ingest(Path(folder), product, out, "mvtec", checked, empty_masks, min_per_defect)
+            summary = _ingest(Path(folder), product, out, "mvtec", checked, choices, dry_run)
         return {**summary, "layout": "demo"}
     if source is None:
         raise InputError(f"{product}: layout {layout} needs a source folder; expected a path")
-    return _ingest(Path(source), product, out, layout, checked, empty_masks, min_per_defect)
+    return _ingest(Path(source), product, out, layout, checked, choices, dry_run)
+
+
+def _check_choices(choices: IngestChoices) -> None:
+    if choices.empty_masks not in ("error", "leave_out"):
+        raise InputError(f"empty_masks: {choices.empty_masks!r}; expected error or leave_out")
+    if choices.missing_masks not in ("error", "leave_out", "normal"):
+        raise InputError(f"missing_masks: {choices.missing_masks!r}; expected error, leave_out or normal")
 
 
 def _ingest(
-    source: Path, product: str, out: Path, layout: str, options: LayoutOptions, empty_masks: str, min_per_defect: int
+    source: Path,
+    product: str,
+    out: Path,
+    layout: str,
+    options: LayoutOptions,
+    choices: IngestChoices,
+    dry_run: bool,
 ) -> dict[str, Any]:
-    items = read_layout(source, product, layout, options)
-    if layout == "auto":
-        layout = detect_layout(source, options)
+    problems = ProblemLog()
+    listing = read_layout(source, product, layout, options, problems, choices.missing_masks)
+    if dry_run:
+        taken = _read_items(source, product, listing, options, choices, None, problems)
+        _check_counts(source, listing, taken, choices, problems)
+        problems.raise_if_any()
+        return {**_summary(listing, taken, source), "records": taken.records()}
     _check_target(source, out)
-    ids = _unique_ids(items)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         partial.chmod(0o755)
-        records, left_out, duplicates = _copy(source, items, ids, product, partial, empty_masks)
-        counts = Counter(record.defect for record in records)
-        _check_counts(source, items, counts, min_per_defect)
+        taken = _read_items(source, product, listing, options, choices, partial, problems)
+        _check_counts(source, listing, taken, choices, problems)
+        problems.raise_if_any()
+        records = taken.install(partial)
+        _ingest_regions(source, options, records, partial, problems)
+        problems.raise_if_any()
         write_records(records, partial / TABLE)
-        notes = {"left_out": left_out, "duplicates": duplicates}
+        write_thumbnails(taken.thumbnails, partial / THUMBNAILS)
+        summary = _summary(listing, taken, source)
+        notes = {key: summary[key] for key in ("left_out", "duplicates", "ignored", "notes")}
         write_json(partial / LEFT_OUT, notes, sort_keys=False, ensure_ascii=True)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _ingest_regions(
+    source: Path, options: LayoutOptions, records: Sequence[Record], partial: Path, problems: ProblemLog
+) -> None:
+    if options.roi is not None:
+        from defect_core.data.regions import ingest_regions
+
+        ingest_regions(source, options.roi, records, partial, problems)
+
+
+def _read_items(
+    source: Path,
+    product: str,
+    listing: SourceListing,
+    options: LayoutOptions,
+    choices: IngestChoices,
+    target: Path | None,
+    problems: ProblemLog,
+) -> TakenImages:
+    """Read every image of a listing; problems are added to the log."""
+    max_pixels = options.max_pixels or MAX_PIXELS
+    depths, depth_notes = _find_depths(listing.items, options.depth, max_pixels)
+    taken = TakenImages(source, product, problems)
+    taken.general_notes += depth_notes
+    folder = None
+    if target is not None:
+        folder = target / ".reading"
+        folder.mkdir()
+    tasks = [
+        ImageTask(index, item, folder, depths, max_pixels, choices.empty_masks == "leave_out", options.defects)
+        for index, item in enumerate(listing.items)
+    ]
+    results = track(map_ordered(read_item, tasks), f"ingest {product}", total=len(tasks))
+    for item, result in zip(listing.items, results, strict=True):
+        taken.add(item, result)
+    return taken
+
+
+def _find_depths(
+    items: Sequence[SourceItem], declared: str | int | None, max_pixels: int
+) -> tuple[dict[str, Depth], list[str]]:
+    """Return the range of values by their type, and notes that say how it was found."""
+    deep = [item for item in items if has_more_than_8_bits(item.image_path)]
+    if not deep:
+        return {}, []
+    normals = [item for item in deep if item.defect == GOOD or item.mask_source is None] or deep
+    if declared is not None:
+        kinds = ("uint16", "int32", "float32")
+        return {kind: Depth.parse(declared, kind) for kind in kinds}, [f"depth: {declared} (options.depth)"]
+    chosen = [normals[i * len(normals) // _MAX_MEASURED] for i in range(_MAX_MEASURED)]
+    chosen = normals if len(normals) <= _MAX_MEASURED else chosen
+    ranges: dict[str, list[ValueRange]] = {}
+    found = list(map_ordered(measure_range, [(item.image_path, max_pixels) for item in chosen]))
+    if normals is not deep and not {kind for each in found if each for kind in (each[0],)}:
+        found = list(map_ordered(measure_range, [(item.image_path, max_pixels) for item in deep]))
+    for each in found:
+        if each is not None:
+            ranges.setdefault(each[0], []).append(each[1])
+    depths = {kind: detect_range(values, kind) for kind, values in ranges.items()}
+    notes = [
+        f"depth: {depths[kind]}, detected over {len(values)} images with values from {min(v.low for v in values):g} "
+        f"to {max(v.high for v in values):g}; declare options.depth if the camera's range differs"
+        for kind, values in ranges.items()
+    ]
+    if len(deep) < len(items):
+        notes.append(f"{len(items) - len(deep)} images have 8 bits and {len(deep)} have more")
+    return depths, notes
+
+
+def _check_counts(
+    source: Path, listing: SourceListing, taken: TakenImages, choices: IngestChoices, problems: ProblemLog
+) -> None:
+    """Add what is missing to the problems, unless unreadable files are the reason."""
+    counts = taken.label_counts()
+    normals = counts.pop(GOOD, 0)
+    labels = [item.defect for item in listing.items if item.defect not in (None, GOOD)]
+    defects = {label: counts.get(label, 0) for label in [*dict.fromkeys(map(str, labels)), *counts]}
+    is_damaged = bool(problems)
+    for what, cure in count_problems(normals, defects, choices.min_per_defect):
+        if not is_damaged:
+            problems.add(printable(source), what, cure)
+    if not defects and not listing.synthetic and not is_damaged:
+        problems.add(printable(source), "no defect images found", "expected one folder per defect type, or annotations")
+
+
+def _summary(listing: SourceListing, taken: TakenImages, source: Path) -> dict[str, Any]:
+    normals = [record for record in taken.records() if record.defect == GOOD]
+    defects = taken.key_counts()
+    defects.pop(GOOD, None)
+    notes = [*listing.notes, *taken.notes()]
+    if listing.synthetic:
+        count = len(listing.synthetic)
+        notes.append(f"{count} synthetic images of an export are left out; they are never read as real images")
     return {
-        "layout": layout,
-        "images": len(records),
-        "good": counts[GOOD],
-        "defects": {name: counts[name] for name in sorted(counts) if name != GOOD},
-        "splits": dict(
-            sorted(Counter(record.split or "unknown" for record in records if record.defect == GOOD).items())
-        ),
-        **notes,
+        "layout": listing.layout,
+        "images": len(taken),
+        "good": len(normals),
+        "defects": dict(sorted(defects.items())),
+        "labels": taken.labels,
+        "splits": dict(sorted(Counter(record.split or "unknown" for record in normals).items())),
+        "depth": sorted({record.depth for record in taken.records()}),
+        "sizes": taken.sizes(),
+        "mask_areas": taken.mask_areas(),
+        "left_out": taken.left_out,
+        "duplicates": taken.duplicates,
+        "ignored": [{"path": printable(_relative(path, source)), "reason": reason} for path, reason in listing.ignored],
+        "notes": notes,
     }
 
 
-def _copy(
-    source: Path, items: list[SourceItem], ids: list[str], product: str, target: Path, empty_masks: str
-) -> tuple[list[Record], list[dict[str, str]], list[dict[str, str]]]:
-    records: list[Record] = []
-    left_out: list[dict[str, str]] = []
-    duplicates: list[dict[str, str]] = []
-    first_items: dict[str, SourceItem] = {}
-    for item, stem in track(list(zip(items, ids, strict=True)), f"ingest {product}"):
-        image = load_image(item.image_path)
-        height, width = image.shape[:2]
-        if min(height, width) < MIN_SIDE:
-            raise InputError(f"{item.image_path}: {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}")
-        mask = None if item.mask_path is None else load_united_mask(item, item.mask_path, image)
-        name = item.image_path.relative_to(source).as_posix()
-        if mask is not None and not mask.any():
-            if empty_masks == "error":
-                raise InputError(
-                    f"{item.mask_path}: the mask is empty; expected defect pixels, "
-                    f"or sources.{product}.empty_masks: leave_out"
-                )
-            left_out.append({"image": name, "reason": "empty mask"})
-            continue
-        digest = pixel_digest(image)
-        if digest in first_items:
-            first = first_items[digest]
-            if first.defect != item.defect:
-                raise InputError(
-                    f"{item.image_path} ({item.defect}) and {first.image_path} ({first.defect}) hold the same image; "
-                    "expected one label for it"
-                )
-            duplicates.append({"image": name, "same_as": first.image_path.relative_to(source).as_posix()})
-            continue
-        first_items[digest] = item
-        path = f"{item.defect}/{stem}{item.image_path.suffix.lower()}"
-        mask_path = None if mask is None else f"masks/{item.defect}/{stem}.png"
-        (target / item.defect).mkdir(exist_ok=True)
-        shutil.copyfile(item.image_path, target / path)
-        if mask is not None and mask_path is not None:
-            save_png(mask, target / mask_path)
-        records.append(Record(product, item.defect, path, mask_path, item.split_hint, digest, width, height))
-    return records, left_out, duplicates
-
-
-def load_united_mask(item: SourceItem, mask_path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return the union of all masks of an image, after a check of their sizes."""
-    united = np.zeros(image.shape[:2], bool)
-    for path in (mask_path, *item.more_masks):
-        mask = load_mask(path, any_value=item.any_value)
-        if mask.shape != united.shape:
-            raise InputError(
-                f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels, its image {item.image_path.name} "
-                f"{image.shape[1]}x{image.shape[0]}; expected the same size"
-            )
-        united |= mask
-    return united
-
-
-def _check_counts(source: Path, items: list[SourceItem], counts: Counter[str], min_per_defect: int) -> None:
-    for defect in sorted({item.defect for item in items}):
-        required = 1 if defect == GOOD else min_per_defect
-        if counts[defect] < required:
-            raise InputError(
-                f"{source}: defect {defect!r} has {counts[defect]} usable example(s); expected at least {required} "
-                "(ingest.min_per_defect), or options.defects without it"
-            )
+def _relative(path: Path, source: Path) -> Path:
+    return path.relative_to(source) if path.is_relative_to(source) else path
 
 
 def _check_target(source: Path, out: Path) -> None:
@@ -193,24 +271,3 @@ def _check_target(source: Path, out: Path) -> None:
         raise InputError(f"{out}: overlaps the source {source}; expected a folder outside it")
     if out.exists() and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
         raise InputError(f"{out}: exists and was not written by ingest; expected an empty or a new folder")
-
-
-def _unique_ids(items: list[SourceItem]) -> list[str]:
-    """Return file stems of safe characters, unique per defect type; a repeated stem gets `train_` or `test_` first."""
-    for item in items:
-        if item.defect.lower() in _RESERVED:
-            raise InputError(
-                f"{item.image_path}: defect name {item.defect!r} is reserved; expected another folder name"
-            )
-    plain = [re.sub(r"[^A-Za-z0-9_.-]+", "_", item.image_path.stem).lstrip(".-") or "image" for item in items]
-    taken = Counter((item.defect, stem.lower()) for item, stem in zip(items, plain, strict=True))
-    repeated = {defect for (defect, _), count in taken.items() if count > 1}
-    ids, used = [], set()
-    for item, stem in zip(items, plain, strict=True):
-        prefixed = f"{item.split_hint}_{stem}" if item.defect in repeated and item.split_hint else stem
-        unique, extra = prefixed, 2
-        while (item.defect, unique.lower()) in used:
-            unique, extra = f"{prefixed}_{extra}", extra + 1
-        used.add((item.defect, unique.lower()))
-        ids.append(unique)
-    return ids
