@@ -1,0 +1,9 @@
+from .index import AnnotationIndex as AnnotationIndex
+from .index import read_annotations as read_annotations
+from .options import FORMATS as FORMATS
+from .options import AnnotationOptions as AnnotationOptions
+from .options import check_annotation_options as check_annotation_options
+from .shapes import PIXEL_CENTERS as PIXEL_CENTERS
+from .shapes import PIXEL_CORNERS as PIXEL_CORNERS
+from .shapes import Shapes as Shapes
+from .shapes import fill_polygon as fill_polygon
