@@ -11,6 +11,7 @@ from defect_core.data.records import GOOD
 from defect_core.errors import InputError
 from defect_core.export.card import write_card
 from defect_core.export.formats import FORMATS, ExportItem
+from defect_core.export.marker import write_marker
 from defect_core.project.examples import split_records_of
 from defect_core.project.paths import Project
 
@@ -53,6 +54,7 @@ def export_dataset(
     for product, release in releases.items():
         items = [*_normal_items(project, product), *_synthetic_items(project, product, release)]
         FORMATS[layout](items, folder / product)
+        write_marker(items, layout, product, folder / product)
         counts[product] = dict(Counter(item.defect for item in items))
     write_card(project, layout, releases, counts, folder)
     return counts

@@ -86,7 +86,7 @@ def test_visa_keeps_its_split_and_all_mask_values(visa, tmp_path):
     assert mask.any(1).nonzero()[0].tolist() == [3, 9]  # value 1 beside value 5
     divided = split_records(records, "first_third")
     assert [r.split for r in divided if r.mask] == ["train", "test", "test", "test"]
-    test_images = [r.image[-8:] for r in divided if not r.mask and r.split == "test"]
+    test_images = [r.source[-8:].lower() for r in divided if not r.mask and r.split == "test"]
     assert test_images == ["0001.jpg", "0004.jpg"]
 
 
@@ -103,7 +103,7 @@ def test_visa_split_file_is_optional_and_checked(visa, tmp_path):
     with pytest.raises(InputError, match="column 'object' is missing"):
         read_layout(visa, "candle")
     file.unlink()
-    assert {item.split_hint for item in read_layout(visa, "candle")} == {""}
+    assert {item.split_hint for item in read_layout(visa, "candle").items} == {""}
 
 
 def test_loco_unites_the_masks_of_an_image(loco, tmp_path):
@@ -111,9 +111,9 @@ def test_loco_unites_the_masks_of_an_image(loco, tmp_path):
     assert summary["layout"] == "loco"
     assert summary["defects"] == {"logical_anomalies": 3, "structural_anomalies": 3}
     assert summary["splits"] == {"test": 3, "train": 6}
-    masks = {r.image: load_mask(tmp_path / "out" / r.mask) for r in records if r.mask}
-    assert masks["logical_anomalies/001.png"].any(1).nonzero()[0].tolist() == [2, 8, 9]
-    assert masks["logical_anomalies/000.png"].any(1).nonzero()[0].tolist() == [2]
+    masks = {r.source: load_mask(tmp_path / "out" / r.mask) for r in records if r.mask}
+    assert masks["test/logical_anomalies/001.png"].any(1).nonzero()[0].tolist() == [2, 8, 9]
+    assert masks["test/logical_anomalies/000.png"].any(1).nonzero()[0].tolist() == [2]
 
 
 def test_mvtec3d_reads_images_and_ignores_point_clouds(mvtec3d, tmp_path):
@@ -135,5 +135,5 @@ def test_missing_masks_and_options_of_other_layouts_are_errors(layout, request):
 
 
 def test_option_defects_selects_defect_types(loco):
-    items = read_layout(loco, "thing", "auto", {"defects": ["structural_anomalies"]})
+    items = read_layout(loco, "thing", "auto", {"defects": ["structural_anomalies"]}).items
     assert {item.defect for item in items} == {"good", "structural_anomalies"}

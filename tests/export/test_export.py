@@ -113,15 +113,23 @@ def _assert_same_pair(project, generator, name, image, mask):
     assert (mask == load_mask(folder / f"masks/{name}.png")).all()
 
 
-def test_exported_mvtec_layout_can_be_ingested_again(project, tmp_path):
+def test_exported_pairs_are_unchanged_in_the_mvtec_layout(project, tmp_path):
     counts = export_dataset(project, "mvtec", tmp_path / "out")
     assert counts == {"bolt": {"good": 2, "dent": 4, "stain": 2}}
-    ingest_source(tmp_path / "out/bolt", "bolt", tmp_path / "again", layout="mvtec", min_per_defect=2)
-    records = record_rows(tmp_path / "again/records.parquet")
-    assert sorted(record.defect for record in records) == ["dent"] * 4 + ["good"] * 2 + ["stain"] * 2
     folder = tmp_path / "out/bolt"
     mask = load_mask(folder / "ground_truth/dent/crop-paste-dent-1_mask.png")
     _assert_same_pair(project, "crop-paste", "dent-1", folder / "test/dent/crop-paste-dent-1.png", mask)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("named", ["auto", "mvtec"])
+def test_synthetic_images_of_an_export_are_never_ingested_as_real(project, tmp_path, layout, named):
+    export_dataset(project, layout, tmp_path / "out")
+    summary = ingest_source(tmp_path / "out/bolt", "bolt", tmp_path / "again", layout=named)
+    records = record_rows(tmp_path / "again/records.parquet")
+    assert [record.defect for record in records] == ["good"] * 2
+    reasons = [entry["reason"] for entry in summary["ignored"]]
+    assert reasons.count("synthetic image of a Defectory export") == 6
 
 
 def test_coco_masks_are_exact_and_ids_are_consistent(project, tmp_path):

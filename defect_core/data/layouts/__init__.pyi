@@ -2,6 +2,7 @@ from .ingest import ingest_source as ingest_source
 from .options import LAYOUTS as LAYOUTS
 from .options import LayoutOptions as LayoutOptions
 from .options import SourceItem as SourceItem
+from .options import SourceListing as SourceListing
 from .options import check_options as check_options
 from .read import read_layout as read_layout
 from .remote import is_url as is_url

@@ -1,138 +1,151 @@
-"""Layouts of published data sets other than MVTec AD: VisA, MVTec LOCO AD and MVTec 3D-AD.
+"""VisA, MVTec LOCO AD and MVTec 3D-AD, whose folders differ from those of MVTec AD.
 
 Each function reads the folder of one product.
 """
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from defect_core.data.layouts.listing import images_by_stem, list_files, list_folders, list_images, selected_folders
-from defect_core.data.layouts.options import LayoutOptions, SourceItem
+from defect_core.data.layouts.options import SourceItem
+from defect_core.data.layouts.reader import SourceReader
+from defect_core.data.layouts.tree import Folder, name_key
 from defect_core.data.records import GOOD
-from defect_core.errors import InputError
 
 SPLIT_FILE = "split_csv/1cls.csv"
 # The validation images are normal and not part of the published test set, so they are used for training.
 _NORMAL_SPLITS = {"train": "train", "validation": "train", "test": "test"}
+_MASKS_3D = "gt"
 
 
-def detect_published(path: Path) -> str:
-    """Return `visa`, `mvtec3d` or `loco` if the folder of a product has this layout, otherwise an empty string."""
-    if (path / "Data/Images/Normal").is_dir():
-        return "visa"
-    if (path / "train" / GOOD / "rgb").is_dir():
-        return "mvtec3d"
-    mask_folders = list_folders(path / "ground_truth")
-    return "loco" if any(map(list_folders, mask_folders)) and (path / "train" / GOOD).is_dir() else ""
+def detect_visa(reader: SourceReader) -> bool:
+    """Return whether a source has the folders of one object of VisA."""
+    return reader.tree.find("Data/Images/Normal") is not None
 
 
-def read_visa(path: Path, options: LayoutOptions) -> list[SourceItem]:
+def detect_mvtec3d(reader: SourceReader) -> bool:
+    """Return whether a source has the folders of one product of MVTec 3D-AD."""
+    return reader.tree.find(f"train/{GOOD}/rgb") is not None
+
+
+def detect_loco(reader: SourceReader) -> bool:
+    """Return whether a source has a folder of masks per image, as MVTec LOCO AD."""
+    if reader.tree.find(f"train/{GOOD}") is None:
+        return False
+    for label, folder in _defect_folders(reader).items():
+        masks = reader.tree.find(f"ground_truth/{label}")
+        stems = {name_key(file.stem) for file in folder.files if reader.is_image(file)}
+        if masks is not None and any(name_key(name) in stems for name in masks.folders):
+            return True
+    return False
+
+
+def read_visa(reader: SourceReader) -> list[SourceItem]:
     """Read VisA: Data/Images/Normal, Data/Images/Anomaly and Data/Masks/Anomaly of one object.
 
-    VisA has no defect types, so all defects are `anomaly`. Its mask values are numbers of flaw types; every value
-    above 0 is a defect. Normal images keep the split of `split_csv/1cls.csv` if this file is beside the object folder.
-
-    Args:
-        path: folder of the object.
-        options: options of the layout.
-
-    Raises:
-        InputError: a mask is missing, or the split file has other columns or no row for an image.
+    VisA has no defect types, so all defects are `anomaly` or as the option `defect` says. Its mask values are numbers
+    of flaw types; every value above 0 is a defect. Normal images keep the split of `split_csv/1cls.csv` if this file
+    is beside the object folder; it must have a row for every image.
     """
-    hints = _visa_hints(path)
-    images, masks = path / "Data/Images", images_by_stem(path / "Data/Masks/Anomaly")
+    tree = reader.tree
+    hints = _visa_hints(reader)
     items = []
-    for file in list_images(images / "Normal", options):
-        relative = file.relative_to(path.parent).as_posix()
+    for file in reader.images(tree.find("Data/Images/Normal")):
+        relative = file.relative_to(tree.path.parent).as_posix()
         if hints and relative not in hints:
-            raise InputError(f"{path.parent / SPLIT_FILE}: has no row for {relative}; expected one for every image")
-        items.append(SourceItem(GOOD, file, None, hints.get(relative, "")))
-    for folder in selected_folders(path, {"anomaly": images / "Anomaly"}, options):
-        for file in list_images(folder, options):
-            if file.stem not in masks:
-                raise InputError(f"{file}: has no mask; expected {path / 'Data/Masks/Anomaly' / file.stem}.png")
-            items.append(SourceItem("anomaly", file, masks[file.stem], "", any_value=True))
+            reader.problems.add(
+                tree.path.parent / SPLIT_FILE, f"has no row for {relative}", "expected one for every image"
+            )
+        items.append(reader.normal_item(file, hints.get(relative, "")))
+    label = reader.options.defect or "anomaly"
+    anomalies = tree.find("Data/Images/Anomaly")
+    for name, folder in reader.select({} if anomalies is None else {label: anomalies}).items():
+        expected = tree.path / "Data/Masks/Anomaly"
+        items += _masked_items(reader, folder, tree.find("Data/Masks/Anomaly"), name, expected)
     return items
 
 
-def read_loco(path: Path, options: LayoutOptions) -> list[SourceItem]:
+def read_loco(reader: SourceReader) -> list[SourceItem]:
     """Read MVTec LOCO AD: {train,validation,test}/good, test/<type>, ground_truth/<type>/<stem>/*.png.
 
     The types are `logical_anomalies` and `structural_anomalies`. The masks of an image are united. Their values are
     numbers of defect types, so every value above 0 is a defect. Validation images are used for training.
-
-    Args:
-        path: folder of the product.
-        options: options of the layout.
-
-    Raises:
-        InputError: an image has no mask.
     """
-    items = _normal_items(path, options, "")
-    folders = {folder.name: folder for folder in list_folders(path / "test") if folder.name != GOOD}
-    for folder in selected_folders(path, folders, options):
-        for file in list_images(folder, options):
-            mask_folder = path / "ground_truth" / folder.name / file.stem
-            masks = [mask for mask in list_files(mask_folder) if mask.suffix.lower() == ".png"]
-            if not masks:
-                raise InputError(f"{file}: has no mask; expected at least one in {mask_folder}")
-            items.append(SourceItem(folder.name, file, masks[0], "", tuple(masks[1:]), any_value=True))
+    items = _normal_items(reader, "")
+    for label, folder in reader.select(_defect_folders(reader)).items():
+        for file in reader.images(folder):
+            masks = reader.tree.find(f"ground_truth/{label}/{file.stem}")
+            files = [] if masks is None else [mask for mask in masks.files if reader.is_image(mask)]
+            if files:
+                items.append(reader.masked_item(file, files, label, rule="any"))
+            else:
+                expected = f"at least one in {reader.tree.path / 'ground_truth' / label / file.stem}"
+                items += reader.handle_missing_mask(file, label, expected)
     return items
 
 
-def read_mvtec3d(path: Path, options: LayoutOptions) -> list[SourceItem]:
+def read_mvtec3d(reader: SourceReader) -> list[SourceItem]:
     """Read MVTec 3D-AD: {train,validation,test}/good/rgb, test/<defect>/rgb and test/<defect>/gt.
 
     The point clouds (xyz) are not read. Validation images are used for training.
-
-    Args:
-        path: folder of the product.
-        options: options of the layout.
-
-    Raises:
-        InputError: an image has no mask.
     """
-    items = _normal_items(path, options, "rgb")
-    folders = {folder.name: folder for folder in list_folders(path / "test") if folder.name != GOOD}
-    for folder in selected_folders(path, folders, options):
-        masks = images_by_stem(folder / "gt")
-        for file in list_images(folder / "rgb", options):
-            if file.stem not in masks:
-                raise InputError(f"{file}: has no mask; expected {folder / 'gt' / file.stem}.png")
-            items.append(SourceItem(folder.name, file, masks[file.stem], "", any_value=True))
+    items = _normal_items(reader, "rgb")
+    for label, folder in reader.select(_defect_folders(reader)).items():
+        images = folder.find("rgb")
+        if images is not None:
+            items += _masked_items(reader, images, folder.find(_MASKS_3D), label, folder.path / _MASKS_3D)
+    for file in reader.tree.all_files():
+        if file.parent.name == "xyz":
+            reader.reasons[file] = "point cloud"
     return items
 
 
-PUBLISHED: Mapping[str, Callable[[Path, LayoutOptions], list[SourceItem]]] = {
-    "visa": read_visa,
-    "loco": read_loco,
-    "mvtec3d": read_mvtec3d,
-}
+def _masked_items(
+    reader: SourceReader, images: Folder, masks: Folder | None, label: str, expected: Path
+) -> list[SourceItem]:
+    items = []
+    for file in reader.images(images):
+        found = [] if masks is None else reader.mask_index(masks).find(file)
+        if found:
+            items.append(reader.masked_item(file, found[:1], label, rule="any"))
+        else:
+            items += reader.handle_missing_mask(file, label, f"{expected / file.stem}.png")
+    return items
 
 
-def _normal_items(path: Path, options: LayoutOptions, subfolder: str) -> list[SourceItem]:
+def _normal_items(reader: SourceReader, subfolder: str) -> list[SourceItem]:
     return [
-        SourceItem(GOOD, file, None, hint)
+        reader.normal_item(file, hint)
         for split, hint in _NORMAL_SPLITS.items()
-        for file in list_images(path / split / GOOD / subfolder, options)
+        for file in reader.images(reader.tree.find(f"{split}/{GOOD}/{subfolder}"))
     ]
 
 
-def _visa_hints(path: Path) -> dict[str, str]:
+def _defect_folders(reader: SourceReader) -> dict[str, Folder]:
+    test = reader.tree.find("test")
+    return {} if test is None else {name: folder for name, folder in test.folders.items() if name != GOOD}
+
+
+def _visa_hints(reader: SourceReader) -> Mapping[str, str]:
     """Return the split of every image of an object by its path in the data set; empty if there is no split file."""
+    path = reader.tree.path
     file = path.parent / SPLIT_FILE
     if not file.is_file():
         return {}
+    reader.other_files.append(file)
     with open(file, encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for column in ("object", "split", "image"):
         if not rows or column not in rows[0]:
-            raise InputError(f"{file}: column {column!r} is missing; expected object, split, label, image, mask")
+            reader.problems.add(
+                file, f"column {column!r} is missing", "expected the columns object, split, label, image, mask"
+            )
+            return {}
     hints = {}
     for row in rows:
         if row["object"] == path.name:
             if row["split"] not in ("train", "test"):
-                raise InputError(f"{file}: {row['image']}: split {row['split']!r}; expected train or test")
+                reader.problems.add(file, f"{row['image']}: split {row['split']!r}", "expected train or test")
+                return {}
             hints[row["image"]] = row["split"]
     return hints
