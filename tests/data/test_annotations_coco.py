@@ -146,7 +146,8 @@ def test_polygon_beyond_the_border_is_clipped_and_counted(root):
     write(root / "coco.json", coco({"segmentation": [flat(outline)]}))
     index = read_annotations(root)
     assert index.for_image(root / "a.png").masks(*SIZE)["scratch"].sum() == 25
-    assert "clipped: 1 (the first: " in index.notes[0]
+    assert "clipped: 1 (the first: coco.json: annotations[0]" in index.notes[0]
+    assert not index.unusable
 
 
 def test_polygon_without_area_is_noted_and_its_image_is_not_normal(root):

@@ -120,6 +120,7 @@ def test_labelme_bad_shapes_are_one_problem_each(root):
     assert len(lines) == 8
     assert all(f"shapes[{index}]" in line for index, line in enumerate(lines))
     assert "ignore_labels" in lines[0]
+    assert read_annotations(root, None, ProblemLog()).unusable == {root / "scratch/a.png"}
 
 
 def cvat(body: str, name: str = "scratch/a.png") -> str:

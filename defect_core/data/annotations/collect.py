@@ -30,6 +30,8 @@ class _Image:
 
     Attributes:
         has_annotation: whether it has an annotation, even one without a pixel.
+        has_problem: whether a problem was found since the image before.
+        group: the item that it shows.
     """
 
     regions: list[Region] = field(default_factory=list)
@@ -37,6 +39,7 @@ class _Image:
     label_images: list[MaskSource] = field(default_factory=list)
     size: tuple[int, int] | None = None
     has_annotation: bool = False
+    has_problem: bool = False
     group: str = ""
 
 
@@ -53,6 +56,7 @@ class Collector:
         self.finder, self.options, self._problems = finder, options, problems
         self._similar: Counter[str] = Counter()
         self._notes: dict[str, list[str]] = {}
+        self._has_new_problem = False
         self.images: dict[Path, _Image] = {}
         self.files: dict[Path, None] = {}
         self.labels: dict[str, None] = {}
@@ -60,6 +64,7 @@ class Collector:
 
     def problem(self, where: str | Path, what: str, cure: str) -> None:
         """Add a problem; of many with the same cure the first are listed and the others counted."""
+        self._has_new_problem = True
         self._similar[cure] += 1
         if self._similar[cure] <= _MAX_SIMILAR:
             self._problems.add(str(where), what, cure)
@@ -95,7 +100,7 @@ class Collector:
         elif self.options.missing_images == "leave_out":
             self.note("annotations of images that are not in the source are left out", where)
         else:
-            self.problem(where, error.what, f"{error.cure}, or set missing_images: leave_out")
+            self.problem(where, error.what, f"{error.cure}, or set annotations.missing_images: leave_out")
 
     def label(self, name: Any, where: str) -> str | None:
         """Return a label in NFC; None after a problem, and for labels that are no defects (see `is_ignored`)."""
@@ -148,6 +153,8 @@ class Collector:
         entry.regions += regions
         entry.files += [file for file in files if file not in entry.files]
         entry.label_images += label_images
+        entry.has_problem |= self._has_new_problem
+        self._has_new_problem = False
         entry.has_annotation |= bool(regions or entry.label_images) if has_annotation is None else has_annotation
         self.files.update(dict.fromkeys(files))
 
@@ -231,7 +238,7 @@ class Collector:
             if self.options.boxes == "leave_out":
                 self.note("bounding boxes without an outline are left out", where)
             else:
-                cure = "add outlines, or set boxes: rectangles (the whole box is the defect) or boxes: leave_out"
+                cure = "add outlines, or set annotations.boxes: rectangles (the whole box is the defect) or leave_out"
                 self.problem(where, "is a bounding box without an outline of the defect", cure)
             return []
         (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
@@ -254,7 +261,11 @@ class Collector:
 
     def summaries(self) -> tuple[str, ...]:
         """Return one line per kind of note, with the number and the first place."""
-        return tuple(f"{what}: {len(places)} (the first: {places[0]})" for what, places in self._notes.items())
+        folder = f"{self.finder.root}/"
+        return tuple(
+            f"{what}: {len(places)} (the first: {places[0].removeprefix(folder)})"
+            for what, places in self._notes.items()
+        )
 
     def finish(self) -> None:
         """Add a line for problems that were counted and not listed."""

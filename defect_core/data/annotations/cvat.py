@@ -79,7 +79,7 @@ def _read_shape(
         center = np.array([a, b])
         collector.note_outside(np.stack([center - reach, center + reach]), where, size)
         return [Ellipse(label, (a, b), (c, d), turn or 0.0, origin)]
-    cure = "annotate its outline as a polygon, or name its label in ignore_labels"
+    cure = "annotate its outline as a polygon, or name its label in annotations.ignore_labels"
     collector.problem(where, f"a {shape.tag} has no area", cure)
     return []
 

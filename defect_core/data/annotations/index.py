@@ -44,6 +44,7 @@ class AnnotationIndex:
         empty_mask_is_normal: whether an image whose masks have no pixel is a normal image.
         shapes: the annotation of each image that has one.
         groups: the item that each image shows, from the column `group_column` of a table.
+        unusable: images whose annotation is a problem in the log, so that no mask of them is expected.
     """
 
     format: str
@@ -54,6 +55,7 @@ class AnnotationIndex:
     empty_mask_is_normal: bool
     shapes: Mapping[Path, Shapes]
     groups: Mapping[Path, str] = field(default_factory=dict)
+    unusable: frozenset[Path] = frozenset()
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -127,6 +129,7 @@ def read_annotations(
         has_label_images,
         shapes,
         {path: entry.group for path, entry in collector.images.items() if entry.group},
+        frozenset(path for path, entry in collector.images.items() if entry.has_problem),
     )
 
 

@@ -134,7 +134,7 @@ def _read_region(
         keys = {"points": "polygon", "rle": "brush", "radiusX": "ellipse"}
         kind = next((name for key, name in keys.items() if key in value), "rectangle" if "height" in value else kind)
     if kind in _WITHOUT_AREA or kind not in _SHAPES:
-        cure = "annotate its outline as a polygon, or name its label in ignore_labels"
+        cure = "annotate its outline as a polygon, or name its label in annotations.ignore_labels"
         collector.problem(where, f"a region of type {kind!r} has no area", cure)
         return []
     if finite_number(result.get("image_rotation") or 0) != 0:

@@ -98,7 +98,7 @@ def _read_shape(
         collector.note_outside(np.stack([points[0] - radius, points[0] + radius]), where, size)
         return [Ellipse(label, (points[0, 0], points[0, 1]), (radius, radius), origin=origin)]
     if kind in _WITHOUT_AREA:
-        cure = "annotate its outline as a polygon, or name its label in ignore_labels"
+        cure = "annotate its outline as a polygon, or name its label in annotations.ignore_labels"
         collector.problem(f"{where}.shape_type", f"a {kind} has no area", cure)
     else:
         collector.problem(f"{where}.shape_type", f"{kind!r} is unknown", "expected polygon, rectangle, circle or mask")

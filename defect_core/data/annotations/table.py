@@ -108,7 +108,7 @@ def read_table(file: Path, collector: Collector) -> None:
         return
     columns = table_columns(header, collector.options)
     if columns is None:
-        cure = "name them by image_column and label_column, and mask_column or polygon_column"
+        cure = "name them by annotations.image_column, label_column, and mask_column or polygon_column"
         collector.problem(file, f"has the columns {', '.join(header)[:200]}", cure)
         return
     if "label" not in columns:
