@@ -32,6 +32,8 @@ PRO_FPR_LIMIT = 0.3  # Bergmann et al. 2020, "Uninformed Students", section 4
 WINDOW_AT_256 = 21  # DRAEM (Zavrtanik et al. 2021), public evaluation script
 _CONNECTIVITY = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
 
+_STRIP_PIXELS = 2**23  # of a large score map that are pooled at once
+
 FloatArray = NDArray[np.floating]
 
 
@@ -205,10 +207,17 @@ def image_score(score_map: ArrayLike, window: int) -> float:
         score_map: float `[H,W]`.
         window: side in pixels. 1 gives the maximum, as in SeaS.
     """
-    score_map = np.asarray(score_map, dtype=np.float64)
+    score_map = np.asarray(score_map)
     window = max(1, min(window, *score_map.shape))
     if window == 1:
         return float(score_map.max())
+    height, width = score_map.shape
+    rows = max(window, _STRIP_PIXELS // width)
+    if height > rows + window:
+        # Strips that share window - 1 rows contain every window, in memory that does not grow with the map.
+        tops = range(0, height - window + 1, rows)
+        return max(image_score(score_map[top : top + rows + window - 1], window) for top in tops)
+    score_map = score_map.astype(np.float64)
     total = np.pad(score_map.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = total[window:, window:] - total[:-window, window:] - total[window:, :-window]
     return float((sums + total[:-window, :-window]).max() / window**2)

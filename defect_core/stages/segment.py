@@ -1,5 +1,6 @@
 """segment: the segmenter of one arm, into `data/segment/<product>/<arm>` and `metrics/segment/`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def run(project: Project, product: str, arm: str) -> None:
             if number == 0:
                 save_segmenter(trained.model, config, work / "segmenter.safetensors")
                 defects = sum(record.mask is not None for record in records)
-                _save_maps(work, [record.image for record in records], result.maps, defects)
+                _save_maps(work, [record.image for record in records], list(result.maps), defects)
 
         config = resolve_config(params.segment, data.defect_types, chosen.fraction)
         measured = measure_segmenter(data, config, params.seed, f"{product} {arm}", default_device(), save)
@@ -43,7 +44,7 @@ def run(project: Project, product: str, arm: str) -> None:
     write_json(project.path(f"metrics/segment/{product}/{arm}.json"), {**measured, "product": product, "arm": arm})
 
 
-def _save_maps(folder: Path, names: list[str], maps: np.ndarray, defects: int) -> None:
+def _save_maps(folder: Path, names: list[str], maps: Sequence[np.ndarray], defects: int) -> None:
     """Save score maps of test images, evenly chosen over the defects, which come first, as 8-bit PNG."""
     count = min(MAX_SAVED_MAPS, defects)
     chosen = sorted({i * defects // count for i in range(count)}) if count else []

@@ -3,11 +3,17 @@
 Writes `data/segment_unified/<arm>` and `metrics/segment_unified/`.
 """
 
+from typing import TYPE_CHECKING
+
 from defect_core.data.files import write_json
-from defect_core.project.arm_data import arm_folders, load_arm_data
+from defect_core.project.arm_data import arm_folders, load_arm_data, product_scale
 from defect_core.project.device import default_device
 from defect_core.project.paths import Project
 from defect_core.seeds import training_seed
+from defect_core.settings import AUTO
+
+if TYPE_CHECKING:
+    from defect_core.evaluation.segmentation.data import ArmData
 
 SUMMED_COUNTS = ("defect_images", "normal_images")
 
@@ -15,11 +21,13 @@ SUMMED_COUNTS = ("defect_images", "normal_images")
 def run(project: Project, arm: str) -> None:
     """Run the stage for one arm."""
     from defect_core.evaluation.segmentation.data import ArmData
-    from defect_core.evaluation.segmentation.evaluate import Evaluation, evaluate_segmenter
+    from defect_core.evaluation.segmentation.evaluate import Evaluation
     from defect_core.evaluation.segmentation.measure import (
         arm_protocol,
+        evaluate_arm,
         resolve_config,
         summarise_over_products,
+        training_config,
     )
     from defect_core.evaluation.segmentation.model import save_segmenter
     from defect_core.evaluation.segmentation.train import train_segmenter
@@ -27,10 +35,7 @@ def run(project: Project, arm: str) -> None:
     params, chosen = project.params, project.params.arm(arm)
     settings, unified = params.segment, params.segment_unified
     steps = (unified.steps if unified else None) or settings.steps * len(params.products)
-    data = {
-        product: load_arm_data(project, product, arm_folders(project, product, chosen))[0]
-        for product in params.products
-    }
+    data = _load_products(project, arm)
     all_products = ArmData.concatenate(list(data.values()))
     config = resolve_config(settings, all_products.defect_types, chosen.fraction).model_copy(update={"steps": steps})
     last: dict[str, list[Evaluation]] = {product: [] for product in params.products}
@@ -43,10 +48,11 @@ def run(project: Project, arm: str) -> None:
                 all_products.real,
                 all_products.normal,
                 all_products.synthetic,
-                config,
+                training_config(config, all_products),
                 training_seed(params.seed, seed),
                 f"unified segmenter {arm}, seed {seed} ({number + 1}/{len(settings.seeds)})",
                 default_device(),
+                all_products.crops,
             )
             curves.append({"seed": seed, "points": trained.curve})
             if number == 0:
@@ -54,7 +60,7 @@ def run(project: Project, arm: str) -> None:
             for results, model in ((last, trained.model), (best, trained.best)):
                 if model is not None:
                     for product in params.products:
-                        results[product].append(evaluate_segmenter(model, data[product].test, settings.image_score))
+                        results[product].append(evaluate_arm(model, data[product], settings.image_score))
         write_json(work / "curves.json", curves)
     measured = summarise_over_products(settings.seeds, last, params.seed)
     for product, summary in measured["products"].items():
@@ -67,3 +73,17 @@ def run(project: Project, arm: str) -> None:
     if len(next(iter(best.values()))) == len(settings.seeds):
         measured["best_on_validation"] = summarise_over_products(settings.seeds, best, params.seed)
     write_json(project.path(f"metrics/segment_unified/{arm}.json"), measured)
+
+
+def _load_products(project: Project, arm: str) -> "dict[str, ArmData]":
+    """Return the images of each product; with `image_size: auto` all have tiles of one size."""
+    from defect_core.evaluation.segmentation.scale import share_tile
+
+    params, chosen = project.params, project.params.arm(arm)
+    scales = {}
+    if params.segment.image_size == AUTO:
+        scales = share_tile({product: product_scale(project, product) for product in params.products})
+    return {
+        product: load_arm_data(project, product, arm_folders(project, product, chosen), scales.get(product))[0]
+        for product in params.products
+    }

@@ -1,12 +1,24 @@
 """Settings of the stages `segment` and `segment_unified` (no torch)."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from defect_core.settings import AutoFraction, Settings
+from defect_core.settings import AUTO, AutoFraction, Settings
 
 EMBEDDED_ENCODER = "tu-tf_efficientnet_lite0"
+
+
+def _image_size(value: Any) -> int | str:
+    """Accept a multiple of 32 or `auto`."""
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 32 and value % 32 == 0:
+        return int(value)
+    raise ValueError("expected a multiple of 32, at least 32, or auto")
+
+
+ImageSize = Annotated[int | Literal["auto"], BeforeValidator(_image_size)]
 
 
 class SegmenterConfig(Settings):
@@ -14,8 +26,10 @@ class SegmenterConfig(Settings):
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """One training per seed."""
-    image_size: int = Field(default=128, ge=32, multiple_of=32)
-    """Side in pixels of images and masks; a multiple of 32."""
+    image_size: ImageSize = 128
+    """Side in pixels to which images and masks are resized; a multiple of 32. `auto`: images keep their aspect ratio,
+    at a resolution at which the narrowest defect is at least 3 px wide (see `evaluation.segmentation.scale`). The
+    segmenter is trained on crops and tested with tiles. Choose it for large images and thin defects."""
     steps: int = Field(default=120, ge=1)
     """Optimiser steps, the same with and without synthetic pairs."""
     batch_size: int = Field(default=8, ge=2)

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from defect_core.data.records import load_image, load_mask
 from defect_core.errors import InputError
 from defect_core.evaluation.batches import compute_synthetic_fraction, count_synthetic, cycle_shuffled
 from defect_core.evaluation.segmentation.config import SegmenterConfig
+from defect_core.evaluation.segmentation.scale import WorkingScale
 
 # Hundreds of normal images are slow to decode, and few of them are ever chosen for a batch.
 MAX_NORMAL_IMAGES = 256
@@ -28,31 +29,42 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ArmData:
-    """Images of one arm at the segmenter's size.
+    """Images of one arm at the segmenter's size, or at the working resolution of `image_size: auto`.
 
     Attributes:
-        defect_types: product and defect type of each real training defect.
-        real: real training defects.
-        normal: normal training images.
-        synthetic: synthetic defects.
+        defect_types: product and defect type of each defect in the real training images.
+        real: real training defects; with a working resolution their crops, `scale.crops` in a row for each image.
+        normal: normal training images; with a working resolution their crops, also of normal places of defect images.
+        synthetic: synthetic defects, like `real`.
         test: test images, defects first.
+        scale: working resolution; None for a fixed size.
     """
 
     defect_types: list[Hashable]
     real: list[Sample]
     normal: list[Sample]
     synthetic: list[Sample]
-    test: list[Sample]
+    test: Sequence[Sample]
+    scale: WorkingScale | None = None
+
+    @property
+    def crops(self) -> int:
+        """Number of samples of each training image."""
+        return 1 if self.scale is None else self.scale.crops
 
     @classmethod
     def concatenate(cls, parts: Sequence["ArmData"]) -> "ArmData":
-        """Return the images of several products as those of one."""
+        """Return the training images of several products as those of one, without their test images.
+
+        With working resolutions the tile and the number of crops must be equal (see `scale.share_tile`).
+        """
         return cls(
             [each for part in parts for each in part.defect_types],
             [each for part in parts for each in part.real],
             [each for part in parts for each in part.normal],
             [each for part in parts for each in part.synthetic],
-            [each for part in parts for each in part.test],
+            (),
+            parts[0].scale,
         )
 
 
@@ -71,10 +83,10 @@ class Item(Protocol):
 
 
 def load_samples(items: Iterable[Item], root: Path, image_size: int, limit: int | None = None) -> list[Sample]:
-    """Read and resize the images of records or manifest rows.
+    """Read and resize the images of records or manifest rows; the masks of one image are united.
 
     Args:
-        items: records or manifest rows with paths relative to `root`.
+        items: records or manifest rows with paths relative to `root`; an image has one for each defect type.
         root: folder that the paths start from.
         image_size: side of the result in pixels; the aspect ratio is not preserved.
         limit: maximum number of images, evenly spaced in the list; None reads all.
@@ -82,14 +94,68 @@ def load_samples(items: Iterable[Item], root: Path, image_size: int, limit: int 
     Raises:
         InputError: an image or mask cannot be read, or an item has no image.
     """
-    chosen = list(items)
-    if limit is not None and len(chosen) > limit:
-        chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
-    samples = []
-    for item in chosen:
-        image = load_image(root / require_image(item))
-        samples.append(resize_sample(image, load_mask(root / item.mask) if item.mask else None, image_size))
-    return samples
+    return [stored.load((image_size, image_size)) for stored in find_images(items, root, limit)]
+
+
+class StoredImage(NamedTuple):
+    """Files of one image and of its masks, which are united; no mask for a normal image."""
+
+    image: Path
+    masks: tuple[Path, ...]
+
+    def load(self, size: tuple[int, int] | WorkingScale) -> Sample:
+        """Return the image at a size (height, width), or at the working resolution.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        image = load_image(self.image)
+        mask = None
+        for file in self.masks:
+            mask = load_mask(file) if mask is None else mask | load_mask(file)
+        return resize_sample(image, mask, size.size(*image.shape[:2]) if isinstance(size, WorkingScale) else size)
+
+
+def find_images(items: Iterable[Item], root: Path, limit: int | None = None) -> list[StoredImage]:
+    """Return the images of records or manifest rows in the order of their first item; arguments as `load_samples`.
+
+    Raises:
+        InputError: an item has no image.
+    """
+    masks: dict[str, list[Path]] = {}
+    for item in items:
+        found = masks.setdefault(require_image(item), [])
+        if item.mask:
+            found.append(root / item.mask)
+    images = [StoredImage(root / name, tuple(files)) for name, files in masks.items()]
+    if limit is not None and len(images) > limit:
+        images = [images[i * len(images) // limit] for i in range(limit)]
+    return images
+
+
+class StoredSamples(Sequence[Sample]):
+    """Images at the working resolution, each of which is read when it is needed.
+
+    Args:
+        images: files of each image, with its working resolution.
+    """
+
+    def __init__(self, images: Sequence[tuple[StoredImage, WorkingScale]]) -> None:
+        self.images = list(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "StoredSamples": ...
+    def __getitem__(self, index: int | slice) -> "Sample | StoredSamples":
+        """Read one image, or return some of them unread."""
+        if isinstance(index, slice):
+            return StoredSamples(self.images[index])
+        stored, scale = self.images[index]
+        return stored.load(scale)
 
 
 def require_image(item: Item) -> str:
@@ -103,21 +169,23 @@ def require_image(item: Item) -> str:
     return item.image
 
 
-def resize_sample(image: NDArray[np.uint8], mask: NDArray[np.bool_] | None, image_size: int) -> Sample:
-    """Resize an image `[H,W,3]` and its mask `[H,W]` to a square; no defect component vanishes.
+def resize_sample(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_] | None, image_size: int | tuple[int, int]
+) -> Sample:
+    """Resize an image `[H,W,3]` and its mask `[H,W]`; no defect component vanishes.
 
     Args:
         image: image of any size.
         mask: its mask; None for a normal image.
-        image_size: side of the result in pixels.
+        image_size: height and width of the result in pixels; an int stands for both.
     """
-    size = (image_size, image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if image.shape[:2] != size:
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        image = np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
     if mask is None:
         mask = np.zeros(size, dtype=bool)
     elif mask.shape != size:
-        mask = downsample_mask(mask, image_size, "area")
+        mask = downsample_mask(mask, size, "area")
     return Sample(np.ascontiguousarray(image), np.asarray(mask, dtype=bool))
 
 

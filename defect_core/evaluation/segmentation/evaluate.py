@@ -27,12 +27,12 @@ class Evaluation(NamedTuple):
 
     Attributes:
         scores: see `evaluate_segmenter`.
-        maps: score maps, float32 `[N,S,S]`, in the order of the samples.
+        maps: score maps, float32 `[S,S]` each, in the order of the samples. Those of tiled evaluation are reduced.
         tables: counts of each image, from which `metrics.bootstrap` computes intervals.
     """
 
     scores: dict[str, Any]
-    maps: NDArray[np.float32]
+    maps: Sequence[NDArray[np.float32]] | NDArray[np.float32]
     tables: ImageTables
 
 
@@ -66,6 +66,11 @@ def evaluate_segmenter(model: ScoreMapModel, samples: Sequence[Sample], image_sc
         "image_size": int(maps.shape[-1]),
         "pro_fpr_limit": PRO_FPR_LIMIT,
         "iou_threshold": IOU_THRESHOLD,
-        "image_score": f"max of the {window}x{window} average-pooled map" if window > 1 else "max of the map",
+        "image_score": describe_image_score(window),
     }
     return Evaluation(scores, maps, image_tables(list(maps), [s.mask for s in samples], window, IOU_THRESHOLD))
+
+
+def describe_image_score(window: int) -> str:
+    """Return what the protocol says about the image score with this pooling window."""
+    return f"max of the {window}x{window} average-pooled map" if window > 1 else "max of the map"

@@ -8,7 +8,8 @@ import numpy as np
 from defect_core.evaluation.batches import auto_synthetic_fraction, compute_synthetic_fraction, hold_out
 from defect_core.evaluation.segmentation.config import SegmenterConfig
 from defect_core.evaluation.segmentation.data import ArmData
-from defect_core.evaluation.segmentation.evaluate import Evaluation, evaluate_segmenter
+from defect_core.evaluation.segmentation.evaluate import Evaluation, ScoreMapModel, evaluate_segmenter
+from defect_core.evaluation.segmentation.tiles import evaluate_tiled
 from defect_core.evaluation.segmentation.train import TrainedSegmenter, train_segmenter
 from defect_core.metrics.bootstrap import bootstrap_intervals, bootstrap_samples
 from defect_core.metrics.localisation import PRO_FPR_LIMIT
@@ -64,14 +65,15 @@ def measure_segmenter(
             data.real,
             data.normal,
             data.synthetic,
-            config,
+            training_config(config, data),
             training_seed(base_seed, seed),
             f"segmenter {label}, seed {seed} ({number + 1}/{len(config.seeds)})",
             device,
+            data.crops,
         )
-        last.append(evaluate_segmenter(trained.model, data.test, config.image_score))
+        last.append(evaluate_arm(trained.model, data, config.image_score))
         if trained.best is not None:
-            best.append(evaluate_segmenter(trained.best, data.test, config.image_score))
+            best.append(evaluate_arm(trained.best, data, config.image_score))
         if after_seed is not None:
             after_seed(number, config, trained, last[-1])
     result = summarise_evaluations(config.seeds, last, base_seed)
@@ -81,15 +83,28 @@ def measure_segmenter(
     return result
 
 
+def training_config(config: SegmenterConfig, data: ArmData) -> SegmenterConfig:
+    """Return the settings with the side of the training images of an arm as `image_size`: a tile for `auto`."""
+    return config if data.scale is None else config.model_copy(update={"image_size": data.scale.tile})
+
+
+def evaluate_arm(model: ScoreMapModel, data: ArmData, image_score: str) -> Evaluation:
+    """Return the evaluation of a model on the test images of an arm, with tiles if it has a working resolution."""
+    if data.scale is None:
+        return evaluate_segmenter(model, data.test, image_score)
+    return evaluate_tiled(model, data.test, data.scale, image_score)
+
+
 def arm_protocol(config: SegmenterConfig, data: ArmData) -> dict[str, Any]:
     """Return the numbers and settings behind the scores; equal for all arms except for the synthetic pairs."""
-    training = len(hold_out(data.real, config.validation_fraction)[0])
-    fraction = compute_synthetic_fraction(config.synthetic_fraction, training, len(data.synthetic))
+    real, synthetic = len(data.real) // data.crops, len(data.synthetic) // data.crops
+    training = len(hold_out(range(real), config.validation_fraction)[0])
+    fraction = compute_synthetic_fraction(config.synthetic_fraction, training, synthetic)
     return {
-        "train_defects": len(data.real),
-        "validation_defects": len(data.real) - training,
-        "train_normal": len(data.normal),
-        "synthetic": len(data.synthetic),
+        "train_defects": real,
+        "validation_defects": real - training,
+        "train_normal": len(data.normal) // data.crops,
+        "synthetic": synthetic,
         "synthetic_fraction": round(fraction, 4),
         "steps": config.steps,
         "batch_size": config.batch_size,

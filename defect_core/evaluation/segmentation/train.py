@@ -29,12 +29,12 @@ def train_segmenter(
     seed: int,
     progress_label: str = "segment",
     device: str = "cpu",
+    crops: int = 1,
 ) -> TrainedSegmenter:
     """Train a segmenter on real defects, normal images and synthetic defects.
 
     Two arms with the same seed start from the same weights and use the same normal images in the same batches (see
-    `data.plan_batches`). The loss is `segmentation_loss`, the optimiser AdamW with a one-cycle schedule. The result is
-    deterministic on a CPU for a fixed number of threads.
+    `data.plan_batches`). The result is deterministic on a CPU for a fixed number of threads.
 
     Args:
         real: real training defects; the fraction `config.validation_fraction` is held out for validation.
@@ -44,6 +44,7 @@ def train_segmenter(
         seed: decides the decoder's weights, the batches and the augmentation.
         progress_label: shown with the progress.
         device: torch device that trains.
+        crops: number of samples of each image, in a row; those of one image are held out together.
 
     Returns:
         The trained models and the curve, with the validation score `val_pixel_ap`.
@@ -51,11 +52,12 @@ def train_segmenter(
     Raises:
         InputError: there is no defect to train on, or an image has another size than `config.image_size`.
     """
-    _check_samples(real, normal, synthetic, config.image_size)
-    train_real, held_real = hold_out(real, config.validation_fraction)
+    size = _check_samples(real, normal, synthetic, config.image_size)
+    train_real, held_real = _hold_out_images(real, config.validation_fraction, crops)
     # At most as many normal images as defects are held out.
-    train_normal, held_normal = hold_out(normal, min(config.validation_fraction, len(held_real) / max(1, len(normal))))
-    pools = [_stack(s, config.image_size).to(device) for s in (train_normal, train_real, synthetic)]
+    held_fraction = min(config.validation_fraction, len(held_real) / max(1, len(normal)))
+    train_normal, held_normal = _hold_out_images(normal, held_fraction, crops)
+    pools = [_stack(s, size).to(device) for s in (train_normal, train_real, synthetic)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Segmenter(config)
@@ -100,6 +102,13 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return focal + 1 - dice
 
 
+def _hold_out_images(samples: Sequence[Sample], fraction: float, crops: int) -> tuple[list[Sample], list[Sample]]:
+    """Return the training and the validation part of samples, of which `crops` in a row belong to one image."""
+    images = [samples[start : start + crops] for start in range(0, len(samples), crops)]
+    training, held = hold_out(images, fraction)
+    return [sample for image in training for sample in image], [sample for image in held for sample in image]
+
+
 def _one_cycle(step: int, steps: int) -> float:
     """Return the factor of the learning rate: linear warm-up over a tenth of the steps, then a cosine to nearly 0."""
     warm = max(1, steps // 10)
@@ -122,8 +131,11 @@ def _pixel_ap(model: Segmenter, samples: Sequence[Sample]) -> float | None:
 
 
 def _check_samples(
-    real: Sequence[Sample], normal: Sequence[Sample], synthetic: Sequence[Sample], image_size: int
-) -> None:
+    real: Sequence[Sample], normal: Sequence[Sample], synthetic: Sequence[Sample], image_size: int | str
+) -> int:
+    """Return the side of the training images, after a check of their shapes."""
+    if not isinstance(image_size, int):
+        raise InputError(f"segment.image_size: {image_size}; expected the side of the training images")
     if not real and not synthetic:
         raise InputError("segment: no real and no synthetic defect image; expected at least one")
     shape = (image_size, image_size)
@@ -133,6 +145,7 @@ def _check_samples(
                 f"segment: image of shape {sample.image.shape} with a mask of shape {sample.mask.shape}; "
                 f"expected {(*shape, 3)} and {shape}"
             )
+    return image_size
 
 
 def _make_optimiser(model: Segmenter, config: SegmenterConfig) -> torch.optim.Optimizer:
