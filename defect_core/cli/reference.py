@@ -10,6 +10,12 @@ from defect_core.project.params import Params
 BEGIN = "<!-- rendered from the settings models: python -m defect_core.cli.reference docs/params.md -->"
 END = "<!-- end -->"
 
+_PREFIXES = {
+    "sources": "sources.<product>.",
+    "placement": "placement.<product>.<defect>.",
+    "zero_shot": "zero_shot[].",
+}
+
 
 def render_params_reference() -> str:
     """Return one Markdown table per section of params.yaml: key, default, meaning."""
@@ -17,7 +23,7 @@ def render_params_reference() -> str:
     for name, field in Params.model_fields.items():
         model = _settings_model(field.annotation)
         if model is not None:
-            prefix = {"sources": "sources.<product>.", "zero_shot": "zero_shot[]."}.get(name, f"{name}.")
+            prefix = _PREFIXES.get(name, f"{name}.")
             optional = field.default is None
             about = " ".join((model.__doc__ or "").split())
             tables.append(_render_table(model, prefix, name, about + (" Optional section." if optional else "")))
@@ -66,6 +72,8 @@ def _settings_model(annotation: Any) -> type[BaseModel] | None:
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
+        if candidate is not annotation and (model := _settings_model(candidate)) is not None:
+            return model
     return None
 
 

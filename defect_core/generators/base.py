@@ -6,7 +6,7 @@ without weights and `trained.TrainedGenerator` for methods that train networks o
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -35,6 +35,8 @@ class Example:
         image: uint8 [H, W, 3].
         mask: bool [H, W], True on defect pixels; None for a normal image.
         name: path of the image in the records.
+        regions: of a normal image: bool [H, W] by defect type, where defects may be placed; `*` for all other types.
+            Without an entry they may be placed everywhere.
     """
 
     product: str
@@ -42,6 +44,7 @@ class Example:
     image: Image
     mask: Mask | None
     name: str
+    regions: Mapping[str, Mask] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class SampleRequest:
         strength: strength of the defect, for methods with `Capabilities.has_strength`.
         source: real example whose mask was placed as `mask`.
         warped: image of `source` after the same placement, uint8 [H, W, 3].
+        allowed: bool [H, W], where the mask of the pair may be; None: everywhere. A pair with a pixel outside is
+            rejected.
     """
 
     sample_id: str
@@ -69,6 +74,7 @@ class SampleRequest:
     strength: float | None = None
     source: Example | None = None
     warped: Image | None = None
+    allowed: Mask | None = None
 
 
 class CheckedRequest(SampleRequest):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
+from defect_core.data.placement_settings import ANY
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_capabilities, generator_code_path, generator_folder
 from defect_core.graph.code import shared_code, stage_code
@@ -48,6 +49,11 @@ class Instance:
         """The name in dvc.yaml: `stage@key`."""
         return f"{self.stage.name}@{self.key}" if self.stage.grid else self.stage.name
 
+    @property
+    def code_key(self) -> str:
+        """The key in code.json, see `code_key`."""
+        return code_key(self.address)
+
     def fill(self, templates: tuple[str, ...]) -> list[str]:
         """Return templates with the fields of this instance filled in."""
         return [template.format(**self.fields) for template in templates]
@@ -76,6 +82,11 @@ class Instance:
     def code_templates(self) -> list[str]:
         """The same for all instances of the stage: the shared code, and `{code}` for the package of the generator."""
         return [*shared_code(self.stage), *(["{code}"] if self.stage.runs_generator else [])]
+
+
+def code_key(address: str) -> str:
+    """Return the key of an instance in code.json; DVC would take a dot in it for a step into a mapping."""
+    return address.replace(".", "~")
 
 
 def stage_named(name: str) -> Stage:
@@ -212,6 +223,7 @@ def _generator_fields(cell: dict[str, str], params: Params) -> dict[str, str]:
         "raw": "data/raw" if borrows else "data/raw/{product}".format(**cell),
         "split": "data/split" if borrows else "data/split/{product}.parquet".format(**cell),
         "borrowed": "zero_shot" if borrows else NO_KEY,
+        "placement": _placement_key(cell["product"], params),
         "override": _cell_key("overrides", params.overrides, cell),
         "regeneration": _cell_key("regenerations", params.regenerations, cell),
         "backbone": backbone.format(**cell),
@@ -224,6 +236,15 @@ def _arm_input(product: str, arm: str, params: Params) -> str:
     if base == BASELINE_ARM:
         return NO_INPUT.format(product=product)
     return f"data/synthetic/{product}" + ("" if base == MIX_ARM else f"/{base}")
+
+
+def _placement_key(product: str, params: Params) -> str:
+    """Return the key of params.yaml with the placement rules of a product."""
+    if ANY in params.placement:
+        return "placement"
+    if product not in params.placement:
+        return NO_KEY
+    return "placement" if "." in product else f"placement.{product}"
 
 
 def _cell_key(section: str, cells: dict[str, dict[str, Any]], cell: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from defect_core.adaptation.config import AdaptConfig
 from defect_core.data.config import IngestConfig, SourceConfig, SplitConfig
+from defect_core.data.placement_settings import ANY, PlacementSection
 from defect_core.data.records import check_name
 from defect_core.errors import InputError
 from defect_core.evaluation.classification.config import ClassifierConfig
@@ -57,6 +58,8 @@ class Params(Settings):
     overrides: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Settings of a generator for one product; they replace those of `finetune`."""
     synthesize: SynthesizeConfig = Field(default_factory=SynthesizeConfig)
+    placement: PlacementSection = Field(default_factory=dict)
+    """Where defects may be placed: rules by product and defect type; see docs/data.md."""
     regenerations: dict[str, dict[str, Annotated[int, Field(ge=0)]]] = Field(default_factory=dict)
     """How often the set of a product and generator was requested anew; written by `defectory regenerate`."""
     zero_shot: tuple[ZeroShotConfig, ...] = ()
@@ -175,6 +178,9 @@ def _check_generators(params: Params) -> None:
 
 def _check_per_product(params: Params) -> None:
     """Check the sections that are keyed by product and generator."""
+    for product in params.placement:
+        if product not in (*params.products, ANY):
+            raise _ParamsError(f"placement.{product}: no such product; expected one of products")
     for field, cells in (("overrides", params.overrides), ("regenerations", params.regenerations)):
         for product, by_generator in cells.items():
             if product not in params.products:

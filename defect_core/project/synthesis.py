@@ -1,15 +1,22 @@
 """What a synthetic set of a project is made from: the plan, the examples and the trained generator."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from defect_core.data.files import folder_digest
+from defect_core.data.placement_settings import ANY, PlacementRule, rules_of
+from defect_core.data.records import Record
+from defect_core.data.regions import ROI, load_named_region, load_region
 from defect_core.errors import InputError
-from defect_core.generators.base import Example, Generator
+from defect_core.generators.base import Example, Generator, Mask
 from defect_core.generators.registry import generator_class, generator_folder
 from defect_core.project.backbones import open_backbone
-from defect_core.project.examples import load_examples
+from defect_core.project.examples import load_examples, split_records_of
 from defect_core.project.paths import Project
 from defect_core.synthesis.requests import SynthesisPlan, regeneration_seed
 
@@ -39,7 +46,8 @@ def load_synthesis_job(project: Project, product: str, generator: str) -> Synthe
     """Return what params.yaml and the outputs of earlier stages ask for.
 
     Raises:
-        InputError: a zero-shot defect that the product has itself, or that its lender lacks.
+        InputError: a zero-shot defect that the product has itself, or that its lender lacks, a rule of `placement`
+            for an unknown defect type, or a region that does not fit.
     """
     params = project.params
     weights = project.path(generator_folder(product, generator))
@@ -47,6 +55,8 @@ def load_synthesis_job(project: Project, product: str, generator: str) -> Synthe
     examples = load_examples(project, product, "train")
     examples += _borrowed_examples(project, product, generator, {example.defect for example in examples})
     real = Counter(example.defect for example in examples if example.mask is not None)
+    rules = rules_of(params.placement, product)
+    _check_rules(rules, product, set(real))
     plan = SynthesisPlan(
         product=product,
         generator=generator,
@@ -62,8 +72,62 @@ def load_synthesis_job(project: Project, product: str, generator: str) -> Synthe
         min_on_product=settings.min_on_product,
         min_distance=settings.min_distance,
         model_digest=folder_digest(weights),
+        placement=rules,
     )
-    return SynthesisJob(plan, examples)
+    return SynthesisJob(plan, _with_regions(project, product, examples, rules))
+
+
+def _check_rules(rules: Mapping[str, PlacementRule], product: str, defects: set[str]) -> None:
+    for defect in rules:
+        if defect != ANY and defect not in defects:
+            raise InputError(
+                f"params.yaml: placement.{product}.{defect}: no such defect type; "
+                f"expected one of {', '.join(sorted(defects))}"
+            )
+
+
+def _with_regions(
+    project: Project, product: str, examples: list[Example], rules: Mapping[str, PlacementRule]
+) -> list[Example]:
+    """Return the examples, the normal images of the product with the regions where defects may be placed."""
+    raw = project.path(f"data/raw/{product}")
+    named = {defect: rule.region for defect, rule in rules.items() if rule.region is not None}
+    records = {record.image: record for record in split_records_of(project, product, "train")}
+    shared: dict[tuple[str, bytes], Mask] = {}  # images with the same region share one array
+    result = []
+    for example in examples:
+        regions: dict[str, Mask] = {}
+        if example.mask is None and example.product == product and (named or (raw / ROI).is_dir()):
+            regions = _regions_of(raw, records[example.name], named, set(rules))
+            for defect, region in regions.items():
+                regions[defect] = shared.setdefault((str(region.shape), np.packbits(region).tobytes()), region)
+        result.append(replace(example, regions=regions) if regions else example)
+    return result
+
+
+def _regions_of(raw: Path, record: Record, named: Mapping[str, str], ruled: set[str]) -> dict[str, Mask]:
+    """Return the regions of a normal image by defect type; `*` for those without a rule.
+
+    Args:
+        raw: folder `data/raw/<product>`.
+        record: record of the image.
+        named: region by defect type, of the rules that name one.
+        ruled: defect types with a rule.
+    """
+    general = load_region(raw, record)
+    everywhere = np.ones((record.height, record.width), bool)
+    regions: dict[str, Mask] = {}
+    for defect in {ANY, *ruled}:
+        own = load_named_region(raw, named[defect], everywhere.shape) if defect in named else everywhere
+        region = own if general is None else own & general
+        if not region.any():
+            raise InputError(
+                f"params.yaml: placement.{record.product}.{defect}.region: {named[defect]} and the region of "
+                f"{record.image} have no pixel in common; change one of them"
+            )
+        if not region.all() or ANY in named:
+            regions[defect] = region
+    return regions
 
 
 def load_project_generator(project: Project, product: str, name: str) -> Generator:

@@ -95,7 +95,7 @@ def sample_batches(
         for (request, normal_name), pair in zip(made, pairs, strict=True):
             if request.normal_image is None:
                 raise ValueError(f"request {request.sample_id}: expected a normal image")
-            measured = measure_pair(pair, request.normal_image, plan, indices[defect])
+            measured = measure_pair(pair, request.normal_image, plan, indices[defect], request.allowed)
             rows.append(_keep_pair(plan, request, normal_name, pair, measured, folder))
         write_text(folder / _batch_file((defect, number)), json.dumps([asdict(row) for row in rows]))
 

@@ -75,7 +75,11 @@ class NearestDefectIndex:
 
 
 def measure_pair(
-    pair: SyntheticPair, normal: Image, limits: FilterLimits, index: NearestDefectIndex | None = None
+    pair: SyntheticPair,
+    normal: Image,
+    limits: FilterLimits,
+    index: NearestDefectIndex | None = None,
+    allowed: Mask | None = None,
 ) -> PairMeasurements:
     """Measure a pair and compare it with the limits.
 
@@ -84,6 +88,7 @@ def measure_pair(
         normal: uint8 [H, W, 3], the normal image of the request.
         limits: what an accepted pair must satisfy.
         index: real defects of the same type; None: no distance is measured.
+        allowed: bool [H, W], region of the normal image that must hold the whole mask; None: all of it.
     """
     change = np.abs(pair.image.astype(np.int16) - normal.astype(np.int16)).mean(-1)
     area = int(pair.mask.sum())
@@ -94,6 +99,8 @@ def measure_pair(
     reason = ""
     if area < limits.min_area:
         reason = f"mask of {area} px, below {limits.min_area}"
+    elif allowed is not None and (pair.mask & ~allowed).any():
+        reason = f"part of the mask outside its region {(pair.mask & ~allowed).sum() / area:.2f}"
     elif inside < limits.min_change:
         reason = f"change inside the mask {inside:.1f}, below {limits.min_change:g}"
     elif limits.max_change_outside is not None and outside > limits.max_change_outside:

@@ -8,11 +8,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field
 
 from defect_core.data.masks import touches_border
-from defect_core.data.placement import place_defect
+from defect_core.data.placement import Placement, place_defect
+from defect_core.data.placement_rules import MAX_KERNEL_EXAMPLES, Scene, place_by_rule
+from defect_core.data.placement_settings import ANY, PlacementRule, rule_for
 from defect_core.errors import InputError
-from defect_core.generators.base import Example, SampleRequest
+from defect_core.generators.base import Example, Mask, SampleRequest
 from defect_core.seeds import derive_seed
 from defect_core.synthesis.config import BatchSettings
 
@@ -21,6 +24,8 @@ from defect_core.synthesis.config import BatchSettings
 MAX_LOG_ASPECT_DIFFERENCE = 0.2
 # The choice is among at least this many normal images, so that pairs do not repeat a few backgrounds.
 MIN_BACKGROUNDS = 32
+# If an example does not fit into the region of a normal image, other pairs of both are tried.
+MAX_PLACEMENT_ATTEMPTS = 24
 
 
 class SynthesisPlan(BatchSettings):
@@ -36,6 +41,8 @@ class SynthesisPlan(BatchSettings):
     """Accepted pairs of every defect type, or of each by name."""
     model_digest: str = ""
     """Digest of the generator's folder, for the manifest."""
+    placement: dict[str, PlacementRule] = Field(default_factory=dict)
+    """Where defects may be placed, by defect type; `*` for all others."""
 
     def target_count(self, defect: str) -> int:
         """Return the number of accepted pairs of a defect type."""
@@ -80,7 +87,8 @@ def make_request(
 
     A normal image and a real example are chosen at random. The example's mask is placed where the normal image looks
     like the surroundings of the example. If the mask touches the border, a normal image of about the same shape is
-    preferred, because such a mask is scaled with its image (see `place_defect`).
+    preferred, because such a mask is scaled with its image (see `place_defect`). A region or a rule for the defect
+    type limits the position, rotation and size (see `place_by_rule`).
 
     Args:
         plan: what the set consists of.
@@ -88,6 +96,9 @@ def make_request(
         index: number of the request within its defect type, from 0.
         normals: normal images of the product; at least one.
         sources: real examples of the defect type, with masks; at least one.
+
+    Raises:
+        InputError: no example of the defect type fits into the regions.
     """
     seed = derive_seed(plan.base_seed, plan.product, plan.generator, defect, index)
     rng = np.random.default_rng(seed)
@@ -100,7 +111,11 @@ def make_request(
         limit = max(MAX_LOG_ASPECT_DIFFERENCE, smallest[-1])
         candidates = [each for each in normals if _log_aspect_difference(each, source) <= limit]
         normal = candidates[int(rng.integers(len(candidates)))]
-    placement = place_defect(source.image, source.mask, normal.image, rng)
+    rule, allowed = rule_for(plan.placement, defect), _region(normal, defect)
+    if rule is None and allowed is None:
+        placement = place_defect(source.image, source.mask, normal.image, rng)
+    else:
+        normal, source, placement = _place_by_rule(plan, defect, rule, rng, (normal, source), normals, sources)
     request = SampleRequest(
         sample_id=f"{defect}-{index:05d}",
         product=plan.product,
@@ -110,6 +125,7 @@ def make_request(
         mask=placement.mask,
         source=source,
         warped=placement.warped,
+        allowed=_region(normal, defect),
     )
     return request, normal.name
 
@@ -121,6 +137,47 @@ def batch_indices(plan: SynthesisPlan, defect: str, index: int) -> range:
     """
     start = index - index % plan.batch_size
     return range(start, min(start + plan.batch_size, plan.max_requests(defect)))
+
+
+def _region(normal: Example, defect: str) -> Mask | None:
+    return normal.regions.get(defect, normal.regions.get(ANY))
+
+
+def _place_by_rule(
+    plan: SynthesisPlan,
+    defect: str,
+    rule: PlacementRule | None,
+    rng: np.random.Generator,
+    first: tuple[Example, Example],
+    normals: Sequence[Example],
+    sources: Sequence[Example],
+) -> tuple[Example, Example, Placement]:
+    """Return a normal image, an example and its placement; the first pair if it fits, else other random pairs."""
+    scenes: Sequence[Scene] = ()
+    if rule is not None and rule.mode == "like_examples":
+        scenes = _scenes(sources, rng)
+    normal, source = first
+    for _ in range(MAX_PLACEMENT_ATTEMPTS):
+        placement = place_by_rule(
+            Scene.of(source.image, source.mask), Scene.of(normal.image), rng, rule, _region(normal, defect), scenes
+        )
+        if placement is not None:
+            return normal, source, placement
+        normal = normals[int(rng.integers(len(normals)))]
+        source = sources[int(rng.integers(len(sources)))]
+    where = f"params.yaml: placement.{plan.product}.{defect}"
+    raise InputError(
+        f"{where}: no mask of an example fits into the region, such as that of {first[1].name} on {first[0].name}; "
+        "make the region larger, or allow a smaller scale or more rotation"
+    )
+
+
+def _scenes(sources: Sequence[Example], rng: np.random.Generator) -> list[Scene]:
+    """Return examples for the mode `like_examples`, at most `MAX_KERNEL_EXAMPLES` at random."""
+    masked = [source for source in sources if source.mask is not None]
+    if len(masked) > MAX_KERNEL_EXAMPLES:
+        masked = [masked[int(index)] for index in rng.choice(len(masked), MAX_KERNEL_EXAMPLES, replace=False)]
+    return [Scene.of(source.image, source.mask) for source in masked]
 
 
 def _log_aspect_difference(one: Example, other: Example) -> float:
