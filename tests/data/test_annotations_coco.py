@@ -45,6 +45,7 @@ def test_contour_points_with_bounding_rect_are_pixel_centers(root):
     box = list(cv2.boundingRect(contours[0]))
     write(root / "coco.json", coco({"segmentation": [contours[0].ravel().tolist()], "bbox": box}))
     assert np.array_equal(masks_of(root)["scratch"], spot())
+    assert "pixel indices" in read_annotations(root).notes[0]
 
 
 def test_option_chooses_the_origin_of_coordinates(root):

@@ -1,6 +1,8 @@
 """YOLO, Pascal VOC and label images of CVAT: the pixels that they mean, and what of them is refused."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -176,12 +178,45 @@ def test_label_image_with_numbers_and_with_one_label(tmp_path):
     assert np.array_equal(masks_of(tmp_path, "JPEGImages/a.png")["scratch"], spot())
 
 
+def test_label_image_of_a_huge_size_is_refused_before_it_is_decoded(tmp_path):
+    save_plate(tmp_path / "JPEGImages/a.png")
+    write(tmp_path / "labelmap.txt", "background:0,0,0::\nscratch:128,0,0::\n")
+    header = (tmp_path / "JPEGImages/a.png").read_bytes()
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 2**30, 2**30, 1, 0, 0, 0, 0)
+    bomb = header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:]
+    (tmp_path / "SegmentationClass").mkdir()
+    (tmp_path / "SegmentationClass/a.png").write_bytes(bomb)
+    with pytest.raises(InputError, match="1073741824x1073741824 pixels, but the image has 64x48"):
+        masks_of(tmp_path, "JPEGImages/a.png")
+
+
+def test_label_image_of_one_label_may_be_a_jpeg(tmp_path):
+    save_plate(tmp_path / "JPEGImages/a.png")
+    write(tmp_path / "labelmap.txt", "background:0,0,0::\nscratch:128,0,0::\n")
+    save_mask(tmp_path / "SegmentationClass/a.jpg", spot())
+    assert np.array_equal(masks_of(tmp_path, "JPEGImages/a.png")["scratch"], spot())
+
+
+def test_voc_file_name_without_suffix(tmp_path):
+    for name in ("JPEGImages/a.jpg", "a.png"):
+        save_plate(tmp_path / name)
+    write(tmp_path / "Annotations/a.xml", voc(name="a"))
+    assert read_annotations(tmp_path).normal_images == (tmp_path / "JPEGImages/a.jpg",)
+
+
+def test_yolo_labels_beside_the_images(tmp_path):
+    save_plate(tmp_path / "data/a.png")
+    write(tmp_path / "obj.names", "scratch\n")
+    write(tmp_path / "data/a.txt", line(CORNERS))
+    assert read_annotations(tmp_path).images == (tmp_path / "data/a.png",)
+
+
 def test_label_image_with_an_unknown_colour_is_refused(tmp_path):
     save_plate(tmp_path / "JPEGImages/a.png")
     (tmp_path / "SegmentationClass").mkdir()
     colors(palette=False).save(tmp_path / "SegmentationClass/a.png")
     write(tmp_path / "labelmap.txt", "scratch:128,0,0::\ndent:0,0,128::\n")
-    with pytest.raises(InputError, match="colour 0,128,0"):
+    with pytest.raises(InputError, match="colour 0,128,0 without a label"):
         masks_of(tmp_path, "JPEGImages/a.png")
 
 

@@ -49,7 +49,10 @@ def read_coco(file: Path, content: Mapping[str, Any], collector: Collector) -> N
         images[key] = (image, size)
         if image is not None:
             collector.add(image, [], [file], size)
-    origin = collector.origin(_polygon_origin(content["annotations"]))
+    shown = _polygon_origin(content["annotations"])
+    origin = collector.origin(shown)
+    if shown == PIXEL_CENTERS == origin:
+        collector.note("files have polygons of pixel indices, as their bounding boxes show", str(file))
     for index, entry in enumerate(content["annotations"]):
         where = f"{file}: annotations[{index}]"
         key = entry.get("image_id") if isinstance(entry, dict) else None

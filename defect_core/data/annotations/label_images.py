@@ -1,17 +1,21 @@
 """Reader of label images: a folder `SegmentationClass` whose colours are labels (CVAT "segmentation mask 1.1", VOC)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from defect_core.data.annotations.collect import BACKGROUND_LABELS, Collector
 from defect_core.data.annotations.finder import IMAGE_SUFFIXES, NotFoundError, normal_form
 from defect_core.data.annotations.safe_parse import read_text
 from defect_core.data.annotations.shapes import size_message
+from defect_core.data.images import ORIENTATION, open_image, turn_upright
+from defect_core.data.mask_pixels import value_counts
+from defect_core.data.mask_sources import MaskFile
+from defect_core.data.problems import printable
 from defect_core.errors import InputError
 
 FOLDER = "SegmentationClass"
@@ -29,8 +33,8 @@ class LabelImage:
         file: the image.
         labels: label of each colour (red, green, blue); an empty label means background.
         numbers: labels by the value of a grey image, used if its values are not grey colours in `labels`.
-        default: label of all other colours; None: another colour is a problem. It is set if there is only one label,
-            because every pixel that is not background is then that defect.
+        default: label of all other colours; None: another colour is a problem. It is set if there is only one label:
+            a file with other colours is then read as a mask of that defect (see `MaskFile`).
     """
 
     file: Path
@@ -49,39 +53,53 @@ class LabelImage:
         Raises:
             InputError: the file cannot be read, is of another size, or has a colour without a label.
         """
-        try:
-            with Image.open(self.file) as picture:
-                if picture.size != (width, height):
-                    raise InputError(size_message(str(self.file), picture.size[::-1], (height, width)))
-                is_gray = picture.mode in ("L", "1") or picture.mode.startswith("I")
-                values = np.asarray(picture if is_gray else picture.convert("RGB")).astype(np.int64)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.file}: not a readable mask ({reason}); expected a png file") from None
-        if is_gray:
-            values = np.repeat(values[:, :, None], 3, axis=2)
-        codes, inverse = np.unique(values @ [1 << 32, 1 << 16, 1], return_inverse=True)
-        colors = [(int(code >> 32), int(code >> 16 & 0xFFFF), int(code & 0xFFFF)) for code in codes]
-        names = [self._label(color, colors, is_gray) for color in colors]
-        inverse = inverse.reshape(height, width)
+        values, color_of, is_gray = self._read(height, width)
+        if values.shape != (height, width):
+            raise InputError(size_message(printable(self.file), values.shape, (height, width)))
+        present = [int(value) for value in value_counts(values)]
+        colors = [color_of(value) for value in present]
+        by_number = is_gray and any(color not in self.labels for color in colors)
+        by_number = by_number and max(present, default=0) < len(self.numbers)
         masks: dict[str, NDArray[np.bool_]] = {}
-        for index, name in enumerate(names):
-            if name:
-                mask = inverse == index
-                masks[name] = masks[name] | mask if name in masks else mask
+        for value, color in zip(present, colors, strict=True):
+            label = self.numbers[value] if by_number else self.labels.get(color)
+            if label is None and color not in ((0, 0, 0), _VOID):
+                if self.default is not None:
+                    return MaskFile((self.file,), self.default).masks(height, width)
+                name = ",".join(map(str, color))
+                raise InputError(
+                    f"{printable(self.file)}: has the colour {name} without a label; add it to {LABEL_MAP}"
+                )
+            if label:
+                mask = values == value
+                masks[label] = masks[label] | mask if label in masks else mask
         return masks
 
-    def _label(self, color: Color, colors: Sequence[Color], is_gray: bool) -> str:
-        if is_gray and any(other not in self.labels for other in colors) and max(colors)[0] < len(self.numbers):
-            return self.numbers[color[0]]
-        if color in self.labels:
-            return self.labels[color]
-        if color in ((0, 0, 0), _VOID):
-            return ""
-        if self.default is not None:
-            return self.default
-        name = ",".join(map(str, color))
-        raise InputError(f"{self.file}: has the colour {name}, which has no label; add it to {LABEL_MAP}")
+    def _read(self, height: int, width: int) -> tuple[NDArray[Any], Callable[[int], Color], bool]:
+        """Return the upright values [H, W], the colour of a value, and whether the file is grey."""
+        with open_image(self.file, "mask") as picture:
+            if sorted(picture.size) != sorted((height, width)):  # before its pixels are decoded
+                raise InputError(size_message(printable(self.file), picture.size[::-1], (height, width)))
+            turn = picture.getexif().get(ORIENTATION, 1) if picture.format != "TIFF" else 1
+            picture.load()
+            is_gray = picture.mode in ("L", "1") or picture.mode.startswith("I")
+            palette = picture.getpalette("RGB") or [] if picture.mode == "P" else []
+            if picture.mode == "P":
+                values = np.array(picture)
+            elif is_gray:
+                values = np.array(picture.convert("L") if picture.mode == "1" else picture)
+            else:
+                channels = np.asarray(picture.convert("RGB"))
+                values = channels[:, :, 0].astype(np.int32) << 16
+                values |= channels[:, :, 1].astype(np.int32) << 8
+                values |= channels[:, :, 2]
+        values = turn_upright(values, turn)
+        if palette:
+            table = [*palette, *([0] * (768 - len(palette)))]
+            return values, lambda value: (table[3 * value], table[3 * value + 1], table[3 * value + 2]), False
+        if is_gray:
+            return values, lambda value: (value, value, value), True
+        return values, lambda value: (value >> 16, value >> 8 & 255, value & 255), False
 
 
 def find_label_images(files: Sequence[Path]) -> list[Path]:

@@ -8,6 +8,8 @@ formats differ in them:
 | `PIXEL_CENTERS` | the centre of the first pixel | the pixels of `cv2.fillPoly`: inside it or on its outline |
 | `PIXEL_CORNERS` | the outer corner of the first pixel | the pixels whose centre is inside it, as in pycocotools |
 
+Of the pixels whose centre is exactly on an edge, those at left and top edges belong to a polygon with pixel corners.
+
 With pixel centres, mask -> `cv2.findContours` -> polygon -> mask gives the same mask, for masks without holes.
 A polygon with pixel corners that is thinner than a pixel also has the pixels of its outline, so that none is lost.
 """

@@ -4,10 +4,12 @@ Boxes count pixels from 1 and include both corners.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from defect_core.data.annotations.collect import Collector
+from defect_core.data.annotations.finder import IMAGE_SUFFIXES, NotFoundError
 from defect_core.data.annotations.safe_parse import finite_number
 from defect_core.data.annotations.shapes import PIXEL_CENTERS, Region
 
@@ -28,10 +30,7 @@ def read_voc(file: Path, root: Element, collector: Collector, with_masks: bool =
         collector: receives the annotations and problems. Objects of images that have a label image are not read.
         with_masks: whether the source has label images.
     """
-    name = root.findtext("filename")
-    if name and "." not in name:  # some tools leave the suffix out
-        name = next((path.name for path in collector.finder.files if path.stem == name), name)
-    image = collector.find(name, file, f"{file}: <filename>", _HINTS)
+    image = _find_image(root.findtext("filename"), file, collector)
     if image is None:
         return
     size = collector.size(root.findtext("size/height"), root.findtext("size/width"), f"{file}: <size>")
@@ -56,3 +55,11 @@ def read_voc(file: Path, root: Element, collector: Collector, with_masks: bool =
             corners = [number - 1 for number in numbers if number is not None]
             regions += collector.box(label, corners, where, size, collector.origin(PIXEL_CENTERS))
     collector.add(image, regions, [file], size, has_annotation)
+
+
+def _find_image(name: str | None, file: Path, collector: Collector) -> Path | None:
+    if name and Path(name).suffix.lower() not in IMAGE_SUFFIXES:  # some tools leave the suffix out
+        folder = collector.finder.relative(file).parent
+        with suppress(NotFoundError):
+            return collector.finder.find_stem(name.strip(), [folder.parent / "JPEGImages", folder])
+    return collector.find(name, file, f"{file}: <filename>", _HINTS)

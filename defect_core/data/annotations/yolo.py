@@ -29,13 +29,15 @@ def find_yolo(files: Iterable[Path], root: Path) -> tuple[list[Path], list[Path]
         files: the files of the source.
         root: the source.
     """
+    files = list(files)
+    images = {(path.parent, path.stem) for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     names, labels = [], []
     for path in files:
         parents = [part.casefold() for part in path.relative_to(root).parts[:-1]]
         is_yaml = path.suffix.lower() in (".yaml", ".yml")
         if path.name in NAME_FILES or (is_yaml and _names_of(path) is not None):
             names.append(path)
-        elif path.suffix == ".txt" and LABELS in parents:
+        elif path.suffix == ".txt" and (LABELS in parents or (path.parent, path.stem) in images):
             labels.append(path)
     return (names, labels) if names and labels else ([], [])
 
