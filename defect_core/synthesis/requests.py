@@ -5,17 +5,19 @@ shards, makes the same requests.
 """
 
 import math
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
 
+from defect_core.data.foreground import find_foreground
 from defect_core.data.masks import touches_border
 from defect_core.data.placement import Placement, place_defect
 from defect_core.data.placement_rules import MAX_KERNEL_EXAMPLES, Scene, place_by_rule
 from defect_core.data.placement_settings import ANY, PlacementRule, rule_for
 from defect_core.errors import InputError
-from defect_core.generators.base import Example, Mask, SampleRequest
+from defect_core.generators.base import Example, Image, Mask, SampleRequest
 from defect_core.seeds import derive_seed
 from defect_core.synthesis.config import BatchSettings
 
@@ -158,9 +160,7 @@ def _place_by_rule(
         scenes = _scenes(sources, rng)
     normal, source = first
     for _ in range(MAX_PLACEMENT_ATTEMPTS):
-        placement = place_by_rule(
-            Scene.of(source.image, source.mask), Scene.of(normal.image), rng, rule, _region(normal, defect), scenes
-        )
+        placement = place_by_rule(_scene(source), _scene(normal), rng, rule, _region(normal, defect), scenes)
         if placement is not None:
             return normal, source, placement
         normal = normals[int(rng.integers(len(normals)))]
@@ -177,7 +177,22 @@ def _scenes(sources: Sequence[Example], rng: np.random.Generator) -> list[Scene]
     masked = [source for source in sources if source.mask is not None]
     if len(masked) > MAX_KERNEL_EXAMPLES:
         masked = [masked[int(index)] for index in rng.choice(len(masked), MAX_KERNEL_EXAMPLES, replace=False)]
-    return [Scene.of(source.image, source.mask) for source in masked]
+    return [_scene(source) for source in masked]
+
+
+_MAX_FOREGROUNDS = 64
+_foregrounds: dict[int, tuple[weakref.ref[Image], Mask]] = {}
+
+
+def _scene(example: Example) -> Scene:
+    """Return the scene of an image; the foregrounds of the last images are kept."""
+    entry = _foregrounds.get(id(example.image))
+    if entry is None or entry[0]() is not example.image:
+        if len(_foregrounds) >= _MAX_FOREGROUNDS:
+            _foregrounds.clear()
+        entry = (weakref.ref(example.image), find_foreground(example.image))
+        _foregrounds[id(example.image)] = entry
+    return Scene(example.image, entry[1], example.mask)
 
 
 def _log_aspect_difference(one: Example, other: Example) -> float:
