@@ -25,8 +25,10 @@ from test_annotations_shapes import encode_brush
 
 from defect_core.data.annotations import read_annotations
 from defect_core.data.annotations.rle import encode_runs
+from defect_core.data.layouts import ingest_source
 from defect_core.data.problems import ProblemLog
-from defect_core.errors import InputError
+from defect_core.data.records import load_mask, record_rows
+from defect_core.errors import InputError, InputErrors
 
 
 @pytest.fixture
@@ -355,3 +357,37 @@ def test_format_that_is_not_there_is_a_problem(root):
     write(root / "scratch/a.json", labelme(shape(CENTERS)))
     (line,) = problems_of(root, format="yolo")
     assert "found labelme" in line
+
+
+def test_ingest_names_each_problem_of_an_annotation_once(tmp_path):
+    for index in range(3):
+        save_plate(tmp_path / f"source/good/g{index}.png", 50 + index)
+        save_plate(tmp_path / f"source/scratch/d{index}.png", 90 + index)
+        write(tmp_path / f"source/scratch/d{index}.json", labelme(shape([[1, 1], ["x", 2]]), name=f"d{index}.png"))
+    with pytest.raises(InputErrors) as caught:
+        ingest_source(tmp_path / "source", "plate", tmp_path / "out")
+    assert [line.split(": ")[0] for line in caught.value.problems if "d" in line and "points" in line] == [
+        str(tmp_path / f"source/scratch/d{index}.json") for index in range(3)
+    ]
+    assert not any("mask is empty" in line for line in caught.value.problems)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ingest_writes_one_mask_per_type_of_an_image(tmp_path):
+    names = [f"scratch/d{index}.png" for index in range(3)]
+    for index, name in enumerate(names):
+        save_plate(tmp_path / f"source/good/g{index}.png", 50 + index)
+        save_plate(tmp_path / "source" / name, 90 + index)
+    content = coco(images=tuple(names), names=("划痕", "glue strip"))
+    content["annotations"] = [
+        {"image_id": image, "category_id": category, "segmentation": [flat(CORNERS)]}
+        for image in (1, 2, 3)
+        for category in (1, 2)
+    ]
+    write(tmp_path / "source/annotations.json", content)
+    summary = ingest_source(tmp_path / "source", "plate", tmp_path / "out")
+    assert sorted(summary["labels"].values()) == ["glue strip", "划痕"]
+    assert set(summary["defects"].values()) == {3}
+    masks = [record.mask for record in record_rows(tmp_path / "out/records.parquet") if record.mask]
+    assert len(masks) == 6
+    assert all(np.array_equal(load_mask(tmp_path / "out" / mask), spot()) for mask in masks)

@@ -33,7 +33,9 @@ def read_annotated(reader: SourceReader, index: AnnotationIndex) -> list[SourceI
         names = [name_key(name) for name in file.relative_to(reader.tree.path).parts[:-1]]
         hint = next((SPLITS[name] for name in names if name in SPLITS), "")
         shapes = index.for_image(file)
-        if shapes is not None:
+        if file in index.unusable:
+            reader.reasons[file] = "its annotation has a problem"
+        elif shapes is not None:
             items += _annotated_items(reader, file, shapes, index, hint, _in_normal_folder(reader, file, names))
         elif file in mask_files:
             continue
