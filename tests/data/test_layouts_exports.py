@@ -17,7 +17,7 @@ def test_synthetic_images_of_an_export_are_left_out(tmp_path, layout):
     listing = read_layout(tmp_path, "plug")
     assert listing.layout == "own_export"
     assert [(item.defect, item.image_path.name, item.split_hint) for item in listing.items] == [
-        ("good", "good-1.png", "train")
+        ("good", "good-1.png", "")
     ]
     assert [path.name for path in listing.synthetic] == ["crop-paste-0.png"]
     assert dict(listing.ignored)[listing.synthetic[0]] == "synthetic image of a Defectory export"

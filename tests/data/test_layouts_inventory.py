@@ -35,6 +35,10 @@ def test_nested_day_folders_are_read_with_their_masks(root):
     touch(root, "cut/night/n.png", "cut/night/n_mask.png")
     items = read_layout(root, "plate").items
     assert _names(items, root)[3:5] == ["good/2024-05-01/a.png", "good/2024-05-02/b/c.png"]
+    assert read_layout(root, "plate").notes == (
+        "folders inside folders of images are read too (files): good/2024-05-01 (1), good/2024-05-02/b (1), "
+        "cut/night (2)",
+    )
     nested = next(item for item in items if item.image_path.name == "n.png")
     assert nested.defect == "cut" and nested.mask_source.paths == (root / "cut/night/n_mask.png",)
 

@@ -69,7 +69,7 @@ class SourceListing:
         other_files: files outside the source that are read, such as the split file of VisA.
         synthetic: the ignored images that Defectory generated and exported; they are never read as real images.
         without_mask: defect images that are ignored because they have no mask (`missing_masks: leave_out`).
-        notes: what is unusual in the annotations, one line each.
+        notes: what a person should know, such as nested folders, one line each.
     """
 
     layout: str

@@ -62,8 +62,8 @@ def find_own_exports(tree: Folder, is_image: IsImage) -> OwnExport:
 
 
 def read_own_export(reader: SourceReader, export: OwnExport) -> list[SourceItem]:
-    """Read the real normal images of exported sets; they were used for training."""
-    return [reader.normal_item(file, "train") for file in export.real]
+    """Read the real normal images of exported sets; they have no split, because the synthetic images are not read."""
+    return [reader.normal_item(file) for file in export.real]
 
 
 def _add_marked(folder: Folder, marker: Path, content: dict[str, Any], is_image: IsImage, found: OwnExport) -> None:

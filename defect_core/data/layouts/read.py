@@ -313,7 +313,7 @@ def _account(
         tuple(reader.other_files),
         tuple(export.synthetic),
         tuple(reader.without_mask),
-        tuple(reader.notes),
+        (*reader.notes, *reader.describe_nested()),
     )
 
 

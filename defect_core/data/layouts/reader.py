@@ -51,6 +51,7 @@ class SourceReader:
     def __post_init__(self) -> None:
         """Prepare what is computed once."""
         self._suffixes = frozenset(suffix.lower() for suffix in self.options.image_suffixes)
+        self.nested: dict[str, int] = {}
         self._indexes: dict[Path, MaskIndex] = {}
         self._missing: dict[str, int] = defaultdict(int)
 
@@ -68,6 +69,7 @@ class SourceReader:
         self.other_files += trial.other_files
         self.without_mask += trial.without_mask
         self.notes += trial.notes
+        self.nested |= trial.nested
         self._missing |= trial._missing
 
     def is_image(self, file: Path) -> bool:
@@ -88,7 +90,10 @@ class SourceReader:
         waiting = [] if folder is None else [folder]
         while waiting:
             current = waiting.pop()
-            found += filter(self.is_image, current.files)
+            here = list(filter(self.is_image, current.files))
+            found += here
+            if here and current is not folder:
+                self.nested[current.relative] = len(here)
             children = [child for child in current.folders.values() if name_key(child.name) not in keys]
             if self.options.recursive:
                 waiting += reversed(children)
@@ -177,6 +182,14 @@ class SourceReader:
         if self._missing[label] <= MAX_LISTED:
             self.problems.add(file, "has no mask", f"expected {expected}, or missing_masks: leave_out")
         return []
+
+    def describe_nested(self) -> list[str]:
+        """Return a line that names the folders inside folders of images; none if there are no such folders."""
+        if not self.nested:
+            return []
+        shown = [f"{name} ({count})" for name, count in list(self.nested.items())[:MAX_LISTED]]
+        more = f" and {len(self.nested) - MAX_LISTED} more" if len(self.nested) > MAX_LISTED else ""
+        return [f"folders inside folders of images are read too (files): {', '.join(shown)}{more}"]
 
     def report_unlisted(self) -> None:
         """Add one problem per defect type for the images without a mask that were not named one by one."""
