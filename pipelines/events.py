@@ -151,7 +151,7 @@ class Reporter:
     def code_version(self, cell: Instance) -> str:
         """Return the code version of the asset if the installed code did the work, otherwise another version."""
         entry = self.lock[cell.address]
-        digest = entry.get("params", {}).get(CODE_FILE, {}).get(cell.address)
+        digest = entry.get("params", {}).get(CODE_FILE, {}).get(cell.code_key)
         recorded = {item["path"]: item.get("md5") for item in entry.get("deps", []) if item["path"] in cell.code}
         if digest is not None:
             is_installed = digest == code_digest(cell.code)

@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from defect_core.cli.git_setup import describe_git
 from defect_core.errors import InputError
 from defect_core.graph.dvcfile import render
 from defect_core.project.paths import Project
@@ -24,8 +25,13 @@ def check_environment() -> dict[str, str]:
         project = Project.find()
         params = project.params
         facts["project"] = f"{len(params.products)} products, {len(params.generators)} generators"
+        facts["git"] = describe_git(project.root)
         stale = render(project) != project.path("dvc.yaml").read_text(encoding="utf-8")
         facts["dvc.yaml"] = "out of date; run `defectory sync`" if stale else "agrees with the stage table"
+        for product in params.products:
+            source = project.source_path(product)
+            if source is not None and not source.is_dir():
+                facts[f"source of {product}"] = f"{params.sources[product].path} is missing"
     except InputError as error:
         facts["project"] = str(error)
     return facts

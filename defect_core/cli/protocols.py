@@ -7,7 +7,7 @@ up to these differences.
 
 from typing import Any
 
-from defect_core.cli.scaffold import edited_params
+from defect_core.cli.transaction import edited_params
 from defect_core.errors import InputError
 from defect_core.graph.dvcfile import sync
 from defect_core.project.paths import Project

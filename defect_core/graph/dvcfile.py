@@ -7,15 +7,15 @@ it depends on their digests in `code.json`, which `sync` updates.
 
 import json
 import os
-import re
-import subprocess
 from pathlib import Path
 
 from defect_core.data.files import write_json, write_text
 from defect_core.errors import InputError
 from defect_core.graph.code import code_digest, code_root
 from defect_core.graph.instances import Instance, instances
+from defect_core.graph.source_links import DVC_CONFIG, enable_git, link_sources
 from defect_core.graph.table import STAGES, Stage
+from defect_core.graph.yaml_text import emit_mapping, emit_text, escape_dvc
 from defect_core.project.paths import Project
 
 HEADER = """\
@@ -23,34 +23,41 @@ HEADER = """\
 # One block per stage, one line per product, generator or arm. `dvc repro` runs what is stale.
 """
 CODE_FILE = "code.json"
-DVC_CONFIG = ".dvc/config"
 
 
 def sync(project: Project) -> list[str]:
-    """Bring dvc.yaml and code.json up to date, and tell DVC if the project has been put into git since `init`.
+    """Bring dvc.yaml, code.json and the links to sources up to date, and tell DVC if the project is now in git.
 
     Returns:
         The names of the files that changed.
     """
-    changed = [DVC_CONFIG] if _enable_git(project) else []
+    changed = [DVC_CONFIG] if enable_git(project) else []
+    changed += [name for name in link_sources(project) if name not in changed]
     text = render(project)
     target = project.path("dvc.yaml")
     if not target.is_file() or target.read_text(encoding="utf-8") != text:
         write_text(target, text)
         changed.append("dvc.yaml")
-    if not _has_code_inside(project):
-        digest_by_code: dict[tuple[str, ...], str] = {}  # Many instances have the same code.
-        digests = {}
-        for stage in STAGES:
-            for instance in instances(stage, project.params):
-                code = tuple(instance.code)
-                digest_by_code[code] = digest_by_code.get(code) or code_digest(code)
-                digests[instance.address] = digest_by_code[code]
-        path = project.path(CODE_FILE)
-        if not path.is_file() or json.loads(path.read_text()) != digests:
-            write_json(path, digests)
-            changed.append(CODE_FILE)
+    digests = code_digests(project)
+    path = project.path(CODE_FILE)
+    if digests is not None and (not path.is_file() or json.loads(path.read_text()) != digests):
+        write_json(path, digests)
+        changed.append(CODE_FILE)
     return changed
+
+
+def code_digests(project: Project) -> dict[str, str] | None:
+    """Return the content of code.json: digest of the code by instance; None if the packages are inside the project."""
+    if _has_code_inside(project):
+        return None
+    digest_by_code: dict[tuple[str, ...], str] = {}  # Many instances have the same code.
+    digests = {}
+    for stage in STAGES:
+        for instance in instances(stage, project.params):
+            code = tuple(instance.code)
+            digest_by_code[code] = digest_by_code.get(code) or code_digest(code)
+            digests[instance.code_key] = digest_by_code[code]
+    return digests
 
 
 def render(project: Project) -> str:
@@ -88,8 +95,9 @@ def _render_stage(stage: Stage, cells: list[Instance], project: Project) -> list
     lines.append(f"{indent}cmd: defectory stage {stage.name}{options}")
     params = [_item(key) for key in present_params(stage.params, cells, project.raw_params)]
     if not code:
-        address = f"{stage.name}@${{key}}" if stage.grid else stage.name
-        params.append(f'{CODE_FILE}: ["{address}"]')
+        field = "item.code_key" if _has_dot(cells) else "key"
+        key = f"{stage.name}@${{{field}}}" if stage.grid else stage.name
+        params.append(f'{CODE_FILE}: ["{key}"]')
     inside = [_path_inside(project, path) for path in code]
     lines += _block(indent, "deps", [_item(path) for path in (*stage.inputs, *inside)])
     lines += _block(indent, "params", params, quote=False)
@@ -115,8 +123,10 @@ def _render_items(stage: Stage, cells: list[Instance], code: list[str]) -> list[
                 f"params.yaml: {cell.fields} and {by_key[cell.key].fields} are both named {cell.key!r}; rename one"
             )
         by_key[cell.key] = cell
-        fields = ", ".join(f"{name}: {_quote(cell.fields[name])}" for name in used)
-        lines.append(f"      {cell.key}: {{{fields}}}")
+        fields = {name: escape_dvc(cell.fields[name]) for name in used}
+        if _has_dot(cells) and not code:
+            fields["code_key"] = cell.key.replace(".", "~")
+        lines.append(f"      {emit_text(cell.key)}: {emit_mapping(fields)}")
     return lines
 
 
@@ -124,9 +134,15 @@ def _render_plots(project: Project) -> list[str]:
     """Return the plots for `dvc plots show` and `dvc plots diff`: the pixel AP of every arm, one plot per product."""
     lines = ["", "plots:"]
     for product in project.params.products:
-        lines += [f"- {_quote(f'pixel AP of {product}')}:", "    template: scatter", "    x: seed", "    y:"]
-        lines += [f"      {_quote(f'metrics/segment/{product}/{arm}.json')}: pixel_ap" for arm in project.params.arms]
+        lines += [f"- {emit_text(f'pixel AP of {product}')}:", "    template: scatter", "    x: seed", "    y:"]
+        lines += [
+            f"      {emit_text(f'metrics/segment/{product}/{arm}.json')}: pixel_ap" for arm in project.params.arms
+        ]
     return lines
+
+
+def _has_dot(cells: list[Instance]) -> bool:
+    return any("." in cell.key for cell in cells)
 
 
 def _contains(mapping: object, key: str) -> bool:
@@ -149,23 +165,6 @@ def _item(template: str) -> str:
 
 def _quote(text: str) -> str:
     return text if all(c.isalnum() or c in "/._-${}" for c in text) and text[0].isalnum() else json.dumps(text)
-
-
-def _enable_git(project: Project) -> bool:
-    """Remove `no_scm` from the configuration of DVC if the project is in git; DVC needs git for experiments."""
-    path = project.path(DVC_CONFIG)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    without = re.sub(r"(?im)^\s*no_scm\s*=\s*true\s*\n", "", text)
-    if without == text:
-        return False
-    command = ["git", "rev-parse", "--is-inside-work-tree"]
-    try:
-        if subprocess.run(command, cwd=project.root, capture_output=True, check=False).returncode:
-            return False
-    except FileNotFoundError:
-        return False
-    path.write_text(without, encoding="utf-8")
-    return True
 
 
 def _has_code_inside(project: Project) -> bool:

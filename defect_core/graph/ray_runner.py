@@ -82,7 +82,7 @@ def runs_locally(instance: Instance) -> bool:
 
     This holds for light work, for work that reads what an earlier run left, and for files outside the project.
     """
-    outside = any(path.startswith(("../", "/")) for path in instance.inputs)
+    outside = any(path.startswith(("../", "/", "remote://")) for path in instance.inputs)
     return instance.stage.pool != "gpu" or instance.stage.persist or outside
 
 

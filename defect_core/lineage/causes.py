@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any
 
-from defect_core.data.config import source_input
+from defect_core.data.config import NEVER_CHANGING_FILE, source_input
+from defect_core.graph.instances import code_key
 from defect_core.graph.table import STAGES
 from defect_core.lineage.snapshot import Snapshot
 
@@ -134,7 +135,7 @@ class Lineage:
             values = [side.get(key) for side in settings]
             if values[0] != values[1]:
                 yield Cause("settings", key, *(_text(value) for value in values))
-        digests = [entry.get("params", {}).get("code.json", {}).get(address) for entry in entries]
+        digests = [entry.get("params", {}).get("code.json", {}).get(code_key(address)) for entry in entries]
         if digests[0] != digests[1]:
             yield Cause("code", f"of {address.partition('@')[0]}", *(str(digest) for digest in digests))
         before, after = (self._digests("deps", address, side) for side in (0, 1))
@@ -162,7 +163,8 @@ class Lineage:
         for side in self.sides:
             source = (side.params.get("sources") or {}).get(product)
             if source is not None:
-                paths.add(normpath(source_input(product, (source or {}).get("path"))))
+                path = (source or {}).get("path")
+                paths |= {normpath(source_input(product, path)), normpath(path or NEVER_CHANGING_FILE)}
         return paths | {"data/README.md"}
 
     def _digests(self, kind: str, address: str, side: int) -> dict[str, str]:

@@ -12,11 +12,27 @@ from typing import Any
 
 import yaml
 
+from defect_core.data.config import SOURCE_REMOTE, is_outside
 from defect_core.errors import InputError
 from defect_core.project.params import Params, load_params
 
 PARAMS_FILE = "params.yaml"
 STATE_DIR = ".defectory"
+
+
+_EXPERIMENTS = (".dvc", "tmp", "exps")  # where DVC creates temporary workspaces
+
+
+def original_root(root: Path) -> Path:
+    """Return the folder of the project of which `root` is a temporary workspace of DVC; else `root` itself.
+
+    `dvc exp run --temp` and `dvc queue` run in a copy below `.dvc/tmp/exps` of the project.
+    """
+    parts = root.parts
+    for index in range(len(parts) - len(_EXPERIMENTS)):
+        if parts[index : index + len(_EXPERIMENTS)] == _EXPERIMENTS:
+            return Path(*parts[:index])
+    return root
 
 
 def synthetic_folder(product: str, generator: str) -> str:
@@ -63,13 +79,18 @@ class Project:
         return self.root / STATE_DIR
 
     def path(self, relative: str) -> Path:
-        """Return a path of the project from one relative to its root."""
+        """Return a path of the project from one relative to its root, or the folder behind a link to a source."""
+        _, is_link, product = relative.partition(f"remote://{SOURCE_REMOTE}/")
+        if is_link:
+            return self.source_path(product) or self.root
         return self.root / relative
 
     def source_path(self, product: str) -> Path | None:
         """Return the folder with the real images of a product; None for a demo product and for a URL."""
-        source = self.params.sources[product]
-        return None if source.path is None or "://" in source.path else Path(os.path.normpath(self.root / source.path))
+        path = self.params.sources[product].path
+        if path is None or "://" in path:
+            return None
+        return Path(os.path.normpath((original_root(self.root) if is_outside(path) else self.root) / path))
 
     def checkpoints(self, work: Path) -> Path:
         """Return the folder for checkpoints of the work in a folder that `building` yielded."""

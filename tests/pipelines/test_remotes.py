@@ -15,7 +15,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from defect_core.cli.scaffold import add_product, init_project
+from defect_core.cli.add_product import add_product
+from defect_core.cli.scaffold import init_project
 from defect_core.data.files import folder_digest
 from defect_core.data.layouts import ingest_source
 from defect_core.data.records import record_rows, save_png
@@ -205,7 +206,7 @@ def test_a_broken_file_is_named_by_its_url(tmp_path, write_images):
     with pytest.raises(InputError, match=r"^memory://raw/bolt/train/good/002.png: "):
         add_product(project, "bolt", "memory://raw/bolt", "auto", [], None)
     store.rm("/raw/bolt/train/good/002.png")
-    assert add_product(project, "bolt", "memory://raw/bolt", "auto", [], None).normals == 5
+    assert add_product(project, "bolt", "memory://raw/bolt", "auto", [], None).counts["good"]["images"] == 5
     project = Project(project.root)
     record = project.path("data/source/bolt.json").read_bytes()
     assert record_sources(project) == {} and project.path("data/source/bolt.json").read_bytes() == record
