@@ -3,21 +3,23 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from defect_core.data.manifest import manifest_rows, read_manifest
-from defect_core.data.records import GOOD
+from defect_core.data.records import GOOD, record_rows
 from defect_core.errors import InputError
 from defect_core.export.card import write_card
 from defect_core.export.formats import FORMATS, ExportItem
 from defect_core.export.marker import write_marker
+from defect_core.export.original_depth import OriginalValues
 from defect_core.project.examples import split_records_of
 from defect_core.project.paths import Project
 
 
 def export_dataset(
-    project: Project, layout: str, folder: Path, products: Sequence[str] = ()
+    project: Project, layout: str, folder: Path, products: Sequence[str] = (), original_depth: bool = False
 ) -> dict[str, dict[str, int]]:
     """Write the released sets of some products, and return the number of images by product and defect type.
 
@@ -30,6 +32,7 @@ def export_dataset(
             `yolo`: `images`, `labels` with a polygon per connected component, `data.yaml`.
         folder: a new or empty folder.
         products: names of products; by default all that have a release.
+        original_depth: whether images of products that are not 8 bit get the values of the original files back.
 
     Raises:
         InputError: the layout or a product is unknown, a product has no release, or the folder is not empty.
@@ -52,7 +55,8 @@ def export_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     counts: dict[str, dict[str, int]] = {}
     for product, release in releases.items():
-        items = [*_normal_items(project, product), *_synthetic_items(project, product, release)]
+        original = _originals(project, product) if original_depth else None
+        items = [*_normal_items(project, product, original), *_synthetic_items(project, product, release, original)]
         FORMATS[layout](items, folder / product)
         write_marker(items, layout, product, folder / product)
         counts[product] = dict(Counter(item.defect for item in items))
@@ -68,17 +72,29 @@ def _read_release(project: Project, product: str) -> dict[str, Any] | None:
     return content if content["arm"] else None
 
 
-def _normal_items(project: Project, product: str) -> Iterator[ExportItem]:
+def _originals(project: Project, product: str) -> OriginalValues | None:
+    records = record_rows(project.path(f"data/split/{product}.parquet"))
+    return OriginalValues(project.path(f"data/raw/{product}"), records) or None
+
+
+def _normal_items(project: Project, product: str, original: OriginalValues | None) -> Iterator[ExportItem]:
     raw = project.path(f"data/raw/{product}")
     for record in split_records_of(project, product, "train"):
         if record.mask is None:
-            yield ExportItem(f"{GOOD}-{Path(record.image).stem}", GOOD, raw / record.image, None)
+            name = f"{GOOD}-{Path(record.image).stem}"
+            values = None if original is None else partial(original.real, record.image)
+            suffix = ".png" if original is None else original.suffix(record.image)
+            yield ExportItem(name, GOOD, raw / record.image, None, values, suffix)
 
 
-def _synthetic_items(project: Project, product: str, release: dict[str, Any]) -> Iterator[ExportItem]:
+def _synthetic_items(
+    project: Project, product: str, release: dict[str, Any], original: OriginalValues | None
+) -> Iterator[ExportItem]:
     for generator in release["sets"]:
         folder = project.path(f"data/release/{product}/{generator}")
         manifest = read_manifest(folder / "manifest.parquet")
         for row in manifest_rows(manifest.loc[manifest.accepted]):
             image, mask = folder / str(row.image), folder / str(row.mask)
-            yield ExportItem(f"{generator}-{row.sample_id}", row.defect, image, mask)
+            values = None if original is None else partial(original.generated, image, row.source_image)
+            suffix = ".png" if original is None else original.suffix(row.source_image)
+            yield ExportItem(f"{generator}-{row.sample_id}", row.defect, image, mask, values, suffix)

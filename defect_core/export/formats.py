@@ -4,12 +4,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defect_core.data.files import write_json, write_text
 from defect_core.data.masks import components
 from defect_core.data.records import GOOD, load_image, load_mask, save_png
+from defect_core.export.original_depth import write_values
 from defect_core.export.shapes import component_to_rle, mask_to_polygons
 
 
@@ -22,21 +25,25 @@ class ExportItem:
         defect: the defect type, or `GOOD` for a real normal image.
         image: the image file.
         mask: the mask file; None for normal images.
+        values: returns the values of the original depth; None exports the 8-bit image.
+        suffix: of the exported image; `.tif` for values that PNG cannot hold.
     """
 
     name: str
     defect: str
     image: Path
     mask: Path | None
+    values: Callable[[], NDArray[Any] | None] | None = None
+    suffix: str = ".png"
 
 
 def write_mvtec(items: Sequence[ExportItem], folder: Path) -> None:
     """Write `train/good`, `test/<defect>` and `ground_truth/<defect>`, as MVTec AD."""
     for item in items:
         if item.mask is None:
-            _copy(item.image, folder / f"train/{GOOD}/{item.name}.png")
+            _write_image(item, folder / f"train/{GOOD}")
         else:
-            _copy(item.image, folder / f"test/{item.defect}/{item.name}.png")
+            _write_image(item, folder / f"test/{item.defect}")
             _copy(item.mask, folder / f"ground_truth/{item.defect}/{item.name}_mask.png")
 
 
@@ -45,9 +52,9 @@ def write_coco(items: Sequence[ExportItem], folder: Path) -> None:
     numbers = _class_numbers(items)
     images, annotations = [], []
     for image_id, item in enumerate(items, 1):
-        _copy(item.image, folder / f"images/{item.name}.png")
+        _write_image(item, folder / "images")
         height, width = load_image(item.image).shape[:2]
-        images.append({"id": image_id, "file_name": f"{item.name}.png", "width": width, "height": height})
+        images.append({"id": image_id, "file_name": f"{item.name}{item.suffix}", "width": width, "height": height})
         for component in [] if item.mask is None else components(load_mask(item.mask)):
             top, left, bottom, right = component.box
             annotations.append(
@@ -72,7 +79,7 @@ def write_yolo(items: Sequence[ExportItem], folder: Path) -> None:
     """
     numbers = _class_numbers(items)
     for item in items:
-        _copy(item.image, folder / f"images/{item.name}.png")
+        _write_image(item, folder / "images")
         lines = []
         if item.mask is not None:
             mask = load_mask(item.mask)
@@ -101,6 +108,14 @@ def _class_numbers(items: Sequence[ExportItem]) -> dict[str, int]:
     """Return a number for each defect type, from 0."""
     names = sorted({item.defect for item in items if item.mask is not None})
     return {name: number for number, name in enumerate(names)}
+
+
+def _write_image(item: ExportItem, folder: Path) -> None:
+    values = None if item.values is None else item.values()
+    if values is None:
+        _copy(item.image, folder / f"{item.name}{item.suffix}")
+    else:
+        write_values(values, folder / item.name)
 
 
 def _copy(source: Path, target: Path) -> None:

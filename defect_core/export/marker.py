@@ -20,7 +20,7 @@ def write_marker(items: Sequence[ExportItem], layout: str, product: str, folder:
     places: dict[bool, list[str]] = {True: [], False: []}
     for item in items:
         image_folder = "images" if layout != "mvtec" else f"{'train' if item.mask is None else 'test'}/{item.defect}"
-        places[item.mask is None].append(f"{image_folder}/{item.name}.png")
+        places[item.mask is None].append(f"{image_folder}/{item.name}{item.suffix}")
     content = {
         "about": "Written by `defectory export`. Images under `synthetic` are generated and never read as real images.",
         "format": layout,
