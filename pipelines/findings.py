@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
+from defect_core.data.images import open_image
 from defect_core.data.manifest import ManifestRow, manifest_rows
+from defect_core.data.mask_sources import check_mask
 from defect_core.data.records import GOOD, load_image, load_mask, read_records, record_rows
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_capabilities
@@ -68,8 +68,8 @@ def check_real_masks(project: Project, instance: Instance) -> Findings:
             continue
         if mask.shape != (record.height, record.width):
             problems.append(f"{record.image}: {record.width}x{record.height}, mask {mask.shape[1]}x{mask.shape[0]}")
-        elif mask.all() or not mask.any():
-            problems.append(f"{record.image}: its mask {'covers the whole image' if mask.any() else 'is empty'}")
+        elif wrong := check_mask(mask):
+            problems.append(f"{record.image}: {wrong}")
     return Findings(problems, len(defective))
 
 
@@ -110,7 +110,7 @@ def check_pair_files(project: Project, instance: Instance) -> Findings:
     problems = []
     for pair in pairs:
         try:
-            with Image.open(pair.image) as image:
+            with open_image(pair.image) as image:
                 width, height = image.size
             mask = load_mask(pair.mask)
         except (OSError, InputError) as error:
@@ -130,9 +130,9 @@ def check_masks(project: Project, instance: Instance) -> Findings:
     for pair in pairs:
         name = pair.row.sample_id
         try:
-            with Image.open(pair.mask) as image:
+            with open_image(pair.mask) as image:
                 counts = image.convert("L").histogram()
-        except OSError:
+        except (OSError, InputError):
             continue  # `check_pair_files` reports it.
         area, total = counts[255], sum(counts)
         if counts[0] + area != total:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from defect_core.data.images import open_image
 from defect_core.data.manifest import ManifestRow, manifest_rows
 from defect_core.data.records import load_image, load_mask
 from defect_core.project.examples import split_records_of
@@ -78,7 +78,7 @@ def mask_areas(project: Project, product: str, generator: str) -> list[MaskAreas
 
 
 def _area_fraction(row: ManifestRow, folder: Path) -> float:
-    with Image.open(folder / str(row.image)) as image:  # reads the size without the pixels
+    with open_image(folder / str(row.image)) as image:  # reads the size without the pixels
         return row.mask_area / (image.width * image.height)
 
 

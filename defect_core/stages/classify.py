@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from defect_core.data.files import write_json, write_text
+from defect_core.data.records import Record, image_groups
 from defect_core.errors import InputError
 from defect_core.project.arm_data import accepted_rows, arm_folders
 from defect_core.project.device import default_device
@@ -26,10 +27,13 @@ def run(project: Project, product: str, arm: str) -> None:
         raise InputError("params.yaml: classify: missing; the stage classify needs this section")
     if chosen.fraction is not None:
         config = config.model_copy(update={"synthetic_fraction": chosen.fraction})
-    train, test = (
-        [record for record in split_records_of(project, product, split) if record.mask is not None]
-        for split in ("train", "test")
-    )
+    train: list[Record] = []
+    test: list[Record] = []
+    several = 0
+    for split, chosen_records in (("train", train), ("test", test)):
+        groups = image_groups([r for r in split_records_of(project, product, split) if r.mask is not None])
+        chosen_records += [rows[0] for rows in groups if len(rows) == 1]
+        several += sum(len(rows) > 1 for rows in groups)
     classes = sorted({record.defect for record in train})
     raw = project.path(f"data/raw/{product}")
     result: dict[str, Any] = {"product": product, "arm": arm, "classes": classes}
@@ -59,4 +63,6 @@ def run(project: Project, product: str, arm: str) -> None:
             write_json(work / "curves.json", runs.curves)
             result |= runs.result
             result["protocol"]["left_out"] = len(test) - len(data.test)
+            if several:  # an image with several defect types has no single label
+                result["protocol"]["left_out_several_types"] = several
     write_json(project.path(f"metrics/classify/{product}/{arm}.json"), result)

@@ -170,8 +170,8 @@ def test_a_training_file_that_equals_a_test_file_fails(sample):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros(SIZE, bool), "1.png: its mask is empty"),
-        (np.ones(SIZE, bool), "1.png: its mask covers the whole image"),
+        (np.zeros(SIZE, bool), "1.png: the mask is empty"),
+        (np.ones(SIZE, bool), "1.png: the mask covers the whole image"),
         (np.ones((16, 32), bool), "1.png: 32x32, mask 32x16"),
     ],
 )
