@@ -111,8 +111,8 @@ def has_more_than_8_bits(path: Path) -> bool:
 def read_stored(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], ImageInfo]:
     """Return the upright pixels with their stored values, [H, W] or [H, W, 3], and what the header says.
 
-    The values are uint8, uint16, int32 or float32. Palettes are applied, alpha is dropped without blending. Of several
-    frames the first is read.
+    The values are uint8, uint16, int32 or float32, and may be read-only. Palettes are applied, alpha is dropped without
+    blending. Of several frames the first is read.
 
     Args:
         path: the image file.
@@ -158,7 +158,8 @@ def read_image(path: Path, depth: Depth | None = None, max_pixels: int = MAX_PIX
         InputError: the file is missing or unreadable, has more pixels, or has values that need a depth.
     """
     values, _ = read_stored(path, max_pixels)
-    return as_rgb(to_8_bit(values, depth, path))
+    image = as_rgb(to_8_bit(values, depth, path))
+    return image if image.flags.writeable else image.copy()
 
 
 def to_8_bit(values: NDArray[Any], depth: Depth | None, path: Path) -> NDArray[np.uint8]:
@@ -257,10 +258,8 @@ def _pillow_values(image: Image.Image) -> NDArray[Any]:
     mode = image.mode
     if mode == "1":
         return np.asarray(image.convert("L"))
-    if mode == "L":
-        return np.array(image)
-    if mode == "LA":
-        return np.array(image.getchannel(0))
+    if mode in ("L", "RGB", "LA"):
+        return np.asarray(image if mode != "LA" else image.getchannel(0))
     if mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     if mode == "I":
@@ -268,12 +267,12 @@ def _pillow_values(image: Image.Image) -> NDArray[Any]:
         fits = not values.size or (values.min() >= 0 and values.max() <= 65535)
         return values.astype(np.uint16) if fits else np.array(values, np.int32)
     if mode == "F":
-        return np.array(image, np.float32)
+        return np.asarray(image, np.float32)
     if mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("RGBA", "RGBX"):
         return np.ascontiguousarray(np.asarray(image)[:, :, :3])
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _is_tiff(path: Path) -> bool:

@@ -286,14 +286,14 @@ def _from_pillow(image: Image.Image, is_jpeg: bool) -> MaskPixels:
     if image.mode == "1":
         return MaskPixels(np.asarray(image.convert("L")), "gray")
     if image.mode == "L" or image.mode.startswith("I") or image.mode == "F":
-        values = np.array(image)
+        values = np.asarray(image)
         return MaskPixels(values.astype(np.uint16) if image.mode.startswith("I;16") else values, "gray", is_jpeg)
     pixels = _from_array(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
     return MaskPixels(pixels.values, pixels.kind, is_jpeg)
 
 
 def _from_palette(image: Image.Image) -> MaskPixels:
-    values = np.array(image)
+    values = np.asarray(image)
     palette = _palette_colours(image)
     used = list(value_counts(values))
     colours = [palette[index] if index < len(palette) else (0, 0, 0) for index in map(int, used)]

@@ -200,7 +200,7 @@ def save_png(array: NDArray[Any], path: Path) -> None:
     """
     array = np.asarray(array)
     if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
+        array = array.view(np.uint8) * np.uint8(255)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ValueError(f"expected uint8 [H, W] or [H, W, 3] or bool [H, W], got {array.dtype} {array.shape}")
     path = Path(path)

@@ -238,7 +238,20 @@ def test_empty_masks_can_be_left_out(source, tmp_path):
     assert summary["left_out"] == [{"image": "scratch/0.png", "reason": "empty mask"}]
     assert "scratch/0.png" not in {r.source for r in records} and summary["defects"] == {"scratch": 3}
     files = {path.name for path in (tmp_path / "raw").rglob("*") if path.is_file()}
-    assert len(files) == 9 + 3  # 9 images, whose masks have the same names, and the three tables
+    assert len(files) == 9 + 3 + 3  # 9 images, masks of the same names, 3 links to masks, and the three tables
+
+
+def test_masks_can_be_found_by_the_name_of_the_original_image(source, tmp_path):
+    save(picture(60, spot=True), source / "scratch/night/0.png")
+    save(TRUTH.astype(np.uint8), source / "scratch/night/0_mask.png")
+    _, records = _ingest(source, tmp_path)
+    masks = tmp_path / "raw/masks/scratch"
+    assert {path.name for path in masks.iterdir()} == {
+        *(r.mask.split("/")[-1] for r in records if r.mask),
+        *("1.png", "2.png", "3.png"),  # there are two images with the name 0.png
+    }
+    record = next(r for r in records if r.source == "scratch/2.png")
+    assert (masks / "2.png").samefile(tmp_path / "raw" / record.mask)
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(source, tmp_path):

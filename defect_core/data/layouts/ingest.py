@@ -61,7 +61,8 @@ def ingest_source(  # noqa: PLR0913 - the settings of one entry of `sources`, ea
 
     The id of an image is the beginning of the digest of its pixels, so a new file changes no other id. Images are
     turned upright. Images that are not 8 bit are written as 8-bit PNG, and their original is kept in
-    `out/originals/<id>.<ext>`. Masks are written as 0 and 255; masks of normal images are ignored. Of several images
+    `out/originals/<id>.<ext>`. Masks are written as 0 and 255, and linked by the name of the original image as well;
+    masks of normal images are ignored. Of several images
     with the same pixels only the first is copied. What is left out, and what was decided, is listed in
     `out/left_out.json`. An earlier `out` is replaced; after an error nothing has changed.
 

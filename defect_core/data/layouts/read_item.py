@@ -151,27 +151,33 @@ def _read(task: ImageTask) -> ImageResult:
     result.is_color = levels.ndim == 3 and bool((levels[::7, ::7] != levels[::7, ::7, :1]).any())
     result.thumbnail = thumbnail(_small_rgb(levels))
     is_deep = values.dtype != np.uint8
-    del values
+    _write_image(task, result, levels, info, is_deep)
+    del values, levels  # masks of large images are read without the image in memory
     if item.mask_source is not None and item.defect != GOOD:
-        reading, extra = _read_masks(item.mask_source, info, height, width)
-        notes += extra
-        masks = _by_type(item, reading)
-        problem = _problem(item, masks, (height, width))
-        if problem == EMPTY_MASK and (item.empty_mask_is_normal or task.leave_out_empty):
-            result.left_out = None if item.empty_mask_is_normal else problem
-            masks = {}
-        elif problem:
-            raise InputError(problem if problem != EMPTY_MASK else _empty(item))
-        elif task.labels is not None:
-            masks = {label: mask for label, mask in masks.items() if label in task.labels}
-            result.left_out = None if masks else "none of its defect types is in options.defects"
-        notes += _large_notes(masks)
-        if result.left_out is None:
-            result.masks = tuple(_write_mask(task, number, *each) for number, each in enumerate(sorted(masks.items())))
+        notes += _add_masks(task, result, info)
     result.notes = tuple(notes)
-    if task.folder is not None and result.left_out is None:
-        _write_image(task, result, levels, info, is_deep)
     return result
+
+
+def _add_masks(task: ImageTask, result: ImageResult, info: ImageInfo) -> list[str]:
+    """Read the masks of an image into the result, and return what was decided."""
+    item = task.item
+    if item.mask_source is None:
+        return []
+    reading, notes = _read_masks(item.mask_source, info, result.height, result.width)
+    masks = _by_type(item, reading)
+    problem = _problem(item, masks)
+    if problem == EMPTY_MASK and (item.empty_mask_is_normal or task.leave_out_empty):
+        result.left_out = None if item.empty_mask_is_normal else problem
+        masks = {}
+    elif problem:
+        raise InputError(problem if problem != EMPTY_MASK else _empty(item))
+    elif task.labels is not None:
+        masks = {label: mask for label, mask in masks.items() if label in task.labels}
+        result.left_out = None if masks else "none of its defect types is in options.defects"
+    if result.left_out is None:
+        result.masks = tuple(_write_mask(task, number, *each) for number, each in enumerate(sorted(masks.items())))
+    return [*notes, *_large_notes(masks)]
 
 
 def _image_notes(info: ImageInfo) -> list[str]:
@@ -210,7 +216,7 @@ def _by_type(item: SourceItem, reading: MaskReading) -> dict[str, NDArray[np.boo
     return {} if united is None else {item.defect: united}
 
 
-def _problem(item: SourceItem, masks: Mapping[str, NDArray[np.bool_]], size: tuple[int, int]) -> str:
+def _problem(item: SourceItem, masks: Mapping[str, NDArray[np.bool_]]) -> str:
     """Return what is wrong with the masks of an image, `EMPTY_MASK`, or an empty string."""
     source = item.mask_source
     if source is None or not masks:

@@ -1,5 +1,6 @@
 """The images that an ingestion takes: finds duplicates, gives ids and keys, moves files to their names."""
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ class TakenImages:
         for left in reading.iterdir():
             left.unlink()
         reading.rmdir()
+        _link_by_name(target, records)
         return records
 
     def label_counts(self) -> dict[str, int]:
@@ -211,3 +213,16 @@ class TakenImages:
     def _name(self, item: SourceItem) -> str:
         path = item.image_path
         return (path.relative_to(self._source) if path.is_relative_to(self._source) else path).as_posix()
+
+
+def _link_by_name(target: Path, records: list[Record]) -> None:
+    """Link each mask under the name of its original image too, for people; nothing reads these names."""
+    places = Counter((record.defect, Path(record.source).stem) for record in records if record.mask is not None)
+    for record in records:
+        stem = Path(record.source).stem
+        if record.mask is None or places[record.defect, stem] > 1:
+            continue
+        link = target / f"masks/{record.defect}/{stem}.png"
+        with contextlib.suppress(OSError):  # a name that this file system does not allow
+            if not link.exists():
+                link.hardlink_to(target / record.mask)
