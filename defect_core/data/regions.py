@@ -5,7 +5,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from defect_core.data.placement_settings import ANY, PlacementRule
 from defect_core.data.problems import ProblemLog, printable
 from defect_core.data.records import GOOD, Record, load_mask, save_png
 from defect_core.errors import InputError
@@ -80,17 +81,18 @@ def ingest_regions(
     return named
 
 
-def load_region(raw: Path, record: Record) -> NDArray[np.bool_] | None:
+def load_region(raw: Path, record: Record, size: tuple[int, int] | None = None) -> NDArray[np.bool_] | None:
     """Return where defects may be placed on an image, bool [H, W]; None if the product has no region for it.
 
     Args:
         raw: folder `data/raw/<product>`.
         record: record of the image.
+        size: (H, W) of a reduced image; None: that of the image.
 
     Raises:
         InputError: a region has another aspect ratio than the image, or no pixel is left.
     """
-    size = (record.height, record.width)
+    size = size or (record.height, record.width)
     stems = (PRODUCT, PurePosixPath(record.image).stem)
     files = [file for file in (raw / ROI / f"{stem}.png" for stem in stems) if file.is_file()]
     if not files:
@@ -121,6 +123,40 @@ def load_named_region(raw: Path, name: str, size: tuple[int, int]) -> NDArray[np
             "options.roi of the source names, and ingest again"
         )
     return _fit_region(file, size)
+
+
+def regions_by_defect(
+    raw: Path, record: Record, rules: Mapping[str, PlacementRule], size: tuple[int, int] | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Return the regions bool [H, W] of a normal image by defect type; `*` for types without a rule.
+
+    A defect type is left out if it may be placed everywhere.
+
+    Args:
+        raw: folder `data/raw/<product>`.
+        record: record of the image.
+        rules: rules of the product by defect type, from `rules_of`.
+        size: (H, W) of a reduced image; None: that of the image.
+
+    Raises:
+        InputError: a region is missing or does not fit, or two have no pixel in common.
+    """
+    general = load_region(raw, record, size)
+    everywhere = np.ones(size or (record.height, record.width), bool)
+    regions = {}
+    for defect in sorted({ANY, *rules}):
+        name = rules[defect].region if defect in rules else None
+        own = everywhere if name is None else load_named_region(raw, name, everywhere.shape)
+        region = own if general is None else own & general
+        if not region.any():
+            raise InputError(
+                f"params.yaml: placement.{record.product}.{defect}.region: {name} and the region of {record.image} "
+                "have no pixel in common; change one of them"
+            )
+        # A rule without a region also replaces the region of the rule for all others.
+        if not region.all() or ANY in regions:
+            regions[defect] = region
+    return regions
 
 
 def region_outline(region: NDArray[np.bool_], width: int = 1) -> NDArray[np.bool_]:

@@ -3,15 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from defect_core.data.files import folder_digest
 from defect_core.data.placement_settings import ANY, PlacementRule, rules_of
-from defect_core.data.records import Record
-from defect_core.data.regions import ROI, load_named_region, load_region
+from defect_core.data.regions import ROI, regions_by_defect
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, Generator, Mask
 from defect_core.generators.registry import generator_class, generator_folder
@@ -91,43 +89,19 @@ def _with_regions(
 ) -> list[Example]:
     """Return the examples, the normal images of the product with the regions where defects may be placed."""
     raw = project.path(f"data/raw/{product}")
-    named = {defect: rule.region for defect, rule in rules.items() if rule.region is not None}
+    if not (raw / ROI).is_dir() and not any(rule.region for rule in rules.values()):
+        return examples
     records = {record.image: record for record in split_records_of(project, product, "train")}
     shared: dict[tuple[str, bytes], Mask] = {}  # images with the same region share one array
     result = []
     for example in examples:
         regions: dict[str, Mask] = {}
-        if example.mask is None and example.product == product and (named or (raw / ROI).is_dir()):
-            regions = _regions_of(raw, records[example.name], named, set(rules))
-            for defect, region in regions.items():
-                regions[defect] = shared.setdefault((str(region.shape), np.packbits(region).tobytes()), region)
+        if example.mask is None and example.product == product:
+            regions = regions_by_defect(raw, records[example.name], rules)
+        for defect, region in regions.items():
+            regions[defect] = shared.setdefault((str(region.shape), np.packbits(region).tobytes()), region)
         result.append(replace(example, regions=regions) if regions else example)
     return result
-
-
-def _regions_of(raw: Path, record: Record, named: Mapping[str, str], ruled: set[str]) -> dict[str, Mask]:
-    """Return the regions of a normal image by defect type; `*` for those without a rule.
-
-    Args:
-        raw: folder `data/raw/<product>`.
-        record: record of the image.
-        named: region by defect type, of the rules that name one.
-        ruled: defect types with a rule.
-    """
-    general = load_region(raw, record)
-    everywhere = np.ones((record.height, record.width), bool)
-    regions: dict[str, Mask] = {}
-    for defect in {ANY, *ruled}:
-        own = load_named_region(raw, named[defect], everywhere.shape) if defect in named else everywhere
-        region = own if general is None else own & general
-        if not region.any():
-            raise InputError(
-                f"params.yaml: placement.{record.product}.{defect}.region: {named[defect]} and the region of "
-                f"{record.image} have no pixel in common; change one of them"
-            )
-        if not region.all() or ANY in named:
-            regions[defect] = region
-    return regions
 
 
 def load_project_generator(project: Project, product: str, name: str) -> Generator:

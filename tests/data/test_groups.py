@@ -1,14 +1,17 @@
 """Groups in the split, images with several defect types, and the policy for data that grows."""
 
 import dataclasses
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defect_core.data.layouts import ingest_source
 from defect_core.data.near_duplicates import NearDuplicatePair
-from defect_core.data.records import Record
+from defect_core.data.records import Record, record_rows, save_png
 from defect_core.data.splits import POLICIES, split_records
 from defect_core.errors import InputError
 
@@ -173,3 +176,31 @@ def test_stable_names_what_to_change():
         split_records([_record(f"cut{n}") for n in range(30)], "stable", max_train=2)
     with pytest.raises(InputError, match=r"split\.train_fraction: 1\.5"):
         split_records([_record(f"cut{n}") for n in range(30)], "stable", train_fraction=1.5)
+
+
+@pytest.mark.parametrize("way", ["pattern over the path", "column of a CSV annotation"])
+def test_groups_of_the_source_reach_the_split(tmp_path, way):
+    rng = np.random.default_rng(0)
+    source, rows = tmp_path / "source", ["image,label,mask,part"]
+    for number in range(18):
+        defect = "good" if number % 3 == 0 else "cut"
+        folder = defect if way.startswith("pattern") else "images"
+        image, mask = rng.integers(0, 255, (24, 24, 3), np.uint8), np.zeros((24, 24), np.uint8)
+        mask[4:9, 5:12] = 255
+        save_png(image, source / f"{folder}/part{number // 3}_{number}.png")
+        name = f"masks/cut/part{number // 3}_{number}.png"
+        if defect == "cut":
+            save_png(mask, source / name)
+        shown = name if defect == "cut" else ""
+        rows.append(f"images/part{number // 3}_{number}.png,{'cut' if shown else ''},{shown},part{number // 3}")
+    options = {"group": r"(part[0-9]+)_"}
+    if not way.startswith("pattern"):
+        (source / "annotations.csv").write_text("\n".join(rows) + "\n")
+        options = {"annotations": {"group_column": "part"}}
+    ingest_source(source, "p", tmp_path / "raw", options=options)
+    records = record_rows(tmp_path / "raw/records.parquet")
+    assert len(records) == 18
+    assert all(record.group == re.search(r"part\d+", record.source)[0] for record in records)
+    divided = split_records(records, "first_third")
+    _assert_groups_are_whole(divided)
+    assert _count(divided, "train") == 4 and _count(divided, "train", "good") == 2

@@ -111,8 +111,9 @@ def test_rotation_and_scale_keep_their_limits(rotation, scale):
     source = Scene.of(_demo("weave", 0), _box((128, 128), 40, 40, 46, 60))
     rule = PlacementRule(rotation=rotation, scale=scale)
     angles = []
-    for seed in range(25):
-        placed = place_by_rule(source, Scene.of(_demo("weave", 1)), np.random.default_rng(seed), rule)
+    target = Scene.of(_demo("weave", 1))
+    for seed in range(15):
+        placed = place_by_rule(source, target, np.random.default_rng(seed), rule)
         zoom = np.sqrt(np.linalg.det(placed.matrix[:, :2]))  # a mirrored placement has a negative determinant
         assert scale[0] - 1e-6 <= zoom <= scale[1] + 1e-6
         angles.append(_angle(placed.matrix))
