@@ -109,23 +109,23 @@ def many_components(side=2048, per_side=100):
 
 
 def _print_cost():
-    """Print seconds and megabytes of each operation; runs in a process of its own, whose peak is measured."""
+    """Print processor seconds of each operation, and the growth of the memory in MB; runs in a process of its own."""
     from defect_core.evaluation.segmentation.data import resize_sample
 
     mask = many_components()
     image = np.zeros((*mask.shape, 3), np.uint8)
     assert len(components(mask)) == 10_000
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for side in (128, 256, 1024):
         resize_sample(image, mask, side)
         downsample_mask(mask, side, "max")
-    resampled = time.perf_counter()
+    resampled = time.process_time()
     component_widths(mask)
-    measured = time.perf_counter()
+    measured = time.process_time()
     for part in components(mask):
         component_to_rle(part, *mask.shape)
     mask_to_polygons(mask)
-    exported = time.perf_counter()
+    exported = time.process_time()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(resampled - start, measured - resampled, exported - measured, grown)
 
@@ -133,7 +133,7 @@ def _print_cost():
 def test_ten_thousand_components_take_two_seconds_and_300_megabytes():
     ran = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
     *seconds, megabytes = (float(value) for value in ran.stdout.split())
-    assert max(seconds) < 2 * 3  # three sizes; a machine that does other work is slower
+    assert max(seconds) < 2
     assert megabytes < 300
 
 

@@ -1,0 +1,163 @@
+"""Time and memory of taking in data: many images, many small files, one huge image, a mask of many components.
+
+Each measurement ingests a source that is made by code in a temporary folder, in a process of its own. `peak` is the
+memory of the largest of that process and its workers, with the imports (about 150 MB).
+
+    python -m benchmarks.ingest            # a few hundred images, one minute
+    python -m benchmarks.ingest --full     # 20 000 images of 1024 x 1024 px (about 8 GB), 50 000 small files
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defect_core.data.layouts.ingest import ingest_source
+from defect_core.data.masks import component_widths, components, downsample_mask
+from defect_core.data.parallel import available_cores, map_ordered
+
+HUGE = 12288, 16384
+COMPONENTS = 10_000
+DEFECT_EVERY = 20  # one image in twenty has a defect
+
+
+def main() -> None:
+    """Print all measurements."""
+    parser = argparse.ArgumentParser(description="Time and memory of taking in data.")
+    parser.add_argument("--full", action="store_true", help="20 000 images and 50 000 small files")
+    parser.add_argument("--only", choices=["images", "small", "huge", "mask"], help="one of the measurements")
+    parser.add_argument("--folder", type=Path, help="where the temporary folder is made (default: that of the system)")
+    arguments = parser.parse_args()
+    images, small = (20_000, 50_000) if arguments.full else (400, 4_000)
+    print(f"{available_cores()} cores\n{'measurement':44}{'time':>9}{'rate':>12}{'peak':>9}  bound")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        root = Path(folder)
+        if arguments.only in (None, "images"):
+            for count in (images // 4, images):
+                make_source(root / f"images-{count}", count, 1024)
+                _print(f"{count} images of 1024x1024", count, _run("ingest", root / f"images-{count}"), "150/s, flat")
+        if arguments.only in (None, "small"):
+            make_source(root / "small", small, 64)
+            _print(f"{small} files of 64x64 in one folder", small, _run("ingest", root / "small"), "50000 in 60 s")
+        if arguments.only in (None, "huge"):
+            make_huge_source(root / "huge", HUGE if arguments.full else (HUGE[0] // 4, HUGE[1] // 4))
+            pixels = np.prod(HUGE) / (1 if arguments.full else 16)
+            _print(
+                f"4 images of {pixels / 1e6:.0f} Mpixel",
+                4,
+                _run("ingest", root / "huge"),
+                f"{12 * pixels / 1e6:.0f} MB",
+            )
+        if arguments.only in (None, "mask"):
+            _print(f"mask of {COMPONENTS} components, 2048x2048", 1, _run("mask", root), "2 s, 300 MB more")
+
+
+def make_source(folder: Path, count: int, side: int) -> None:
+    """Write `count` images `side` x `side` in MVTec's layout; one of `DEFECT_EVERY` has a scratch and a mask."""
+    for name in ("train/good", "test/good", "test/scratch", "ground_truth/scratch"):
+        (folder / name).mkdir(parents=True)
+    for _ in map_ordered(_write_one, [(folder, index, side) for index in range(count)]):
+        pass
+
+
+def make_huge_source(folder: Path, shape: tuple[int, int]) -> None:
+    """Write a huge normal image and three with a defect; their lower parts are of one colour, as in scans."""
+    for name in ("train/good", "test/scratch", "ground_truth/scratch"):
+        (folder / name).mkdir(parents=True)
+    for index in range(4):
+        image = np.full((*shape, 3), 90, np.uint8)
+        image[: shape[0] // 4] = np.resize(_texture(index, 1024), (shape[0] // 4, shape[1], 3))
+        if index == 0:
+            cv2.imwrite(f"{folder}/train/good/0.png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            continue
+        mask = np.zeros(shape, np.uint8)
+        mask[500:503, 100 : 2000 + index] = 255
+        image[mask > 0] = 20
+        cv2.imwrite(f"{folder}/test/scratch/{index}.png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        cv2.imwrite(f"{folder}/ground_truth/scratch/{index}_mask.png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def _write_one(task: tuple[Path, int, int]) -> None:
+    folder, index, side = task
+    image, level = _texture(index, side), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    if index % DEFECT_EVERY:
+        part = "test" if index % 5 == 0 else "train"
+        cv2.imwrite(f"{folder}/{part}/good/{index:06d}.png", image, level)
+        return
+    mask = np.zeros((side, side), np.uint8)
+    cv2.line(mask, (side // 8, side // 4), (side // 2, side // 2), 255, max(1, side // 128))
+    image[mask > 0] //= 2
+    cv2.imwrite(f"{folder}/test/scratch/{index:06d}.png", image, level)
+    cv2.imwrite(f"{folder}/ground_truth/scratch/{index:06d}_mask.png", mask, level)
+
+
+def _texture(seed: int, side: int) -> NDArray[np.uint8]:
+    """Return a smooth surface with fine sensor noise, uint8 [side, side, 3], another one for each seed."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.resize(rng.integers(60, 190, (8, 8, 3), np.uint8), (side, side), interpolation=cv2.INTER_LINEAR)
+    return smooth + rng.integers(0, 4, (side, side, 1), np.uint8)
+
+
+def _measure(mode: str, folder: Path) -> dict[str, float]:
+    if mode == "ingest":
+        start = time.perf_counter()
+        ingest_source(folder, "bench", folder.with_name(f"{folder.name}-out"), "mvtec")
+        return {"seconds": time.perf_counter() - start}
+    mask, side = np.zeros((2048, 2048), bool), int(COMPONENTS**0.5)
+    for number in range(COMPONENTS):
+        top, left = number // side * 20 + 2, number % side * 20 + 2
+        mask[top : top + 1 + number % 8, left : left + 1 + number % 5] = True
+    start = time.perf_counter()
+    downsample_mask(mask, 256, "area")
+    component_widths(mask)
+    components(mask)
+    return {"seconds": time.perf_counter() - start}
+
+
+def _peak(session: int) -> float:
+    """Return the peak memory in MB of the largest process of a session, now."""
+    largest = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+                largest = max(largest, int(stat.with_name("status").read_text().split("VmHWM:")[1].split()[0]) / 1e3)
+        except (OSError, IndexError):
+            continue  # the process has ended
+    return largest
+
+
+def _run(mode: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-c", f"import benchmarks.ingest as b; b.print_measurement({mode!r}, {str(folder)!r})"]
+    root = Path(__file__).resolve().parent.parent
+    peak = 0.0
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while process.poll() is None:
+            peak = max(peak, _peak(process.pid))
+            time.sleep(0.05)
+        output = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(f"{mode} {folder.name}: failed")
+    return {**json.loads(output.splitlines()[-1]), "peak": peak}
+
+
+def print_measurement(mode: str, folder: str) -> None:
+    """Print one measurement as JSON; called in a process of its own."""
+    print(json.dumps(_measure(mode, Path(folder))))
+
+
+def _print(name: str, count: int, found: dict[str, float], bound: str) -> None:
+    rate = f"{count / found['seconds']:.0f}/s"
+    print(f"{name:44}{found['seconds']:>7.1f} s{rate:>12}{found['peak']:>6.0f} MB  {bound}", flush=True)
+
+
+if __name__ == "__main__":
+    from benchmarks.ingest import main as run_main  # functions of `__main__` are not known to worker processes
+
+    run_main()
