@@ -72,8 +72,8 @@ def add_product(
         elif value is not None:
             entry[key] = value
     problems.raise_if_any()
-    with all_or_nothing(project) as aside:
-        raw = Path(tempfile.mkdtemp(dir=aside)) / name
+    with all_or_nothing(project) as removed_files:
+        raw = Path(tempfile.mkdtemp(dir=removed_files)) / name
         report = _check_source(project, name, SourceConfig(**entry), raw)
         if dry_run:
             return report

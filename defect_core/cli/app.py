@@ -237,12 +237,15 @@ def export_command(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     layout: Annotated[str, typer.Option("--format", help="mvtec, coco or yolo.")] = "mvtec",
     product: Products = None,
+    original_depth: Annotated[
+        bool, typer.Option("--original-depth", help="Give images of more than 8 bits their original range back.")
+    ] = False,
 ) -> None:
     """Copy the released pairs into a layout that other tools read, with a dataset card."""
     from defect_core.export.dataset import export_dataset
     from defect_core.project.paths import Project
 
-    for name, counts in export_dataset(Project.find(), layout, folder, product or []).items():
+    for name, counts in export_dataset(Project.find(), layout, folder, product or [], original_depth).items():
         print(f"{name}: " + ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
 
 

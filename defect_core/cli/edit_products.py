@@ -5,7 +5,7 @@ from itertools import product as combinations
 from pathlib import Path
 from typing import Any
 
-from defect_core.cli.transaction import all_or_nothing, edited_params, quoted, set_aside
+from defect_core.cli.transaction import all_or_nothing, edited_params, move_away, quoted
 from defect_core.data.records import check_name
 from defect_core.errors import InputError
 from defect_core.graph.dvcfile import sync
@@ -104,10 +104,10 @@ def _check_known(project: Project, name: str) -> Params:
 def _apply(project: Project, old: str, edit: Callable[[Any], None], added: tuple[str, ...]) -> list[str]:
     """Edit the settings, and remove everything that belongs to the old name."""
     addresses = _addresses(project.params, old)
-    with all_or_nothing(project) as aside:
-        removed = [path for path in product_paths(old) if set_aside(project, path, aside)]
+    with all_or_nothing(project) as removed_files:
+        removed = [path for path in product_paths(old) if move_away(project, path, removed_files)]
         for address in addresses:
-            set_aside(project, f"{STATE_DIR}/{COSTS}/{address}.json", aside)
+            move_away(project, f"{STATE_DIR}/{COSTS}/{address}.json", removed_files)
         with edited_params(project) as content:
             edit(content)
         _remove_from_lock(project, addresses)

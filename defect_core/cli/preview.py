@@ -14,6 +14,7 @@ from defect_core.cli.source_examples import (
     load_source_examples,
     open_product_source,
 )
+from defect_core.data.placement_settings import rules_of
 from defect_core.data.records import record_rows
 from defect_core.errors import InputError
 from defect_core.generators.base import Example
@@ -94,7 +95,7 @@ def _load_sample(project: Project, name: str) -> SourceSample:
     if (raw / "records.parquet").is_file():
         records = record_rows(raw / "records.parquet")
         sample = SourceSample(
-            load_raw_examples(raw, records, _NORMALS, _EXAMPLES),
+            load_raw_examples(raw, records, _NORMALS, _EXAMPLES, rules=rules_of(project.params.placement, name)),
             len({record.image for record in records}),
             sum(record.mask is not None for record in records),
         )
@@ -117,7 +118,13 @@ def _generate(project: Project, name: str, defect: str, index: int, examples: Se
     generator = CropPaste.create(config)
     with tempfile.TemporaryDirectory() as work:
         generator.fit(examples, Path(work), project.params.seed)
-    plan = SynthesisPlan(product=name, generator=GENERATOR, base_seed=project.params.seed, per_defect=index + 1)
+    plan = SynthesisPlan(
+        product=name,
+        generator=GENERATOR,
+        base_seed=project.params.seed,
+        per_defect=index + 1,
+        placement=rules_of(project.params.placement, name),
+    )
     normals = [example for example in examples if example.mask is None]
     sources = [example for example in examples if example.defect == defect]
     request, _ = make_request(plan, defect, index, normals, sources)

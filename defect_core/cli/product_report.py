@@ -12,6 +12,7 @@ from PIL import Image
 from defect_core.cli.estimate import describe_times
 from defect_core.cli.source_examples import spread
 from defect_core.data.counts import ADVISED_NORMALS
+from defect_core.data.images import open_image
 from defect_core.data.masks import component_widths
 from defect_core.data.problems import printable
 from defect_core.data.records import GOOD, Record, load_mask
@@ -158,7 +159,7 @@ def find_colour(raw: Path, records: Sequence[Record]) -> str:
     """Return `grey`, `colour` or both, of some images."""
     kinds = set()
     for record in spread(records, 16):
-        with Image.open(raw / record.image) as image:
+        with open_image(raw / record.image) as image:
             values = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.NEAREST), np.int16)
         kinds.add("grey" if np.ptp(values, axis=2).max() == 0 else "colour")
     return " and ".join(sorted(kinds))

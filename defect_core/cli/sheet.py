@@ -31,23 +31,23 @@ def write_sheet(project: Project, name: str, blocks: Sequence[tuple[str, Sequenc
         The path of the file.
     """
     path = project.state / "sheets" / f"{name}.png"
-    save_png(draw_blocks(blocks), path)
+    save_png(render_blocks(blocks), path)
     return path
 
 
-def draw_blocks(blocks: Sequence[tuple[str, Sequence[Example]]]) -> NDArray[np.uint8]:
+def render_blocks(blocks: Sequence[tuple[str, Sequence[Example]]]) -> NDArray[np.uint8]:
     """Return one picture [H, W, 3] with a title and a contact sheet of zoomed crops per block."""
     parts: list[NDArray[np.uint8]] = []
     for title, examples in blocks:
         crops = [crop_around(example) for example in examples]
         sheet = contact_sheet([image for image, _ in crops], [mask for _, mask in crops], COLUMNS, CELL)
-        parts += [_draw_title(title), sheet]
+        parts += [_render_title(title), sheet]
     width = max((part.shape[1] for part in parts), default=CELL)
     padded = [np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in parts]
     return np.concatenate(padded) if padded else np.full((CELL, CELL, 3), 255, np.uint8)
 
 
-def _draw_title(title: str) -> NDArray[np.uint8]:
+def _render_title(title: str) -> NDArray[np.uint8]:
     plain = title.encode("ascii", "replace").decode()
     strip = Image.new("RGB", (CELL * COLUMNS, _TITLE_HEIGHT), "white")
     ImageDraw.Draw(strip).text((4, 3), plain, fill=_INK)

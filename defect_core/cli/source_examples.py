@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,8 +20,9 @@ from defect_core.data.layouts.read import read_layout
 from defect_core.data.layouts.remote import open_source
 from defect_core.data.masks import bounding_box
 from defect_core.data.names import safe_key
+from defect_core.data.placement_settings import PlacementRule
 from defect_core.data.records import GOOD, Record, load_image, load_mask
-from defect_core.data.regions import load_region, region_outline
+from defect_core.data.regions import load_region, region_outline, regions_by_defect
 from defect_core.errors import InputError
 from defect_core.generators.base import Example
 from defect_core.project.paths import Project
@@ -38,7 +39,13 @@ T = TypeVar("T")
 
 
 def load_raw_examples(
-    raw: Path, records: Sequence[Record], normals: int, per_defect: int, *, show_regions: bool = False
+    raw: Path,
+    records: Sequence[Record],
+    normals: int,
+    per_defect: int,
+    *,
+    show_regions: bool = False,
+    rules: Mapping[str, PlacementRule] | None = None,
 ) -> list[Example]:
     """Return some normal images and some examples of each defect type of an ingested product, spread over the records.
 
@@ -47,7 +54,8 @@ def load_raw_examples(
         records: records of one product.
         normals: largest number of normal images.
         per_defect: largest number of examples of a defect type.
-        show_regions: whether to draw the outline of the region where defects may be placed into the images.
+        show_regions: whether to show the outline of the region where defects may be placed into the images.
+        rules: placement rules by defect type; if given, normal images get their regions.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -61,7 +69,10 @@ def load_raw_examples(
                 image[region_outline(region, max(1, max(region.shape) // _OUTLINE_FRACTION))] = _REGION_COLOUR
             small = _reduce(image)
             mask = None if record.mask is None else _reduce_mask(load_mask(raw / record.mask), small.shape[:2])
-            examples.append(Example(record.product, defect, small, mask, record.source or record.image))
+            size = (small.shape[0], small.shape[1])
+            has_regions = rules is not None and mask is None
+            regions = regions_by_defect(raw, record, rules or {}, size) if has_regions else {}
+            examples.append(Example(record.product, defect, small, mask, record.source or record.image, regions))
     return examples
 
 

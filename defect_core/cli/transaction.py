@@ -48,32 +48,32 @@ def quoted(text: str) -> str:
 
 @contextmanager
 def all_or_nothing(project: Project) -> Iterator[Path]:
-    """Yield a folder; after an error the settings, dvc.yaml, dvc.lock and all paths that were set aside are as before.
+    """Yield a folder; after an error the settings, dvc.yaml, dvc.lock and all paths that were moved away are as before.
 
-    Paths that `set_aside` moves into the folder are deleted when the block ends without an error.
+    Paths that `move_away` moves into the folder are deleted when the block ends without an error.
     """
     had_state = project.state.is_dir()
     project.state.mkdir(exist_ok=True)
     before = {name: _read(project.path(name)) for name in _FILES}
-    aside = Path(tempfile.mkdtemp(prefix="aside-", dir=project.state))
+    removed_files = Path(tempfile.mkdtemp(prefix="removed_files-", dir=project.state))
     try:
-        yield aside
+        yield removed_files
     except BaseException:
         for name, content in before.items():
             _restore(project.path(name), content)
-        for moved in sorted(aside.rglob("*.aside")):
-            target = project.root / moved.relative_to(aside).with_suffix("")
+        for moved in sorted(removed_files.rglob("*.removed_files")):
+            target = project.root / moved.relative_to(removed_files).with_suffix("")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(moved, target)
         link_sources(Project(project.root))
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(removed_files, ignore_errors=True)
         if not had_state:
             _remove_empty(project.state)
 
 
-def set_aside(project: Project, relative: str, aside: Path) -> bool:
+def move_away(project: Project, relative: str, removed_files: Path) -> bool:
     """Move a file or folder of the project into the folder of `all_or_nothing`.
 
     Returns:
@@ -82,7 +82,7 @@ def set_aside(project: Project, relative: str, aside: Path) -> bool:
     path = project.root / relative
     if not path.exists() and not path.is_symlink():
         return False
-    target = aside / f"{relative}.aside"
+    target = removed_files / f"{relative}.removed_files"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(path, target)
     return True
