@@ -194,7 +194,8 @@ def _find_depths(
     items: Sequence[SourceItem], declared: str | int | None, max_pixels: int
 ) -> tuple[dict[str, Depth], list[str]]:
     """Return the range of values by their type, and notes that say how it was found."""
-    deep = [item for item in items if has_more_than_8_bits(item.image_path)]
+    flags = map_ordered(has_more_than_8_bits, [item.image_path for item in items], chunk=64)
+    deep = [item for item, is_deep in zip(items, flags, strict=True) if is_deep]
     if not deep:
         return {}, []
     normals = [item for item in deep if item.defect == GOOD or item.mask_source is None] or deep
