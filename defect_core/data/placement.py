@@ -5,7 +5,7 @@ valid candidate is not cut by the border and has enough of the mask on the produ
 higher probability for more similar surroundings. If none is valid, the candidate with the largest part on the product
 is used. If the border cuts all, the mask is shrunk to fit.
 
-A mask that is cut by the border of its own image stays at that border or moves to the opposite one. Elsewhere its
+A mask that is cut by the border of its image stays at that border or moves to the opposite one. Elsewhere its
 straight edge would be implausible. Its height and width scale with those of the frame.
 """
 
@@ -28,7 +28,7 @@ _CONTEXT_SIDE = 96  # pixels of the longer side of the reduced image on which su
 _CONTEXT_BLUR = 0.8  # standard deviation in reduced pixels
 _MAX_POINTS = 240  # points of a mask, and of the ring around it, that are compared
 _RING_GAP = 2  # pixels between mask and ring, which the blurred edge of the defect may occupy
-_RING_FRACTION, _MIN_RING_WIDTH = 0.04, 3  # width of the ring: a fraction of the longer side, at least so many pixels
+_RING_FRACTION, _MIN_RING_WIDTH = 0.04, 3  # width of the ring: a fraction of the longer side, at least this many pixels
 _ROUNDING = 1e-6  # pixels
 _OUTSIDE_DIFFERENCE = 60.0  # grey levels assigned to a ring point outside the target
 _TEMPERATURE = 3.0  # grey levels of context difference that make a candidate e times less likely
