@@ -144,7 +144,7 @@ class DefectGenerator:
         folder = Path(folder)
         self.method.save(folder)
         target = folder / EXAMPLES_FOLDER
-        records = []
+        records: list[Record] = []
         kept = [example for example in self.examples if example.mask is not None]
         kept += [example for example in self.examples if example.mask is None][:MAX_SAVED_NORMALS]
         for number, example in enumerate(kept):
@@ -283,7 +283,7 @@ def read_examples(
             return read_examples(temporary, product or str(folder), "mvtec")
     folder = Path(folder)
     product = product or folder.resolve().name
-    examples = []
+    examples: list[Example] = []
     for item in read_layout(folder, product, layout, options or {}):
         image = load_image(item.image_path)
         mask = None if item.mask_path is None else load_united_mask(item, item.mask_path, image)
