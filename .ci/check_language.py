@@ -19,7 +19,7 @@ REPLACEMENTS = {
     r"told|hears|heard|speaks? of": "conditioned on",
     r"judges?|judged": "downstream model; compare",
     r"grains?|grained": "sensor noise; texture direction",
-    r"lies|stands|stood|laid": "is in, is stored",
+    r"lies|stands(?! for)|stood|laid": "is in, is stored",
     r"lay(?:s|ing)? down|lay_down": "create",
     r"at hand": "available, installed",
     r"examines?|aside|deal|dealt": "a verb that names the action",
@@ -33,9 +33,10 @@ REPLACEMENTS = {
 }
 # Ordinary uses, as a regular expression over the line; None: the whole file.
 ALLOWED = {
-    r".*\.py": r"ImageDraw|draw\.(?:rectangle|line|text|ellipse|polygon|point|arc)|data\.draw|@st\.composite|draw\(st\.|"
-    r"os\.walk|ast\.walk|\.walk\(",
-    r"tests/.*\.py": r"\bdraw\(",
+    r".*\.py": r"ImageDraw|draw\.(?:rectangle|line|text|ellipse|polygon|point|arc)|data\.draw|draw\(st\.|derive_seed\(|"
+    r"@st\.composite|os\.walk|ast\.walk|\.walk\(",
+    r"tests/.*\.py": r"\bdraw[(,]",
+    r"defect_core/adaptation/sensor_noise\.py": r"[Ff]ilm grain",
     r"defect_core/pretraining/tokenizer\.py": None,
     r"defect_core/pretraining/corpus/.*\.py": r'^    "\w+": \(_',  # names of products in captions
     r"docs/research/.*": None,

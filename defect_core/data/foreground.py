@@ -127,7 +127,7 @@ def estimate_pose(product: NDArray[np.bool_]) -> Pose:
 
 
 def _is_distinct(product: NDArray[np.bool_], distance: NDArray[np.float32], border: NDArray[np.bool_]) -> bool:
-    """Return whether the thresholded product stands out from its background, also along its outline."""
+    """Return whether the thresholded product is distinct from its background, also along its outline."""
     if not _MIN_PRODUCT < product.mean() < _MAX_PRODUCT:
         return False
     level, spread = distance[~product].mean(), distance[~product].std()

@@ -23,8 +23,8 @@ class ManifestRow:
         mask: like `image`.
         generator: name of the generator.
         seed: at most 63 bits.
-        source_image: the real normal image, relative to the project.
-        source_mask: the real image whose mask was placed, relative to the project.
+        source_image: the real normal image, relative to `data/raw/<product>`.
+        source_mask: the real image whose mask was placed, relative to `data/raw/<source_product>`.
         prompt: text that the generator was conditioned on.
         strength: requested intensity of the defect.
         mask_area: in pixels.

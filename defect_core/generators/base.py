@@ -190,7 +190,7 @@ class Generator(ABC):
 
 
 def check_config(name: str, config: GeneratorConfig, config_class: type[ConfigT]) -> ConfigT:
-    """Return the settings of a generator, which are known to be of its own class.
+    """Return the settings of a generator, which are known to be of its class.
 
     Raises:
         TypeError: the settings are of another class.

@@ -153,12 +153,12 @@ def to_denoiser(backbone: Backbone, tensor: Tensor) -> Tensor:
 
 
 def prompt_words(name: str) -> str:
-    """Return the name of a product or defect type with spaces between its words."""
+    """Return the name of a product or defect type in words, separated by spaces."""
     return name.replace("_", " ").replace("-", " ")
 
 
 def _random_square(image: Image, side: int, rng: np.random.Generator) -> Mask:
-    """Return a mask of a square at a random place, which stands in for the mask of a normal image."""
+    """Return a mask of a square at a random place, in place of the mask of a normal image."""
     height, width = image.shape[:2]
     square_height, square_width = min(side, height), min(side, width)
     top, left = int(rng.integers(height - square_height + 1)), int(rng.integers(width - square_width + 1))

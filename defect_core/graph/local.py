@@ -60,7 +60,7 @@ def chosen_runner() -> Callable[[Project, Instance], None]:
     """Return the function that does a stage's work, by DEFECTORY_RUNNER.
 
     `local` is this process, `ray` the cluster at RAY_ADDRESS. `kubernetes` is this process too, because Dagster has
-    given it a pod of its own.
+    given it a separate pod.
 
     Raises:
         InputError: another name.

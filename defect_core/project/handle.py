@@ -12,7 +12,7 @@ from defect_core.project.synthesis import load_project_generator
 from defect_core.synthesis.defect_generator import DefectGenerator
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 
 class ProjectHandle(Project):

@@ -143,7 +143,7 @@ class DefectGenerator:
         folder = Path(folder)
         self.method.save(folder)
         target = folder / EXAMPLES_FOLDER
-        records = []
+        records: list[Record] = []
         kept = [example for example in self.examples if example.mask is not None]
         kept += [example for example in self.examples if example.mask is None][:MAX_SAVED_NORMALS]
         for number, example in enumerate(kept):

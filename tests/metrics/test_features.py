@@ -49,11 +49,11 @@ def test_lite0_weights_are_the_trained_ones(lite0):
 
 
 def _bullseye():
-    """A dart board of rings and dots: only a trained network separates them from noise."""
+    """A target of rings and dots: only a trained network separates them from noise."""
     y, x = np.mgrid[-64:64, -64:64]
     rings = ((np.hypot(x, y) // 9) % 2 * 255).astype(np.uint8)
-    board = ((x // 16 + y // 16) % 2 * 255).astype(np.uint8)
-    return np.repeat(np.stack([rings, board])[..., None], 3, 3)
+    checker = ((x // 16 + y // 16) % 2 * 255).astype(np.uint8)
+    return np.repeat(np.stack([rings, checker])[..., None], 3, 3)
 
 
 def test_lite0_probabilities_are_confident_and_sum_to_one(lite0):

@@ -201,7 +201,7 @@ def test_the_assets_of_a_chain_share_their_partitions(sample, tmp_path):
         assert chain == {first, "synthesize", "score"}
 
 
-def test_each_check_blocking_or_not(graph):
+def test_each_check_is_blocking_or_not(graph):
     is_blocking = {
         (key.asset_key.to_user_string(), key.name): graph.get(key).blocking for key in graph.asset_check_keys
     }

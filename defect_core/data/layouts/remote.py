@@ -124,7 +124,7 @@ def _short_errors(url: str) -> Iterator[None]:
         raise InputError(f"{url}: access refused; expected credentials that may list and read it") from None
     except ImportError as error:
         raise InputError(f"{url}: {error}; for s3: pip install 'defectory[s3]'") from None
-    except Exception as error:  # Every fsspec implementation raises exceptions of its own.
+    except Exception as error:  # Every fsspec implementation defines its exceptions itself.
         if type(error).__name__ == "NoCredentialsError":
             raise InputError(f"{url}: no credentials; expected some in the environment or a profile") from None
         message = " ".join(str(error).split()) or type(error).__name__
