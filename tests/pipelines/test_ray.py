@@ -5,8 +5,10 @@ import logging
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -60,10 +62,14 @@ def _instance(project, name):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """A cluster of two workers with one CPU each, on loopback; the fixture is the folder of their work folders."""
-    scratch = tmp_path_factory.mktemp("scratch")
-    with pytest.MonkeyPatch.context() as patch:
+    # Ray's socket is in this folder, and the path of a socket has at most 107 bytes.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        scratch = Path(folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Loopback only, see defect_core.graph.ray_runner
         patch.setenv("RAY_worker_niceness", "0")  # Else other processes slow the workers.
