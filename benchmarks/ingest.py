@@ -1,6 +1,6 @@
 """Time and memory of taking in data: many images, many small files, one huge image, a mask of many components.
 
-Each measurement ingests a source that is made by code in a temporary folder, in a process of its own. `peak` is the
+Each measurement ingests a source that is made by code in a temporary folder, in a separate process. `peak` is the
 memory of the largest of that process and its workers, with the imports (about 150 MB).
 
     python -m benchmarks.ingest            # a few hundred images, one minute
@@ -148,7 +148,7 @@ def _run(mode: str, folder: Path) -> dict[str, float]:
 
 
 def print_measurement(mode: str, folder: str) -> None:
-    """Print one measurement as JSON; called in a process of its own."""
+    """Print one measurement as JSON; called in a separate process."""
     print(json.dumps(_measure(mode, Path(folder))))
 
 

@@ -15,7 +15,7 @@ EIGHT_BIT = "8 bit"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 _NUMBER = r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})")
-_DARK_FRACTION = 1 / 8  # below it, the brightest pixels come out under 32 of 255
+_DARK_FRACTION = 1 / 8  # below it, the brightest pixels are under 32 of 255
 _BRIGHT = 0.999  # quantile of the values that counts as bright; hot pixels are above it
 _MARGIN = 0.25  # of the span of floating-point values, on both sides, for defects brighter or darker than normal images
 

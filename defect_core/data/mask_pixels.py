@@ -246,9 +246,9 @@ def _by_alpha(pixels: MaskPixels) -> Foreground:
 def _check_colours(pixels: MaskPixels, background: int | float, counts: dict[int | float, int], path: Path) -> None:
     """Refuse a mask with many colours that is a photograph."""
     is_continuous, middle = looks_continuous(_brightest_channel(pixels), 0)
-    drawn = 1 - counts[background] / pixels.values.size
-    if (is_continuous and middle > _PHOTOGRAPH) or (len(counts) > _COLOURS and drawn > _PHOTOGRAPH):
-        raise _photograph(path, len(counts), max(middle, drawn))
+    marked = 1 - counts[background] / pixels.values.size
+    if (is_continuous and middle > _PHOTOGRAPH) or (len(counts) > _COLOURS and marked > _PHOTOGRAPH):
+        raise _photograph(path, len(counts), max(middle, marked))
 
 
 def _brightest_channel(pixels: MaskPixels) -> NDArray[Any]:

@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from scipy.fft import dctn
 
 from defect_core.data.problems import printable
 from defect_core.data.records import Record, load_image
 from defect_core.errors import InputError
 
-THUMBNAILS = "thumbnails.npy"
+THUMBNAILS = "thumbnails.safetensors"
 """Table of thumbnails in `data/raw/<product>`, written by `ingest`."""
 SIDE = 64
 """Height and width of a thumbnail in pixels."""
@@ -43,7 +45,6 @@ _CHUNK = 512  # images that are transformed at once
 _LARGE_BUCKET = 2000  # images with an equal band; in larger buckets only neighbours in the order of hashes are compared
 _NEIGHBOURS = 64
 _MAX_LINES = 20
-_TABLE = np.dtype([("sha256", "S64"), ("pixels", np.uint8, (SIDE, SIDE))])
 _SET_BITS = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint16)
 
 
@@ -75,11 +76,12 @@ def write_thumbnails(thumbnails: Mapping[str, NDArray[np.uint8]], path: Path) ->
         thumbnails: `thumbnail` of each image by the sha256 of its pixels.
         path: the file to write.
     """
-    rows = np.zeros(len(thumbnails), _TABLE)
-    for row, digest in zip(rows, sorted(thumbnails), strict=True):
-        row["sha256"], row["pixels"] = digest.encode(), thumbnails[digest]
-    with path.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
+    pixels = np.zeros((len(thumbnails), SIDE, SIDE), np.uint8)
+    digests = sorted(thumbnails)
+    for index, digest in enumerate(digests):
+        pixels[index] = thumbnails[digest]
+    names = np.frombuffer("".join(digests).encode(), np.uint8).reshape(len(digests), -1 if digests else 0)
+    save_file({"pixels": pixels, "sha256": names}, path)
 
 
 def read_thumbnails(records: Sequence[Record], raw: Path) -> NDArray[np.uint8]:
@@ -92,18 +94,22 @@ def read_thumbnails(records: Sequence[Record], raw: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: an image without a thumbnail in the table cannot be read.
     """
-    table: Mapping[bytes, int] = {}
-    stored: NDArray[np.void] = np.zeros(0, _TABLE)
+    table: Mapping[str, int] = {}
+    stored: NDArray[np.uint8] = np.zeros((0, SIDE, SIDE), np.uint8)
     path = raw / THUMBNAILS
     if path.is_file():
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        if stored.dtype != _TABLE:
+        try:
+            tensors = load_file(path)
+            stored, names = tensors["pixels"], tensors["sha256"]
+        except (SafetensorError, KeyError):
+            raise InputError(f"{path}: cannot be read; run the stage ingest again") from None
+        if stored.shape[1:] != (SIDE, SIDE) or len(names) != len(stored):
             raise InputError(f"{path}: is of another version; run the stage ingest again")
-        table = {digest: index for index, digest in enumerate(stored["sha256"].tolist())}
+        table = {bytes(name).decode(): index for index, name in enumerate(names)}
     result = np.empty((len(records), SIDE, SIDE), np.uint8)
     for number, record in enumerate(records):
-        index = table.get(record.sha256.encode())
-        result[number] = thumbnail(load_image(raw / record.image)) if index is None else stored[index]["pixels"]
+        index = table.get(record.sha256)
+        result[number] = thumbnail(load_image(raw / record.image)) if index is None else stored[index]
     return result
 
 

@@ -44,7 +44,7 @@ class Example:
     image: Image
     mask: Mask | None
     name: str
-    regions: Mapping[str, Mask] = field(default_factory=dict)
+    regions: Mapping[str, Mask] = field(default_factory=dict[str, Mask])
 
 
 @dataclass(frozen=True)

@@ -134,9 +134,9 @@ def test_masks_that_cannot_be_right_are_refused(kind, message, source, tmp_path)
     elif kind in ("all defect", "empty"):
         save(np.full(SIZE, 255 if kind == "all defect" else 0, np.uint8), mask)
     elif kind == "swapped":
-        mask.rename(source / "aside.png")
+        mask.rename(source / "other.png")
         image.rename(mask)
-        (source / "aside.png").rename(image)
+        (source / "other.png").rename(image)
     elif kind == "same file":
         shutil.copy(image, mask)
     elif kind == "other size":
@@ -166,17 +166,17 @@ def test_inverted_and_large_masks_can_be_declared(source, tmp_path):
     assert any("4 image(s): the mask of scratch covers more than half of the image" in n for n in summary["notes"])
 
 
-@pytest.mark.parametrize("drawn", ["upright", "stored", "with its own orientation"])
+@pytest.mark.parametrize("marked", ["upright", "stored", "with its own orientation"])
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_masks_fit_images_with_an_orientation(drawn, orientation, source, tmp_path):
+def test_masks_fit_images_with_an_orientation(marked, orientation, source, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
     upright = picture(77, spot=True)
     save(turn_upright(upright, inverse), source / "scratch/0.png", exif=exif)
     mask = TRUTH.astype(np.uint8) * 255
-    options = {"exif": exif} if drawn == "with its own orientation" else {}
-    save(mask if drawn == "upright" else turn_upright(mask, inverse), source / "scratch/0_mask.png", **options)
+    options = {"exif": exif} if marked == "with its own orientation" else {}
+    save(mask if marked == "upright" else turn_upright(mask, inverse), source / "scratch/0_mask.png", **options)
     summary, records = _ingest(source, tmp_path)
     record = next(r for r in records if r.source == "scratch/0.png")
     assert (record.width, record.height) == SIZE[::-1]
@@ -184,7 +184,7 @@ def test_masks_fit_images_with_an_orientation(drawn, orientation, source, tmp_pa
     with Image.open(tmp_path / "raw" / record.image) as image:
         assert image.getexif().get(0x0112, 1) == 1
     assert any("the EXIF orientation is not 1" in note for note in summary["notes"])
-    if orientation != 3 or drawn != "stored":  # nothing distinguishes a mask turned by 180 degrees
+    if orientation != 3 or marked != "stored":  # nothing distinguishes a mask turned by 180 degrees
         assert np.array_equal(load_mask(tmp_path / "raw" / record.mask), TRUTH)
 
 

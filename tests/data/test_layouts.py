@@ -87,7 +87,10 @@ def test_mvtec_layout_is_ingested_completely(mvtec, tmp_path):
             assert load_mask(out / r.mask).sum() == 24
     links = [f"masks/{r.defect}/{r.source.split('/')[-1].split('.')[0]}.png" for r in records if r.mask]
     assert _files(out) == sorted(
-        [r.image for r in records] + [r.mask for r in records if r.mask] + links + ["left_out.json", "records.parquet", "thumbnails.npy"]
+        [r.image for r in records]
+        + [r.mask for r in records if r.mask]
+        + links
+        + ["left_out.json", "records.parquet", "thumbnails.safetensors"]
     )
     done = split_records(records, "half")
     assert {r.source for r in done if r.defect == "cut" and r.split == "train"} == {"test/cut/0.png", "test/cut/2.png"}

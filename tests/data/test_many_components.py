@@ -109,7 +109,7 @@ def many_components(side=2048, per_side=100):
 
 
 def _print_cost():
-    """Print processor seconds of each operation, and the growth of the memory in MB; runs in a process of its own."""
+    """Print processor seconds of each operation, and the growth of the memory in MB; runs in a separate process."""
     from defect_core.evaluation.segmentation.data import resize_sample
 
     mask = many_components()

@@ -15,7 +15,10 @@ GOOD = {"products": ["a"], "sources": {"a": {"path": "x"}}}
         ({"sed": 1}, "sed: unknown key"),
         ({"seed": "many"}, "seed: input should be a valid integer"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
-        ({"split": {"policy": "thirds"}}, "split.policy: input should be 'first_third', 'half', 'two_fold' or 'stable'"),
+        (
+            {"split": {"policy": "thirds"}},
+            "split.policy: input should be 'first_third', 'half', 'two_fold' or 'stable'",
+        ),
         ({"synthesize": {"per_defects": 3}}, "synthesize.per_defects: unknown key"),
         ({"segment": {"seeds": []}}, "segment.seeds: tuple should have at least 1 item"),
         ({"segment": {"seeds": ["x"]}}, "segment.seeds.0"),

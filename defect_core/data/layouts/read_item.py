@@ -183,9 +183,7 @@ def _add_masks(task: ImageTask, result: ImageResult, info: ImageInfo) -> list[st
 def _image_notes(info: ImageInfo) -> list[str]:
     notes = []
     if info.orientation > 1:
-        notes.append(
-            "the EXIF orientation is not 1; the image is turned upright, and its mask is read as drawn upright"
-        )
+        notes.append("the EXIF orientation is not 1; the image is turned upright, and its mask is read as upright")
     if info.frames > 1:
         notes.append(f"has {info.frames} frames; the first is read")
     return notes
