@@ -159,9 +159,9 @@ def _connected() -> Iterator[Any]:
         return
     if address:
         _check_reachable(address)
-        ray.init(address=address, logging_level="warning")
+        ray.init(address=address, logging_level=logging.WARNING)
     else:
-        ray.init(address="local", include_dashboard=False, logging_level="warning")
+        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
     try:
         yield ray
     finally:
