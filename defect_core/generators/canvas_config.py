@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from defect_core.generators.registry import GeneratorConfig
+from defect_core.generators.variants import VariantConfig
 
 
-class CanvasConfig(GeneratorConfig):
+class CanvasConfig(VariantConfig):
     """Base class of the settings of methods that generate on a canvas (see `canvas.py`)."""
 
     canvas: Literal["local", "whole"] = "local"
