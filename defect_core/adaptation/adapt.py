@@ -27,7 +27,7 @@ from defect_core.generators.canvas import CanvasKind
 from defect_core.generators.trained import freeze_in_half_precision
 from defect_core.generators.views import augment_examples, encode_views, prompt_words, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
-from defect_core.training.precision import bf16_autocast
+from defect_core.training.precision import training_autocast
 
 PROMPT = "a photo of a {product}"
 WHOLE_PROMPT = "a photo of a whole {product}"
@@ -163,6 +163,7 @@ def _fine_tune(
         work_dir=work_dir,
         label=f"adapting the backbone to {examples[0].product}",
         after_step=after_step,
+        compute=backbone.compute,
     )
     best.restore()
     freeze_in_half_precision(denoiser)
@@ -225,7 +226,7 @@ class _Objective:
         latents, noise = to_denoiser(backbone, latents), to_denoiser(backbone, noise)
         states = self.texts[prompts.to(self.texts.device)]
         noised, timesteps = add_noise(latents, noise, levels), to_denoiser(backbone, timesteps)
-        with bf16_autocast(backbone.device, backbone.latent_size, plain_attention=self.settings.is_for_normals):
+        with training_autocast(backbone.device, backbone.latent_size, self.settings.is_for_normals, backbone.compute):
             predicted = backbone.denoiser(noised, timesteps, states).sample
         weight = to_denoiser(backbone, 1 / levels)[:, None, None, None]
         return (weight * (predicted.float() - noise) ** 2).mean()

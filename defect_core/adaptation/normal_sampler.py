@@ -24,7 +24,7 @@ from defect_core.generators.canvas import Window, crop_image
 from defect_core.generators.composite import is_gray, make_gray
 from defect_core.generators.views import prompt_words, to_denoiser, to_pixels, to_tensor
 from defect_core.progress import track
-from defect_core.training.precision import bf16_inference
+from defect_core.training.precision import inference_autocast
 
 # Files in the folder of an adapted backbone.
 CONFIG_FILE = "normal_sampler.json"
@@ -193,11 +193,13 @@ class NormalSampler:
         """Return sampled latents, which start from noised `clean` latents [B, C, h, w]."""
 
         def fresh_noise() -> Tensor:
-            return to_denoiser(self.backbone, noise())  # inside `bf16_inference` this rounds the noise to bfloat16
+            return to_denoiser(self.backbone, noise())  # inside `inference_autocast` this rounds the noise to bfloat16
 
         bars, step = trajectory.alphas_cumprod, make_ddim_step(trajectory, 1.0, fresh_noise)
         latents = add_noise(clean, fresh_noise(), bars[paths[0][0]].expand(len(clean)))
-        with bf16_inference(*[each.denoiser for each in (self.backbone, self._active_guidance) if each is not None]):
+        with inference_autocast(
+            *[each.denoiser for each in (self.backbone, self._active_guidance) if each is not None]
+        ):
             for index, path in enumerate(paths):
                 if index:  # a restart raises the noise level again
                     ratio = bars[path[0]] / bars[paths[index - 1][-1]]

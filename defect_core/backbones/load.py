@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defect_core.backbones.compute import DEFAULT_COMPUTE, ComputeConfig
 from defect_core.backbones.locate import digest_files, find_model
 from defect_core.backbones.save import save_network
 from defect_core.errors import InputError
@@ -60,6 +61,7 @@ class Backbone:
         patch_size: side p of the patches that are folded into channels before the VAE; 1 for Stable Diffusion.
         device: device of the networks.
         dtype: number type of the networks.
+        compute: how generators train and sample with the networks.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Backbone:
     patch_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    compute: ComputeConfig = DEFAULT_COMPUTE
 
     @property
     def resolution(self) -> int:
@@ -173,6 +176,18 @@ class Backbone:
             torch.nn.Module.to(network, self.device, self.dtype)  # the `to` of diffusers logs a warning at each call
         return self
 
+    def configure(self, compute: ComputeConfig) -> "Backbone":
+        """Prepare the networks for the settings of `compute` in place, and return the backbone."""
+        self.compute = compute
+        if compute.channels_last:
+            for network in (self.vae, self.denoiser):
+                torch.nn.Module.to(network, memory_format=torch.channels_last)
+        if compute.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()  # without effect when no gradients are computed
+        if compute.compile:
+            self.denoiser.compile()
+        return self
+
     def _normalisation(self) -> tuple[Tensor | float, Tensor | float]:
         """Return offset and scale in latents = (mean - offset) · scale, per channel if the VAE's config has lists."""
         config = self.vae.config
@@ -186,7 +201,10 @@ class Backbone:
 
 
 def load_backbone(
-    name: str | Path = "embedded", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path = "embedded",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
 ) -> Backbone:
     """Load a latent diffusion model.
 
@@ -201,7 +219,8 @@ def load_backbone(
             - a hub name "OWNER/MODEL". It is looked up in the folder of the environment variable DEFECTORY_WEIGHTS (as
               OWNER/MODEL, then as MODEL), in the hub's cache, and on the hub, from which it is downloaded.
         device: device of the networks, as torch accepts it.
-        dtype: number type of the networks.
+        dtype: number type of the networks. Training needs float32; `compute.dtype` is what they compute in.
+        compute: how generators train and sample with the networks; see docs/params.md.
 
     Returns:
         The backbone, in evaluation mode and frozen.
@@ -240,7 +259,7 @@ def load_backbone(
             f"backbone {name}: unet/ has {backbone.denoiser.config.in_channels} input channels and vae/ has "
             f"{backbone.latent_channels} latent channels; expected the same number (no inpainting model)"
         )
-    return backbone.to(device, dtype)
+    return backbone.to(device, dtype).configure(compute)
 
 
 def digest_folder(folder: Path) -> str:

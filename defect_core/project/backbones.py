@@ -26,4 +26,5 @@ def open_backbone(project: Project, product: str, generator: str) -> Backbone | 
 
 def open_project_backbone(project: Project, folder: Path | None = None) -> Backbone:
     """Return the project's backbone, or the one in `folder`, on this machine's accelerator or CPU."""
-    return load_backbone(folder or project.params.backbone, device=default_device())
+    params = project.params
+    return load_backbone(folder or params.backbone, device=default_device(), compute=params.compute)

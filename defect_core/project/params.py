@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from defect_core.adaptation.config import AdaptConfig
+from defect_core.backbones.compute import ComputeConfig
 from defect_core.data.config import IngestConfig, SourceConfig, SplitConfig
 from defect_core.data.placement_settings import ANY, PlacementSection
 from defect_core.data.records import check_name
@@ -50,6 +51,7 @@ class Params(Settings):
     """What the downstream models are trained on (see `defect_core.project.arms`)."""
     backbone: str = "embedded"
     """`embedded`, a folder in the layout of diffusers, or a hub name."""
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     split: SplitConfig = Field(default_factory=SplitConfig)
     adapt: AdaptConfig | None = None

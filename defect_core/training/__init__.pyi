@@ -4,5 +4,5 @@ from .loop import TrainingConfig as TrainingConfig
 from .loop import step_generator as step_generator
 from .loop import train as train
 from .muon import Muon as Muon
-from .precision import bf16_autocast as bf16_autocast
-from .precision import bf16_inference as bf16_inference
+from .precision import inference_autocast as inference_autocast
+from .precision import training_autocast as training_autocast

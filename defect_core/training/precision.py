@@ -1,4 +1,4 @@
-"""bfloat16 arithmetic for training and for inference, and attention in plain operations, which is faster on CPUs."""
+"""Half-precision arithmetic for training and for inference, and attention in plain operations for CPUs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,63 +10,100 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from defect_core.backbones.compute import DEFAULT_COMPUTE, ComputeConfig
+
 MAX_PLAIN_LATENT_SIZE = 32
 """Largest latent side for unfused attention, whose memory grows with the fourth power of this side."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @contextmanager
-def bf16_autocast(device: torch.device, latent_size: int = 0, plain_attention: bool = False) -> Iterator[None]:
-    """Compute in bfloat16 while training; on a CPU only if it has bfloat16 instructions.
+def training_autocast(
+    device: torch.device,
+    latent_size: int = 0,
+    plain_attention: bool = False,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
+) -> Iterator[None]:
+    """Compute in half precision while training; the weights stay float32.
 
     On a CPU the backward pass of fused attention is slow in bfloat16, so attention is unfused there. Latents larger
-    than `MAX_PLAIN_LATENT_SIZE` need too much memory for that: a CPU then computes in float32.
+    than `MAX_PLAIN_LATENT_SIZE` need too much memory for that: with `dtype: auto` a CPU then computes in float32.
 
     Args:
         device: where the network computes.
         latent_size: side of the latents.
         plain_attention: whether attention runs as plain operations on a CPU, which makes a step about 5 % faster. It
             does not work with gradient checkpointing, which recomputes activations outside this context.
+        compute: number type and attention.
     """
+    dtype = compute_dtype(device, compute)
+    if device.type == "cpu" and compute.dtype == "auto" and latent_size > MAX_PLAIN_LATENT_SIZE:
+        dtype = torch.float32
     with ExitStack() as stack:
-        if device.type != "cpu" or (has_native_bf16() and latent_size <= MAX_PLAIN_LATENT_SIZE):
-            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-            if device.type == "cpu":
-                stack.enter_context(_PlainAttention() if plain_attention else sdpa_kernel(SDPBackend.MATH))
+        if dtype != torch.float32:
+            stack.enter_context(torch.autocast(device.type, dtype=dtype))
+        if device.type == "cpu" and dtype != torch.float32 and latent_size <= MAX_PLAIN_LATENT_SIZE:
+            stack.enter_context(_PlainAttention() if plain_attention else sdpa_kernel(SDPBackend.MATH))
+        elif compute.attention == "math":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
 @contextmanager
-def bf16_inference(*networks: nn.Module) -> Iterator[None]:
-    """Compute in bfloat16 without gradients, on a CPU that has bfloat16 instructions; elsewhere nothing changes.
+def inference_autocast(*networks: nn.Module, compute: ComputeConfig = DEFAULT_COMPUTE) -> Iterator[None]:
+    """Compute without gradients in half precision, where `compute` and the device allow it.
 
     The weights of convolutions and linear layers are cast once and restored at the end. Autocast alone would cast them
     in every call.
 
     Args:
-        *networks: the networks that predict inside the context.
+        *networks: the networks that predict inside the context, all on one device.
+        compute: number type and attention.
     """
     layers = [layer for each in networks for layer in each.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
-    if not has_native_bf16() or any(parameter.device.type != "cpu" for parameter in parameters):
+    device = parameters[0].device if parameters else torch.device("cpu")
+    dtype = compute_dtype(device, compute)
+    with ExitStack() as stack:
+        if compute.attention == "math":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if dtype != torch.float32:
+            stack.enter_context(_cast_weights(parameters, dtype))
+            stack.enter_context(torch.autocast(device.type, dtype=dtype))
+            if device.type == "cpu":
+                # The rounding of fused attention depends on the batch size; a sample must not depend on its batch.
+                stack.enter_context(_PlainAttention())
         yield
-        return
-    originals = [parameter.data for parameter in parameters]
-    try:
-        for parameter in parameters:
-            layout = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
-            parameter.data = parameter.data.to(torch.bfloat16, memory_format=layout)
-        # The rounding of fused attention depends on the batch size; a sample must not depend on its batch.
-        with torch.autocast("cpu", dtype=torch.bfloat16), _PlainAttention():
-            yield
-    finally:
-        for parameter, data in zip(parameters, originals, strict=True):
-            parameter.data = data
+
+
+def compute_dtype(device: torch.device, compute: ComputeConfig = DEFAULT_COMPUTE) -> torch.dtype:
+    """Return the number type in which networks on a device compute."""
+    if compute.dtype != "auto":
+        return _DTYPES[compute.dtype]
+    if device.type == "cpu":
+        return torch.bfloat16 if has_native_bf16() else torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
 
 
 def has_native_bf16() -> bool:
     """Return whether the CPU has bfloat16 instructions (AVX-512 BF16 or AMX)."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+@contextmanager
+def _cast_weights(parameters: list[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    originals = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            layout = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
+            parameter.data = parameter.data.to(dtype, memory_format=layout)
+        yield
+    finally:
+        for parameter, data in zip(parameters, originals, strict=True):
+            parameter.data = data
 
 
 class _PlainAttention(TorchFunctionMode):

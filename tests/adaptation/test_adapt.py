@@ -12,6 +12,7 @@ from torch import Tensor
 from defect_core.adaptation import adapt as adaptation
 from defect_core.adaptation.adapt import adapt_denoiser, sample_middle_timesteps, train_normal_denoiser
 from defect_core.adaptation.config import AdaptConfig
+from defect_core.backbones.compute import ComputeConfig
 from defect_core.backbones.load import Backbone, load_backbone
 from defect_core.generators.base import Example
 from defect_core.generators.views import to_pixels, to_tensor
@@ -64,7 +65,7 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_run(
                 raise KeyboardInterrupt
             return loss(step, generator)
 
-        return train(module, killed_loss, config, **options, checkpoint_every=1)
+        return train(module, killed_loss, config, **{**options, "compute": ComputeConfig(checkpoint_every=1)})
 
     monkeypatch.setattr(adaptation, "train", killed_train)
     with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,5 @@
 """AnomalyDiffusion on a tiny backbone: tokens, loss, trained parameters and requests."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from tiny_anomaly_diffusion import CONCEPTS, make_example, make_generator, make_
 from tiny_unet import tiny_backbone
 
 from defect_core.backbones import load_backbone
+from defect_core.backbones.compute import ComputeConfig
 from defect_core.diffusion.tokens import token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.anomaly_diffusion import generator as module
@@ -16,7 +15,7 @@ from defect_core.generators.anomaly_diffusion import mask_model
 from defect_core.generators.anomaly_diffusion.generator import AnomalyDiffusion
 from defect_core.generators.canvas import choose_window
 from defect_core.generators.registry import generator_config
-from defect_core.training.loop import step_generator, train
+from defect_core.training.loop import step_generator
 
 
 @pytest.fixture
@@ -204,7 +203,7 @@ def test_only_tune_denoiser_changes_the_networks(backbone, examples, tmp_path, t
 
 
 def test_a_killed_fit_resumes_and_ends_with_the_same_weights(backbone, examples, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "train", functools.partial(train, checkpoint_every=2))
+    backbone.configure(ComputeConfig(checkpoint_every=2))
     whole = make_generator(backbone, steps=5)
     whole.fit(examples, tmp_path / "whole", 1)
     real = module.noise_loss

@@ -20,7 +20,7 @@ from tiny_dit import (
 from defect_core.errors import InputError
 from defect_core.generators.defectdiffu.model import DefectDiT
 from defect_core.generators.defectdiffu.text import Conditions
-from defect_core.training.precision import bf16_autocast
+from defect_core.training.precision import training_autocast
 
 TIMESTEPS = torch.tensor([3, 700])
 
@@ -101,7 +101,7 @@ def test_unpatchify_inverts_the_patch_order(model):
 
 
 @pytest.mark.parametrize(
-    "context", [nullcontext, partial(bf16_autocast, torch.device("cpu"))], ids=["float32", "bf16_autocast"]
+    "context", [nullcontext, partial(training_autocast, torch.device("cpu"))], ids=["float32", "training_autocast"]
 )
 def test_gradient_checkpointing_does_not_change_gradients(model, context):
     gradients = []

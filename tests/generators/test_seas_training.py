@@ -1,6 +1,5 @@
 """SeaS on a tiny backbone: what is trained, the loss of separation and sharing fine-tuning, resuming."""
 
-import functools
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,6 +9,7 @@ from plate_examples import DEFECTS
 from tiny_seas import PAPER, QUICK, seas_examples
 from tiny_unet import tiny_backbone
 
+from defect_core.backbones.compute import ComputeConfig
 from defect_core.data.augment import augment_pair
 from defect_core.diffusion.attention import control_attention
 from defect_core.diffusion.losses import map_mask_iou
@@ -74,7 +74,7 @@ def test_select_returns_the_same_positions_of_defect_and_normal_images():
 
 
 def test_gradients_of_defect_and_normal_images_add_up_and_are_independent(monkeypatch):
-    monkeypatch.setattr(seas_losses, "bf16_autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(seas_losses, "training_autocast", lambda *_, **__: nullcontext())
     backbone = tiny_backbone()
     config = SeasConfig(**PAPER, noise_weighting="noise")
     prompt = UnbalancedAbnormalPrompt.from_init_words(backbone, DEFECTS, config)
@@ -173,9 +173,8 @@ def test_augmentation_moves_image_and_mask_together_in_eight_ways():
 
 
 def test_a_fit_that_is_killed_in_either_stage_resumes_to_the_same_weights(examples, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "train", functools.partial(training.train, checkpoint_every=2))
     config = SeasConfig(**{**QUICK, "steps": 5, "mask_steps": 4, "batch_size": 1, "mask_layers": 0})
-    uninterrupted = Seas.create(config, tiny_backbone())
+    uninterrupted = Seas.create(config, tiny_backbone().configure(ComputeConfig(checkpoint_every=2)))
     uninterrupted.fit(examples, tmp_path / "uninterrupted", seed=1)
 
     def fit_until(name, last_call):
@@ -188,7 +187,7 @@ def test_a_fit_that_is_killed_in_either_stage_resumes_to_the_same_weights(exampl
                 raise KeyboardInterrupt
             return loss(*args, **kwargs)
 
-        generator = Seas.create(config, tiny_backbone())
+        generator = Seas.create(config, tiny_backbone().configure(ComputeConfig(checkpoint_every=2)))
         with monkeypatch.context() as patch:
             patch.setattr(training, name, count_calls)
             if last_call is not None:

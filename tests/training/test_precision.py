@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from defect_core.backbones.compute import ComputeConfig
 from defect_core.training import precision
-from defect_core.training.precision import bf16_autocast, bf16_inference
+from defect_core.training.precision import inference_autocast, training_autocast
 
 
 def _set_native_bf16(monkeypatch: pytest.MonkeyPatch, is_native: bool) -> None:
@@ -20,7 +21,7 @@ def test_inference_is_bf16_only_with_native_instructions(is_native: bool, monkey
     convolution, norm, linear = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4 * 36, 1)
     network = nn.Sequential(convolution, norm, nn.Flatten(), linear)
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    with bf16_inference(network):
+    with inference_autocast(network):
         dtypes = {parameter.dtype for layer in (convolution, linear) for parameter in layer.parameters()}
         assert dtypes == ({torch.bfloat16} if is_native else {torch.float32})
         assert norm.weight.dtype == torch.float32
@@ -33,7 +34,7 @@ def test_inference_is_bf16_only_with_native_instructions(is_native: bool, monkey
 def test_weights_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     _set_native_bf16(monkeypatch, True)
     network = nn.Linear(2, 2)
-    with pytest.raises(KeyboardInterrupt), bf16_inference(network):
+    with pytest.raises(KeyboardInterrupt), inference_autocast(network):
         raise KeyboardInterrupt
     assert network.weight.dtype == torch.float32
 
@@ -41,9 +42,9 @@ def test_weights_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("is_native", [True, False])
 def test_training_is_bf16_only_with_native_instructions(is_native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     _set_native_bf16(monkeypatch, is_native)
-    with bf16_autocast(torch.device("cpu"), 16):
+    with training_autocast(torch.device("cpu"), 16):
         assert torch.is_autocast_enabled("cpu") == is_native
-    with bf16_autocast(torch.device("cpu"), 64):
+    with training_autocast(torch.device("cpu"), 64):
         assert not torch.is_autocast_enabled("cpu")
 
 
@@ -54,10 +55,29 @@ def test_plain_attention_equals_torch_attention(monkeypatch: pytest.MonkeyPatch)
     expected = [F.scaled_dot_product_attention(query, key, value, **each) for each in options]
     attention, calls = precision._attention, []
     monkeypatch.setattr(precision, "_attention", lambda *a, **k: calls.append(a) or attention(*a, **k))
-    contexts = bf16_inference(nn.Linear(1, 1)), bf16_autocast(torch.device("cpu"), 3, plain_attention=True)
+    contexts = inference_autocast(nn.Linear(1, 1)), training_autocast(torch.device("cpu"), 3, plain_attention=True)
     for number, context in enumerate(contexts, start=1):
         with context:
             results = [F.scaled_dot_product_attention(query, key, value, **each) for each in options]
         for result, reference in zip(results, expected, strict=True):
             torch.testing.assert_close(result.float(), reference, atol=0.03, rtol=0)
         assert len(calls) == 2 * number  # with a mask, torch's own attention runs
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_the_number_type_is_that_of_the_settings(dtype: str, expected: torch.dtype) -> None:
+    compute, linear = ComputeConfig(dtype=dtype), nn.Linear(4, 4)
+    with training_autocast(torch.device("cpu"), 64, compute=compute):
+        assert linear(torch.zeros(1, 4)).dtype == expected and linear.weight.dtype == torch.float32
+    with inference_autocast(linear, compute=compute):
+        assert linear(torch.zeros(1, 4)).dtype == linear.weight.dtype == expected
+
+
+def test_unfused_attention_can_be_selected() -> None:
+    compute = ComputeConfig(dtype="fp32", attention="math")
+    for context in (training_autocast(torch.device("cpu"), compute=compute), inference_autocast(compute=compute)):
+        with context:
+            assert not torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()

@@ -50,7 +50,7 @@ from defect_core.generators.views import (
 )
 from defect_core.seeds import derive_seed
 from defect_core.training.loop import TrainingConfig, train
-from defect_core.training.precision import bf16_autocast, bf16_inference
+from defect_core.training.precision import inference_autocast, training_autocast
 
 _SLOT = "anomaly"
 _MASK_INIT_WORD = "mark"
@@ -222,7 +222,9 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
             },
         )
         label = f"learning tokens for the defects of {self._products()}"
-        losses = train(trained, self._make_loss(views), training, seed=seed, work_dir=work_dir, label=label)
+        compute = self.backbone.compute
+        loss = self._make_loss(views)
+        losses = train(trained, loss, training, seed=seed, work_dir=work_dir, label=label, compute=compute)
         backbone.denoiser.requires_grad_(False)
         round_to_half(trained)
         return losses
@@ -244,7 +246,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
                 masks[rows].float().to(backbone.device),
             )
             noised = add_noise(to_denoiser(backbone, bank.latents[rows]), noise, backbone.alphas_cumprod[times])
-            with bf16_autocast(backbone.device, backbone.latent_size):
+            with training_autocast(backbone.device, backbone.latent_size, compute=backbone.compute):
                 predicted = backbone.denoiser(noised, to_denoiser(backbone, times), encoded.states).sample
             return noise_loss(noise, predicted.float(), to_denoiser(backbone, loss_masks[rows]), config.reduction)
 
@@ -282,7 +284,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         unconditional = None
         if config.guidance_scale != 1:
             unconditional = denoiser(backbone.encode_text([""]).expand(len(keys), -1, -1))
-        with bf16_inference(backbone.denoiser):
+        with inference_autocast(backbone.denoiser, compute=backbone.compute):
             latents = sample_blended(
                 normal,
                 denoiser(encoded.states),

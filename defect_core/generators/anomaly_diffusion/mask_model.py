@@ -23,7 +23,7 @@ from defect_core.generators.base import Mask
 from defect_core.generators.canvas import Window, resize_to_window
 from defect_core.generators.views import LatentBank, View, encode_views, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
-from defect_core.training.precision import bf16_inference
+from defect_core.training.precision import inference_autocast
 
 
 def encode_mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:
@@ -68,7 +68,7 @@ def fit_mask_tokens(
 
     training = TrainingConfig(config.steps, config.learning_rate, weight_decay=0.0)
     module = nn.ModuleDict({"tokens": tokens})
-    return train(module, loss, training, seed=seed, work_dir=work_dir, label=label)
+    return train(module, loss, training, seed=seed, work_dir=work_dir, label=label, compute=backbone.compute)
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def generate_masks(
         return combine_guidance(predict(unconditional), (config.guidance_scale, predict(conditional)))
 
     trajectory = make_trajectory(backbone.alphas_cumprod, config.sampling_steps)
-    with bf16_inference(backbone.denoiser):
+    with inference_autocast(backbone.denoiser, compute=backbone.compute):
         latents = sample(noise(), denoise, trajectory, make_ddim_step(trajectory, 1.0, noise))
     gray = backbone.decode(latents).float().mean(1).cpu().numpy()
     masks = [image > config.threshold for image in gray]

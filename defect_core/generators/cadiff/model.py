@@ -1,7 +1,7 @@
 """Trained networks of CADiff (tokens, control branch, optionally the U-Net) and the loss of a training step (eq. 8)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from defect_core.generators.cadiff.attention_reweighting import masked_focus_wei
 from defect_core.generators.cadiff.config import CADiffConfig
 from defect_core.generators.cadiff.control_branch import ControlBranch, hint_image
 from defect_core.generators.cadiff.losses import contrastive_disentanglement_loss, localizing_masked_loss
-from defect_core.training.precision import bf16_autocast
+from defect_core.training.precision import training_autocast
 
 CONTEXT = "context"
 
@@ -131,8 +131,9 @@ class CADiffModel(nn.Module):
             if not batch.is_defective.all():
                 weights = masked_focus_weights(batch.masks, batch.is_defective, ~batch.is_defective)
                 self.reweight(stack, groups[:, 1] > 0, weights)
-            precision = bf16_autocast(batch.latents.device, batch.latents.shape[-1]) if use_bf16 else nullcontext()
-            stack.enter_context(precision)
+            if use_bf16:
+                autocast = training_autocast(backbone.device, backbone.latent_size, compute=backbone.compute)
+                stack.enter_context(autocast)
             predicted = self.predict_noise(noised, batch.timesteps, encoded.states, batch.canvas_masks).float()
         noise = self._noise_loss(batch, predicted)
         localising = contrast = predicted.new_zeros(())

@@ -24,7 +24,7 @@ from defect_core.generators.cadiff.attention_reweighting import (
 from defect_core.generators.cadiff.model import CADiffModel, anomaly_slots, token_groups
 from defect_core.generators.canvas import Window
 from defect_core.generators.views import latent_masks, to_denoiser, to_pixels, to_tensor
-from defect_core.training.precision import bf16_inference
+from defect_core.training.precision import inference_autocast
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def sample_canvases(model: CADiffModel, plans: Sequence[SamplePlan], focus_side:
         start = max(1, round(config.start_level * config.sampling_steps))
         latents = noised_normal(start)
     denoiser = ReweightedDenoiser(model, plans, focus_side)
-    with bf16_inference(backbone.denoiser, model.control):
+    with inference_autocast(backbone.denoiser, model.control, compute=backbone.compute):
         latents = sample(
             latents,
             denoiser.predict_noise,

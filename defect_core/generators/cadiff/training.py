@@ -96,7 +96,7 @@ def train_model(
     training = TrainingConfig(
         config.steps, config.learning_rate, config.weight_decay, overrides={"tokens": token_settings}
     )
-    losses = train(model, loss, training, seed=seed, work_dir=work_dir, label=label)
+    losses = train(model, loss, training, seed=seed, work_dir=work_dir, label=label, compute=model.backbone.compute)
     freeze_in_half_precision(model)
     return {"loss": losses, "attention_iou": [iou_before, attention_iou(model, views, attention_side, seed)]}
 

@@ -53,7 +53,7 @@ from defect_core.generators.registry import GeneratorConfig
 from defect_core.generators.trained import SavedGenerator, TrainedGenerator, freeze_in_half_precision
 from defect_core.generators.views import encode_images, max_pool_masks, to_pixels
 from defect_core.training.loop import Loss, TrainingConfig, train
-from defect_core.training.precision import bf16_inference
+from defect_core.training.precision import inference_autocast
 
 LUMINANCE_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -153,6 +153,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
             seed=seed,
             work_dir=work_dir,
             label=f"training {self.name} on {', '.join(self.products)}",
+            compute=self.backbone.compute,
         )
         self.training = {"loss": losses}
         freeze_in_half_precision(self.model)
@@ -258,7 +259,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
         if config.start == "normal":
             clean = encode_images(self.backbone, canvases).float().to(self.backbone.device)
         shape = (self.model.channels, self.latent_size, self.latent_size)
-        with bf16_inference(self.model):
+        with inference_autocast(self.model, compute=self.backbone.compute):
             latents = sample_latents(
                 self.model,
                 schedule,

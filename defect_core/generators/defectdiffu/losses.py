@@ -10,7 +10,7 @@ from defect_core.diffusion.schedule import add_noise, pred_original_sample
 from defect_core.generators.defectdiffu.ancestral import LearnedVarianceSchedule
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction, region_logit_bias
 from defect_core.generators.defectdiffu.text import Conditions
-from defect_core.training.precision import bf16_autocast
+from defect_core.training.precision import training_autocast
 
 RATIO_RANGE = (2.0, 8.0)  # eq. 9
 
@@ -73,7 +73,7 @@ def training_loss(
     masks, noise = batch.masks, batch.noise
     alphas_cumprod = schedule.alphas_cumprod[batch.timesteps.cpu()]
     noised = add_noise(batch.latents, noise, alphas_cumprod)
-    with bf16_autocast(batch.latents.device):
+    with training_autocast(batch.latents.device):
         prediction = model(noised, batch.timesteps, batch.conditions, batch.region)
     prediction = Prediction(*(part.float() for part in prediction))
     maps = prediction.attention_maps

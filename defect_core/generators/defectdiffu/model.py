@@ -217,7 +217,7 @@ def split_depth(depth: int) -> tuple[int, int, int]:
 def _recompute_with_the_same_kernels() -> tuple[AbstractContextManager, AbstractContextManager]:
     """Return the contexts of a checkpointed block's forward pass and of its recomputation.
 
-    torch restores the autocast state in the recomputation, but not the attention kernels that `bf16_autocast` selects.
+    torch restores the autocast state in the recomputation, but not the attention kernels of `training_autocast`.
     """
     enabled = [kernel for kernel, is_enabled in _ATTENTION_KERNELS.items() if is_enabled()]
     return nullcontext(), sdpa_kernel(enabled)

@@ -50,7 +50,7 @@ from defect_core.generators.views import (
     to_tensor,
 )
 from defect_core.training.loop import Loss, TrainingConfig, train
-from defect_core.training.precision import bf16_inference
+from defect_core.training.precision import inference_autocast
 
 LATENT_CELL = 8  # canvas pixels per latent
 
@@ -141,6 +141,7 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
             seed=seed,
             work_dir=work_dir,
             label=f"fine-tuning {self.name} on {self.product}",
+            compute=self.backbone.compute,
         )
         self.training = {"loss": losses}
         freeze_in_half_precision(denoiser)
@@ -223,7 +224,7 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
             windows = [(task.example, task.window) for task in tasks if task.example is not None]
             example = self._encode([crop_image(image, window, backbone.resolution) for image, window in windows])
             start = max(1, round(config.start_level * trajectory.steps))
-        with bf16_inference(backbone.denoiser):
+        with inference_autocast(backbone.denoiser, compute=backbone.compute):
             # Levels above `start` are not sampled, so they are not inverted.
             inversion = invert_background(clean, denoiser.mask, denoiser.predict_background, trajectory, start)
             background = denoiser.predict_background if config.mode == "paper" else None

@@ -20,7 +20,7 @@ from defect_core.generators.seas.alignment import (
 from defect_core.generators.seas.config import SeasConfig
 from defect_core.generators.seas.prompt import UnbalancedAbnormalPrompt, token_groups
 from defect_core.generators.views import to_denoiser
-from defect_core.training.precision import bf16_autocast
+from defect_core.training.precision import training_autocast
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def separation_and_sharing_loss(
     latents, noise = to_denoiser(backbone, batch.latents), to_denoiser(backbone, batch.noise)
     softmax = "tokens" if config.alignment == "paper" else "pixels"
     with (
-        bf16_autocast(backbone.device, backbone.latent_size),
+        training_autocast(backbone.device, backbone.latent_size, compute=backbone.compute),
         control.capture(token_groups(prompts), softmax, sides) as captured,
     ):
         noised, timesteps = add_noise(latents, noise, alphas_cumprod), to_denoiser(backbone, batch.timesteps)

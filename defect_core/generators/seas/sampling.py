@@ -14,7 +14,7 @@ from defect_core.generators.seas.config import SeasConfig
 from defect_core.generators.seas.mask_features import capture_unet_features, decode_image_features
 from defect_core.generators.seas.refined_mask_prediction import RefinedMaskPrediction
 from defect_core.generators.views import to_denoiser
-from defect_core.training.precision import bf16_inference
+from defect_core.training.precision import inference_autocast
 
 _EXTENDED_STEPS = 1500  # appendix A.3: "we use t = 1500 to perform diffusion forward on normal images"
 
@@ -93,7 +93,7 @@ def sample_images(
     def denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
         return _predict_noise(backbone, latents, timestep, conditioning, guidance_scale)
 
-    with bf16_inference(backbone.denoiser), capture_unet_features(backbone) as features:
+    with inference_autocast(backbone.denoiser, compute=backbone.compute), capture_unet_features(backbone) as features:
 
         def record_features(noise: Tensor, latents: Tensor, level: int) -> Tensor:
             if branch is not None and level <= config.mask_average:

@@ -115,7 +115,9 @@ class SeasTrainer:
             config.steps, config.learning_rate, config.weight_decay, overrides={"tokens": token_settings}
         )
         label = f"fine-tuning seas on {self.product}"
-        losses = train(trained, loss, training, seed=self.seed, work_dir=work_dir, label=label)
+        losses = train(
+            trained, loss, training, seed=self.seed, work_dir=work_dir, label=label, compute=backbone.compute
+        )
         freeze_in_half_precision(trained)
         return losses, [iou_before, self.attention_iou(sides)]
 
@@ -148,7 +150,9 @@ class SeasTrainer:
         self.branch.requires_grad_(True)
         training = TrainingConfig(config.mask_steps, config.mask_learning_rate, config.weight_decay)
         label = f"training the mask branch of seas on {self.product}"
-        losses = train(self.branch, loss, training, seed=self.seed + 1, work_dir=work_dir, label=label)
+        losses = train(
+            self.branch, loss, training, seed=self.seed + 1, work_dir=work_dir, label=label, compute=backbone.compute
+        )
         freeze_in_half_precision(self.branch)
         return losses
 
