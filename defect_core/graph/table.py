@@ -199,9 +199,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="release",
         grid=("product",),
-        about="Promotes synthetic pairs only if the segmenter is no worse than with the last release and with none.",
+        about="Promotes synthetic pairs if the segmenter is shown to be no worse than without them and than released.",
         group="release",
-        inputs=(RAW, SPLIT, "data/synthetic/{product}", "metrics/segment/{product}"),
+        inputs=(RAW, SPLIT, "data/synthetic/{product}", "data/segment/{product}", "metrics/segment/{product}"),
         outputs=("data/release/{product}",),
         metrics=("metrics/release/{product}.json",),
         params=("seed", "segment", "release"),

@@ -1,10 +1,12 @@
 """Bootstrap confidence intervals of the localisation scores over the test images.
 
-Test images are resampled with replacement, and the segmenters of all seeds are scored on the same samples. The
-interval of the mean over seeds shows what another test set of this size could give. It does not include the
-variation over seeds, which is reported as a standard deviation. Pixels are counted per image in a thousand bins,
-so that a resample is a weighted sum. The ends of an interval err by less than 0.005.
-Source: Efron and Tibshirani 1993, chapter 13 (percentile interval).
+Test images are resampled with replacement, defective and normal ones separately, so that every resample has as many of
+each as the test set. The segmenters of all seeds and arms are scored on the same resamples, so that differences between
+arms are paired by test image (see `paired`). The interval of the mean over seeds shows what another test set of this
+size could give. It does not include the variation over seeds, which is reported as a standard deviation. Pixels are
+counted per image in a thousand bins, so that a resample is a weighted sum. The ends of an interval err by less than
+0.005.
+Source: Efron and Tibshirani 1993, chapters 8 (several samples) and 13 (percentile interval).
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from defect_core.metrics.localisation import PRO_FPR_LIMIT, count_image
 from defect_core.metrics.spread import interval_of
 
 BINS = 1024
+RESAMPLES = 400
 _CHUNK = 100  # resamples at once; bounds the memory
 
 Array = NDArray[np.float64]
@@ -88,7 +91,7 @@ def image_tables(
 def bootstrap_intervals(
     tables: Sequence[ImageTables],
     seed: int,
-    resamples: int = 400,
+    resamples: int = RESAMPLES,
     level: float = 0.95,
     fpr_limit: float = PRO_FPR_LIMIT,
 ) -> dict[str, list[float] | None]:
@@ -107,30 +110,46 @@ def bootstrap_intervals(
         undefined in half of them or more has None.
     """
     samples = bootstrap_samples(tables, seed, resamples, fpr_limit)
-    return {name: interval_of(values, level) for name, values in samples.items()}
+    return {name: interval_of(values.mean(0), level) for name, values in samples.items()}
 
 
 def bootstrap_samples(
-    tables: Sequence[ImageTables], seed: int, resamples: int = 400, fpr_limit: float = PRO_FPR_LIMIT
+    tables: Sequence[ImageTables], seed: int, resamples: int = RESAMPLES, fpr_limit: float = PRO_FPR_LIMIT
 ) -> dict[str, Array]:
-    """Returns the mean over seeds for each resample, `[resamples]` by score, NaN where it is undefined.
+    """Returns the score of each seed on each resample, `[K,R]` by score, NaN where it is undefined.
 
     Args:
-        tables: one per seed, of the same test images in the same order.
+        tables: one per seed (K), of the same test images in the same order.
         seed: seed of the resampling.
-        resamples: number of resamples.
+        resamples: number of resamples (R).
         fpr_limit: upper bound of the false positive rate in PRO.
     """
-    count = len(tables[0].label)
-    rng = np.random.default_rng(seed)
+    weights = bootstrap_weights(tables[0].label, seed, resamples)
     values: dict[str, list[Array]] = {}
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)
-        per_seed = [_weighted_scores(table, weights, fpr_limit) for table in tables]
-        for name in per_seed[0]:
-            values.setdefault(name, []).append(np.mean([scores[name] for scores in per_seed], axis=0))
-    return {name: np.concatenate(parts) for name, parts in values.items()}
+    for table in tables:
+        parts = [_weighted_scores(table, weights[i : i + _CHUNK], fpr_limit) for i in range(0, resamples, _CHUNK)]
+        for name in parts[0]:
+            values.setdefault(name, []).append(np.concatenate([part[name] for part in parts]))
+    return {name: np.stack(rows) for name, rows in values.items()}
+
+
+def bootstrap_weights(label: NDArray[np.bool_], seed: int, resamples: int = RESAMPLES) -> Array:
+    """Returns how often each image is in each resample, `[R,N]`.
+
+    Equal labels and seeds give equal weights, so the resamples of two arms are the same.
+
+    Args:
+        label: whether each image is defective `[N]`. A resample has as many images of each class as the test set.
+        seed: seed of the resampling.
+        resamples: number of resamples (R).
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((resamples, len(label)))
+    for is_defective in (True, False):
+        (chosen,) = np.nonzero(label == is_defective)
+        if len(chosen):
+            weights[:, chosen] = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), resamples)
+    return weights
 
 
 def _weighted_scores(table: ImageTables, weights: Array, fpr_limit: float) -> dict[str, Array]:

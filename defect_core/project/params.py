@@ -20,7 +20,7 @@ from defect_core.data.records import check_name
 from defect_core.errors import InputError
 from defect_core.evaluation.classification.config import ClassifierConfig
 from defect_core.evaluation.detection.config import DetectorConfig
-from defect_core.evaluation.release import ReleaseConfig
+from defect_core.evaluation.release_config import ReleaseConfig
 from defect_core.evaluation.segmentation.config import SegmenterConfig, SegmentUnifiedConfig
 from defect_core.generators.registry import (
     GeneratorConfig,

@@ -1,26 +1,48 @@
 """release: the release gate, into `data/release/<product>`, with its decision in `metrics/release/`.
 
 DVC keeps the outputs of this stage in place before a run (`persist`). So the last release is there for the comparison,
-and it stays, byte for byte, if nothing better is offered.
+and it stays, byte for byte, if the gate does not promote the set that is offered.
 """
 
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from defect_core.data.files import folder_digest, write_json
 from defect_core.errors import InputError
-from defect_core.evaluation.release import ReleaseConfig, decide
+from defect_core.evaluation.release import KEPT, PROMOTED, Decision, decide
+from defect_core.evaluation.release_config import ReleaseConfig
 from defect_core.graph.code import code_digest
 from defect_core.graph.instances import find_instance
+from defect_core.metrics.image_results import SCORES_FILE, ArmScores, load_arm_scores, save_arm_scores
 from defect_core.project.arm_data import load_arm_data
 from defect_core.project.arms import BASELINE_ARM, parse_arm
 from defect_core.project.device import default_device
 from defect_core.project.paths import Project, synthetic_folder
 
 RELEASE_FILE = "release.json"
+BEST_FOLDER = "best"
+LAST, BEST = "the last release", "the best release so far"
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison.
+
+    Attributes:
+        content: `arm`, `mean`, `std`; of a release also `sets`, `protocol` and `backbone`.
+        scores: by seed, on the test images and their resamples.
+        folder: of the arm or of the release.
+        is_measured_again: whether a release was measured again under the present protocol.
+    """
+
+    content: dict[str, Any]
+    scores: ArmScores
+    folder: Path
+    is_measured_again: bool = False
 
 
 def run(project: Project, product: str) -> None:
@@ -30,31 +52,34 @@ def run(project: Project, product: str) -> None:
         raise InputError("params.yaml: release: missing; the stage release needs this section")
     last = read_release(project, product)
     protocol = _protocol(project, product)
-    candidate = _candidate(project, product, config, protocol)
-    baseline = _segment_metrics(project, product, BASELINE_ARM)
-    reference = last
-    if last and last["sets"] != candidate["sets"] and last["protocol"] != protocol:
-        # Scores on other images, settings or code cannot be compared: the last release is measured again.
-        reference = last | _measure_again(project, product, last)
-    if last and last["sets"] == candidate["sets"]:
-        promoted, reason = False, "the set that is offered is the one already released"
+    candidate, offered = _candidate(project, product, config, protocol)
+    baseline = _read_arm(project, product, BASELINE_ARM)
+    references = {BASELINE_ARM: baseline}
+    references |= _read_references(project, product, last, candidate, baseline)
+    if last and last["sets"] == candidate.content["sets"]:
+        decision = Decision(KEPT, "the set that is offered is the one already released", "", 1.0)
     else:
-        promoted, reason = decide(candidate, reference, baseline, config.score, BASELINE_ARM)
-    if promoted or last is None:
-        _write_release(project, product, candidate if promoted else None)
-    released = candidate if promoted else reference
+        scores = {name: reference.scores for name, reference in references.items()}
+        missing = _missing_escapes(candidate.content, config)
+        decision = decide(candidate.content["arm"], candidate.scores, scores, config, offered, missing)
+    is_promoted = decision.verdict == PROMOTED
+    if is_promoted or last is None:
+        best = references.get(BEST, references.get(LAST))
+        _write_release(project, product, candidate if is_promoted else None, best, config.score)
+    reference = references.get(LAST)
+    released = candidate if is_promoted else reference
     write_json(
         project.path(f"metrics/release/{product}.json"),
         {
             "product": product,
-            "decision": "promoted" if promoted else "kept",
-            "reason": reason,
-            "released": (candidate if promoted else last or {}).get("arm"),
-            "candidate": _summary(candidate),
-            "last_release": reference and _summary(reference),
-            "measured_again": reference is not last,
-            "real_only": _summary(baseline),
-            "mean": _summary(released)["mean"] if released else {},
+            **decision.to_json(),
+            "released": candidate.content["arm"] if is_promoted else (last or {}).get("arm"),
+            "candidate": _summary(candidate, config),
+            "last_release": reference and _summary(reference, config),
+            "best_release": (BEST in references and _summary(references[BEST], config)) or None,
+            "measured_again": any(reference.is_measured_again for reference in references.values()),
+            "real_only": _summary(baseline, config),
+            "mean": released.content["mean"] if released else {},
         },
     )
 
@@ -87,49 +112,105 @@ def read_release(project: Project, product: str) -> dict[str, Any] | None:
     return None
 
 
-def _measure_again(project: Project, product: str, last: dict[str, Any]) -> dict[str, Any]:
-    """Return `mean` and `std` of the last release under the present protocol."""
-    from defect_core.evaluation.segmentation.measure import measure_segmenter, resolve_config
+def _read_references(
+    project: Project, product: str, last: dict[str, Any] | None, candidate: "_Side", baseline: "_Side"
+) -> dict[str, "_Side"]:
+    """Return the last release, and the best release so far if it is another one.
 
-    folders = [project.path(f"data/release/{product}") / generator for generator in last["sets"]]
-    data, _ = load_arm_data(project, product, folders)
-    fraction = parse_arm(last["arm"], tuple(last["sets"])).fraction
-    config = resolve_config(project.params.segment, data.defect_types, fraction)
-    measured = measure_segmenter(data, config, project.params.seed, f"{product} last release", default_device())
-    return {"mean": measured["mean"], "std": measured["std"]}
+    Scores on other images, settings or code cannot be compared: such a release is measured again.
+    """
+    references = {}
+    folder = project.path(f"data/release/{product}")
+    for name, source in ((LAST, folder), (BEST, folder / BEST_FOLDER)):
+        content = json.loads((source / RELEASE_FILE).read_text(encoding="utf-8")) if last and source.is_dir() else None
+        if content is None:
+            continue
+        side = None
+        if content["protocol"] == candidate.content["protocol"] and (source / SCORES_FILE).is_file():
+            side = _Side(content, load_arm_scores(source / SCORES_FILE), source)
+        if side is None or not side.scores.has_images_of(baseline.scores):
+            # The set that is offered again needs no test, and so no second training.
+            if last and last["sets"] == candidate.content["sets"]:
+                side = _Side(content, candidate.scores, source)
+            else:
+                side = _measure_again(project, product, content | {"protocol": candidate.content["protocol"]}, source)
+        references[name] = side
+    return references
 
 
-def _candidate(project: Project, product: str, config: ReleaseConfig, protocol: dict[str, str]) -> dict[str, Any]:
-    """Return the arm that is offered, with the digests of its synthetic sets."""
+def _measure_again(project: Project, product: str, content: dict[str, Any], source: Path) -> "_Side":
+    """Return a release with its scores under the present protocol."""
+    from defect_core.evaluation.segmentation.measure import collect_arm_scores, measure_segmenter, resolve_config
+
+    params, tables = project.params, []
+    data, records = load_arm_data(project, product, [source / generator for generator in content["sets"]])
+    fraction = parse_arm(content["arm"], tuple(content["sets"])).fraction
+    config = resolve_config(params.segment, data.defect_types, fraction)
+    label = f"{product} {source.name} release"
+
+    def collect(*seed: Any) -> None:
+        tables.append(seed[-1].tables)
+
+    measured = measure_segmenter(data, config, params.seed, label, default_device(), collect)
+    scores = collect_arm_scores([record.image for record in records], tables, measured, params.seed)
+    return _Side(content | {name: measured[name] for name in ("mean", "std")}, scores, source, True)
+
+
+def _candidate(project: Project, product: str, config: ReleaseConfig, protocol: dict[str, str]) -> tuple["_Side", int]:
+    """Return the arm that is offered, with the digests of its synthetic sets, and the number of arms to choose from."""
     params = project.params
     offered = [arm for arm in params.arms if arm != BASELINE_ARM] if config.arm == "best" else [config.arm]
-    entries = [_segment_metrics(project, product, arm) for arm in offered]
-    best = max(entries, key=lambda entry: entry["mean"].get(config.score) or 0.0)
-    generators = params.arm(best["arm"]).generators
-    return {
-        "arm": best["arm"],
+    sides = [_read_arm(project, product, arm) for arm in offered]
+    best = max(sides, key=lambda side: side.content["mean"].get(config.score) or 0.0)
+    generators = params.arm(best.content["arm"]).generators
+    content = best.content | {
         "sets": {name: folder_digest(project.path(synthetic_folder(product, name))) for name in generators},
-        "mean": best["mean"],
-        "std": best["std"],
         "protocol": protocol,
         "backbone": params.backbone,
     }
+    return _Side(content, best.scores, best.folder), len(offered)
 
 
-def _write_release(project: Project, product: str, candidate: dict[str, Any] | None) -> None:
-    """Write a complete release; without a candidate an empty one, because DVC expects the folder."""
+def _read_arm(project: Project, product: str, arm: str) -> "_Side":
+    """Return the results of the stage segment for one arm."""
+    path = project.path(f"metrics/segment/{product}/{arm}.json")
+    if not path.is_file():
+        raise InputError(f"metrics/segment/{product}/{arm}.json: missing; run the stage segment first")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    folder = project.path(f"data/segment/{product}/{arm}")
+    return _Side(content, load_arm_scores(folder / SCORES_FILE), folder)
+
+
+def _write_release(project: Project, product: str, candidate: "_Side | None", best: "_Side | None", score: str) -> None:
+    """Write a complete release; without a candidate an empty one, because DVC expects the folder.
+
+    The best release so far is kept beside the candidate unless the candidate is the best. Otherwise many releases, each
+    within the margin of the one before, could lose more than the margin together.
+    """
     target, old = project.path(f"data/release/{product}"), _old_release(project, product)
-    content = candidate or {"arm": None, "sets": {}}
     new = old.with_name(f"{product}.new")
     shutil.rmtree(new, ignore_errors=True)
-    for generator in content["sets"]:
-        shutil.copytree(project.path(synthetic_folder(product, generator)), new / generator)
-    write_json(new / RELEASE_FILE, content)
+    if candidate is None:
+        write_json(new / RELEASE_FILE, {"arm": None, "sets": {}})
+    else:
+        sets = {name: project.path(synthetic_folder(product, name)) for name in candidate.content["sets"]}
+        _write_side(candidate, sets, new)
+        if best is not None and (best.content["mean"].get(score) or 0) > (candidate.content["mean"].get(score) or 0):
+            _write_side(best, {name: best.folder / name for name in best.content["sets"]}, new / BEST_FOLDER)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         shutil.move(target, old)
     shutil.move(new, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_side(side: "_Side", sets: dict[str, Path], folder: Path) -> None:
+    """Write the synthetic sets, the scores and the record of one release into a new folder."""
+    for generator, source in sets.items():
+        shutil.copytree(source, folder / generator)
+    save_arm_scores(side.scores, folder / SCORES_FILE)
+    names = ("arm", "sets", "mean", "std", "protocol", "backbone")
+    write_json(folder / RELEASE_FILE, {name: side.content[name] for name in names})
 
 
 def _old_release(project: Project, product: str) -> Path:
@@ -149,12 +230,23 @@ def _protocol(project: Project, product: str) -> dict[str, str]:
     }
 
 
-def _segment_metrics(project: Project, product: str, arm: str) -> dict[str, Any]:
-    path = project.path(f"metrics/segment/{product}/{arm}.json")
-    if not path.is_file():
-        raise InputError(f"metrics/segment/{product}/{arm}.json: missing; run the stage segment first")
-    return json.loads(path.read_text(encoding="utf-8"))
+def _missing_escapes(content: dict[str, Any], config: ReleaseConfig) -> dict[str, str]:
+    """Return why the segmenter has no threshold for the escapes; empty if it has one."""
+    inspection: dict[str, Any] = content.get("inspection") or {"reason": "the stage segment has measured none"}
+    targets = inspection.get("targets") or {}
+    entry = targets.get(f"{config.overkill:g}")
+    if entry is None and targets:
+        return {"escape": f"release.overkill is {config.overkill:g}; expected one of {', '.join(targets)}"}
+    reason = (entry or inspection).get("note") or inspection.get("reason") or "no threshold"
+    return {"escape": reason} if not (entry or {}).get("threshold") else {}
 
 
-def _summary(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry[name] for name in ("arm", "mean", "std")}
+def _summary(side: "_Side", config: ReleaseConfig) -> dict[str, Any]:
+    """Return the arm, its scores, and its escapes and overkill at the threshold of the gate."""
+    content = side.content
+    summary: dict[str, Any] = {name: content[name] for name in ("arm", "mean", "std")}
+    target = ((content.get("inspection") or {}).get("targets") or {}).get(f"{config.overkill:g}")
+    if target:
+        names = ("support", "note", "escape", "overkill")
+        summary["inspection"] = {name: target[name] for name in names if name in target}
+    return summary

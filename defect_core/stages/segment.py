@@ -9,6 +9,8 @@ import numpy as np
 from defect_core.data.files import write_json
 from defect_core.data.records import save_png
 from defect_core.evaluation.segmentation.config import SegmenterConfig
+from defect_core.metrics.bootstrap import ImageTables
+from defect_core.metrics.image_results import SCORES_FILE, TABLES_FILE, save_arm_scores, save_tables
 from defect_core.project.arm_data import arm_folders, load_arm_data
 from defect_core.project.device import default_device
 from defect_core.project.paths import Project
@@ -22,17 +24,19 @@ MAX_SAVED_MAPS = 24
 
 def run(project: Project, product: str, arm: str) -> None:
     """Run the stage for one product and arm."""
-    from defect_core.evaluation.segmentation.measure import measure_segmenter, resolve_config
+    from defect_core.evaluation.segmentation.measure import collect_arm_scores, measure_segmenter, resolve_config
     from defect_core.evaluation.segmentation.model import save_segmenter
 
     params, chosen = project.params, project.params.arm(arm)
     curves: list[dict] = []
+    tables: list[ImageTables] = []
     key = {"settings": params.segment.model_dump(), "arm": arm}
     with project.building(f"data/segment/{product}/{arm}", key) as work:
         data, records = load_arm_data(project, product, arm_folders(project, product, chosen))
 
         def save(number: int, config: SegmenterConfig, trained: "TrainedSegmenter", result: "Evaluation") -> None:
             curves.append({"seed": config.seeds[number], "points": trained.curve})
+            tables.append(result.tables)
             if number == 0:
                 save_segmenter(trained.model, config, work / "segmenter.safetensors")
                 defects = sum(record.mask is not None for record in records)
@@ -40,6 +44,9 @@ def run(project: Project, product: str, arm: str) -> None:
 
         config = resolve_config(params.segment, data.defect_types, chosen.fraction)
         measured = measure_segmenter(data, config, params.seed, f"{product} {arm}", default_device(), save)
+        names, seeds = [record.image for record in records], config.seeds
+        save_tables(tables, names, seeds, work / TABLES_FILE)
+        save_arm_scores(collect_arm_scores(names, tables, measured, params.seed), work / SCORES_FILE)
         write_json(work / "curves.json", curves)
     write_json(project.path(f"metrics/segment/{product}/{arm}.json"), {**measured, "product": product, "arm": arm})
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from defect_core.cli.scaffold import init_project
-from defect_core.data.files import folder_digest
+from defect_core.data.files import folder_digest, write_json
 from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.records import Record, save_png, write_records
 from defect_core.graph import dvcfile
 from defect_core.graph.local import child_environment
+from defect_core.metrics.image_results import SCORES_FILE, ArmScores, save_arm_scores
 from defect_core.project.paths import Project
 
 PARAMS = """\
@@ -23,7 +24,7 @@ generators: [crop-paste]
 arms: [real_only, crop-paste]
 finetune: {crop-paste: {}}
 segment: {seeds: [0, 1]}
-release: {}
+release: {scores: [pixel_ap]}
 """
 
 
@@ -50,10 +51,14 @@ def _write_upstream_outputs(project, grey, **means):
         write_records([record], project.path(path))
     for arm, mean in means.items():
         arm = arm.replace("__", "-")
-        path = project.path(f"metrics/segment/bolt/{arm}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"arm": arm, "mean": {"pixel_ap": mean}, "std": {"pixel_ap": 0.01}}))
-        (project.path(f"data/segment/bolt/{arm}")).mkdir(parents=True, exist_ok=True)
+        content = {"arm": arm, "mean": {"pixel_ap": mean}, "std": {"pixel_ap": 0.001}}
+        write_json(project.path(f"metrics/segment/bolt/{arm}.json"), content)
+        values = mean + np.array([-0.001, 0.001])
+        scores = ArmScores(
+            tuple("abcdefghijklmnopqrstuvwx"), np.arange(24) % 2 == 0, (0, 1), {"pixel_ap": values},
+            {"pixel_ap": np.repeat(values[:, None], 20, 1)},
+        )  # fmt: skip
+        save_arm_scores(scores, project.path(f"data/segment/bolt/{arm}") / SCORES_FILE)
     project.path("data/generator/bolt/crop-paste").mkdir(parents=True, exist_ok=True)
     upstream = ["ingest@bolt", "split@bolt", "finetune@bolt-crop-paste", "synthesize@bolt-crop-paste"]
     result = _dvc(project, "commit", "-f", *upstream, "segment@bolt-real_only", "segment@bolt-crop-paste")
@@ -86,7 +91,7 @@ def test_a_worse_candidate_does_not_replace_the_last_release(project):
     _write_upstream_outputs(project, 99, real_only=0.4, crop__paste=0.45)
     result, decision = _release(project)
     assert result.returncode == 0 and "Running stage 'release@bolt'" in result.stdout, result.stdout
-    assert decision["decision"] == "kept" and "worse than 0.5000 with the last release" in decision["reason"]
+    assert decision["decision"] == "kept" and "worse than the last release" in decision["reason"]
     assert folder_digest(target) == before
 
     # Without the files DVC runs the stage again. It must neither start from nothing nor promote the refused candidate.

@@ -11,7 +11,8 @@ from defect_core.evaluation.segmentation.data import ArmData
 from defect_core.evaluation.segmentation.evaluate import Evaluation, ScoreMapModel, evaluate_segmenter
 from defect_core.evaluation.segmentation.tiles import evaluate_tiled
 from defect_core.evaluation.segmentation.train import TrainedSegmenter, train_segmenter
-from defect_core.metrics.bootstrap import bootstrap_intervals, bootstrap_samples
+from defect_core.metrics.bootstrap import ImageTables, bootstrap_intervals, bootstrap_samples
+from defect_core.metrics.image_results import ArmScores, make_arm_scores
 from defect_core.metrics.localisation import PRO_FPR_LIMIT
 from defect_core.metrics.spread import interval_of, over_seeds
 from defect_core.seeds import training_seed
@@ -137,6 +138,23 @@ def summarise_evaluations(seeds: Sequence[int], results: Sequence[Evaluation], b
     }
 
 
+def collect_arm_scores(
+    images: Sequence[str], tables: Sequence[ImageTables], measured: Mapping[str, Any], base_seed: int
+) -> ArmScores:
+    """Return the scores of an arm for paired comparisons.
+
+    Args:
+        images: names of the test images, in the order of the tables.
+        tables: one per seed.
+        measured: the result of `measure_segmenter` or `summarise_evaluations`.
+        base_seed: seed of the bootstrap.
+    """
+    targets = (measured.get("inspection") or {}).get("targets") or {}
+    thresholds = {target: entry["threshold"] for target, entry in targets.items() if entry.get("threshold")}
+    seeds = [scores["seed"] for scores in measured["per_seed"]]
+    return make_arm_scores(images, seeds, tables, measured["per_seed"], base_seed, thresholds)
+
+
 def summarise_over_products(
     seeds: Sequence[int], results: Mapping[str, Sequence[Evaluation]], base_seed: int
 ) -> dict[str, Any]:
@@ -173,7 +191,7 @@ def summarise_over_products(
     ]
     summary = over_seeds(per_seed)
     interval = {
-        name: interval_of(np.mean([samples[name] for samples in resampled], axis=0))
+        name: interval_of(np.mean([samples[name] for samples in resampled], axis=(0, 1)))
         if summary.mean[name] is not None and name in resampled[0]
         else None
         for name in names
