@@ -1,6 +1,7 @@
 """Errors that a user can cause."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class InputError(Exception):
@@ -28,3 +29,19 @@ class InputErrors(InputError):  # noqa: N818 - the plural of InputError
         """
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return what a misspelt name should be: `did you mean 'seas'? expected one of cadiff, seas`.
+
+    Args:
+        name: the name that is unknown.
+        known: the names that are known; a long list is left out if one of them is similar.
+    """
+    names = list(known)
+    close = get_close_matches(name, names, n=1)
+    question = f"did you mean {close[0]!r}?" if close else ""
+    if question and len(names) > 12:
+        return question
+    expected = f"expected one of {', '.join(names)}" if names else "none is known here"
+    return f"{question} {expected}".strip()

@@ -11,11 +11,11 @@ from typing import Annotated, Optional
 import typer
 
 from defect_core.cli import product_commands
-from defect_core.errors import InputError, InputErrors
+from defect_core.cli.surface import run_guarded, show_tracebacks
+from defect_core.errors import InputError
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="A factory for defects: synthetic image-mask pairs, scored, versioned and proven on a segmenter.",
 )
@@ -30,16 +30,8 @@ product_commands.register(app)
 
 
 def main() -> None:
-    """Run the command. Each problem that the user caused is one line on standard error, and the exit status is 2."""
-    try:
-        app()
-    except InputError as error:
-        for problem in error.problems if isinstance(error, InputErrors) else (str(error),):
-            print(f"defectory: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("defectory: stopped; finished work is kept, the same command continues", file=sys.stderr)
-        sys.exit(130)
+    """Run the command; see `run_guarded` for its exit status."""
+    run_guarded(app)
 
 
 def _print_version(is_requested: bool) -> None:
@@ -50,14 +42,20 @@ def _print_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more about the progress.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+    show_tracebacks(debug)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -8,7 +8,7 @@ up to these differences.
 from typing import Any
 
 from defect_core.cli.transaction import edited_params
-from defect_core.errors import InputError
+from defect_core.errors import InputError, suggest
 from defect_core.graph.dvcfile import sync
 from defect_core.project.paths import Project
 
@@ -105,7 +105,7 @@ def apply_protocol(project: Project, name: str) -> str:
         InputError: an unknown name; nothing is changed.
     """
     if name not in PROTOCOLS:
-        raise InputError(f"protocol {name!r} is unknown; expected one of {', '.join(PROTOCOLS)}")
+        raise InputError(f"protocol {name!r} is unknown; {suggest(name, PROTOCOLS)}")
     with edited_params(project) as content:
         for section, values in PROTOCOLS[name].items():
             kept = dict(content.get(section) or {})

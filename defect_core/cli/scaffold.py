@@ -10,7 +10,7 @@ from pathlib import Path
 from defect_core.cli.git_setup import add_lines, git_toplevel, init_git
 from defect_core.cli.transaction import edited_params
 from defect_core.data.problems import ProblemLog
-from defect_core.errors import InputError
+from defect_core.errors import InputError, suggest
 from defect_core.graph.dvcfile import CODE_FILE, sync
 from defect_core.graph.local import check_known, child_environment
 from defect_core.graph.source_links import DVC_CONFIG, DVC_IGNORES
@@ -43,7 +43,7 @@ def init_project(folder: Path, preset: str = "laptop", with_git: bool = True) ->
         InputError: the preset is unknown, a file would be overwritten, or git is not installed; nothing has changed.
     """
     if preset not in PRESETS:
-        raise InputError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+        raise InputError(f"preset {preset!r} is unknown; {suggest(preset, PRESETS)}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; expected a folder")
     templates = {f"presets/{preset}.yaml": PARAMS_FILE, **TEMPLATES}

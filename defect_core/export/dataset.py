@@ -9,7 +9,7 @@ from typing import Any
 
 from defect_core.data.manifest import manifest_rows, read_manifest
 from defect_core.data.records import GOOD, record_rows
-from defect_core.errors import InputError
+from defect_core.errors import InputError, suggest
 from defect_core.export.card import write_card
 from defect_core.export.formats import FORMATS, ExportItem
 from defect_core.export.marker import write_marker
@@ -38,11 +38,10 @@ def export_dataset(
         InputError: the layout or a product is unknown, a product has no release, or the folder is not empty.
     """
     if layout not in FORMATS:
-        raise InputError(f"format {layout!r} is unknown; expected one of {', '.join(FORMATS)}")
+        raise InputError(f"format {layout!r} is unknown; {suggest(layout, FORMATS)}")
     for product in products:
         if product not in project.params.products:
-            known = ", ".join(project.params.products)
-            raise InputError(f"product {product!r} is not in params.yaml; expected one of {known}")
+            raise InputError(f"product {product!r} is not in params.yaml; {suggest(product, project.params.products)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not an empty folder; expected a new or empty one")
     candidates = {name: _read_release(project, name) for name in products or project.params.products}

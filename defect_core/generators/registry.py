@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from defect_core.errors import InputError
-from defect_core.settings import Settings, describe_first_error
+from defect_core.errors import InputError, InputErrors, suggest
+from defect_core.settings import Settings, describe_errors
 
 if TYPE_CHECKING:
     from defect_core.generators.base import Generator
@@ -115,10 +115,8 @@ def generator_config(name: str, settings: dict[str, Any], where: str = "settings
     try:
         return config_class.model_validate(settings)
     except ValidationError as error:
-        field, problem = describe_first_error(error)
-        if problem == "unknown key":
-            problem += f"; expected one of {', '.join(config_class.model_fields)}"
-        raise InputError(f"{where}.{'.'.join(filter(None, [name, field]))}: {problem}") from None
+        problems = describe_errors(error, config_class, settings)
+        raise InputErrors([f"{where}.{'.'.join(filter(None, [name, key]))}: {why}" for key, why in problems]) from None
 
 
 def generator_class(name: str) -> "type[Generator]":
@@ -140,4 +138,4 @@ def _package(name: str) -> str:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return entry.value
-    raise InputError(f"generator {name!r} is unknown; expected one of {', '.join(generator_names())}")
+    raise InputError(f"generator {name!r} is unknown; {suggest(name, generator_names())}")

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from defect_core.data.placement_settings import ANY
-from defect_core.errors import InputError
+from defect_core.errors import InputError, suggest
 from defect_core.generators.registry import generator_capabilities, generator_code_path, generator_folder
 from defect_core.graph.code import shared_code, stage_code
 from defect_core.graph.table import STAGES, Stage
@@ -94,7 +94,7 @@ def stage_named(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise InputError(f"stage {name!r} is unknown; expected one of {', '.join(stage.name for stage in STAGES)}")
+    raise InputError(f"stage {name!r} is unknown; {suggest(name, [stage.name for stage in STAGES])}")
 
 
 def active_stages(params: Params) -> list[Stage]:
@@ -149,7 +149,7 @@ def find_instance(name: str, params: Params, **axes: str | None) -> Instance:
             return instance
     for axis, known in (("product", params.products), ("generator", params.generators), ("arm", params.arms)):
         if axis in stage.grid and axes[axis] not in known:
-            raise InputError(f"{axis} {axes[axis]!r} is not in params.yaml; expected one of {', '.join(known)}")
+            raise InputError(f"{axis} {axes[axis]!r} is not in params.yaml; {suggest(str(axes[axis]), known)}")
     capable = ", ".join(axis_values(stage, params)["generator"])
     if stage.capability and capable:
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from defect_core.data.files import write_json
-from defect_core.errors import InputError
+from defect_core.errors import InputError, suggest
 from defect_core.graph.dvcfile import sync
 from defect_core.graph.instances import Instance, find_instance, instances, run_in_process, run_stage
 from defect_core.graph.table import STAGES
@@ -67,7 +67,7 @@ def chosen_runner() -> Callable[[Project, Instance], None]:
     """
     name = os.environ.get("DEFECTORY_RUNNER") or "local"
     if name not in RUNNERS:
-        raise InputError(f"DEFECTORY_RUNNER: {name!r} is unknown; expected one of {', '.join(RUNNERS)}")
+        raise InputError(f"DEFECTORY_RUNNER: {name!r} is unknown; {suggest(name, RUNNERS)}")
     if name != "ray":
         return run_in_process
     from defect_core.graph.ray_runner import run_on_ray
@@ -126,7 +126,7 @@ def check_known(params: Params, products: Sequence[str], generators: Sequence[st
     ):
         for name in names:
             if name not in known:
-                raise InputError(f"{axis} {name!r} is not in params.yaml; expected one of {', '.join(known)}")
+                raise InputError(f"{axis} {name!r} is not in params.yaml; {suggest(name, known)}")
 
 
 def run_dvc(project: Project, *arguments: str) -> int:

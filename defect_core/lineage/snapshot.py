@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from defect_core.errors import InputError
 from defect_core.lineage.git import git
 from defect_core.lineage.lock import LOCK_FILE, parse_lock
+from defect_core.project.params_file import parse_params
 from defect_core.project.paths import PARAMS_FILE, Project
 
 WORKSPACE = "workspace"
@@ -61,7 +60,7 @@ def open_snapshot(project: Project, name: str) -> Snapshot:
     return Snapshot(
         name=name,
         commit=commit,
-        params=_yaml(texts[PARAMS_FILE], name),
+        params=parse_params(texts[PARAMS_FILE], f"{name}:{PARAMS_FILE}"),
         lock=parse_lock(texts[LOCK_FILE]) if LOCK_FILE in texts else {},
         metrics={path: json.loads(text) for path, text in sorted(texts.items()) if _is_metrics(path)},
         tree=tree,
@@ -152,13 +151,3 @@ def _read_objects(project: Project, objects: dict[str, str]) -> dict[str, str]:
 
 def _is_metrics(path: str) -> bool:
     return path.endswith(".json") and path.startswith(METRICS)
-
-
-def _yaml(text: str, name: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}:{PARAMS_FILE}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{name}:{PARAMS_FILE}: found {type(content).__name__}; expected a mapping of settings")
-    return content

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defect_core.errors import InputError
+from defect_core.errors import InputError, suggest
 from defect_core.generators.base import Example
 from defect_core.generators.registry import generator_folder
 from defect_core.project.examples import load_examples
@@ -46,10 +46,10 @@ class ProjectHandle(Project):
 
     def _check(self, product: str, generator: str | None = None) -> None:
         if product not in self.params.products:
-            raise InputError(f"product {product!r} is not in params.yaml; expected {', '.join(self.params.products)}")
+            raise InputError(f"product {product!r} is not in params.yaml; {suggest(product, self.params.products)}")
         if generator is not None and generator not in self.params.generators:
-            known = ", ".join(self.params.generators)
-            raise InputError(f"generator {generator!r} is not in params.yaml; expected {known}")
+            hint = suggest(generator, self.params.generators)
+            raise InputError(f"generator {generator!r} is not in params.yaml; {hint}")
 
 
 def open_project(folder: str | Path = ".") -> ProjectHandle:

@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from defect_core.adaptation.config import AdaptConfig
@@ -17,7 +16,7 @@ from defect_core.backbones.compute import ComputeConfig
 from defect_core.data.config import IngestConfig, SourceConfig, SplitConfig
 from defect_core.data.placement_settings import ANY, PlacementSection
 from defect_core.data.records import check_name
-from defect_core.errors import InputError
+from defect_core.errors import InputError, InputErrors, suggest
 from defect_core.evaluation.classification.config import ClassifierConfig
 from defect_core.evaluation.detection.config import DetectorConfig
 from defect_core.evaluation.release_config import ReleaseConfig
@@ -30,14 +29,15 @@ from defect_core.generators.registry import (
 )
 from defect_core.metrics.config import ScoreConfig
 from defect_core.project.arms import BASELINE_ARM, Arm, parse_arm
-from defect_core.settings import Settings, describe_first_error
+from defect_core.project.params_file import read_params_file
+from defect_core.settings import Seed, Settings, describe_errors
 from defect_core.synthesis.config import NormalsConfig, SynthesizeConfig, ZeroShotConfig
 
 
 class Params(Settings):
     """All of params.yaml."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Base seed of the project."""
     owners: tuple[str, ...] = ("team:inspection",)
     """Owners of the Dagster assets: `team:NAME` or e-mail addresses."""
@@ -110,30 +110,21 @@ def load_params(path: Path, name: str = "params.yaml") -> Params:
         name: name of the file in messages.
 
     Raises:
-        InputError: the file is missing, is no YAML mapping, or a field has a wrong type, value or name.
+        InputError: the file cannot be read (see `read_params_file`), or fields have a wrong type, value or name.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{name}: not found in {path.parent or '.'}; `defectory init DIR` creates a project") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise InputError(f"{name}: expected a mapping of settings, found {type(raw).__name__}")
+    raw = read_params_file(path, name)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        field, problem = describe_first_error(error)
-        if problem == "unknown key":
-            problem += "; docs/params.md lists the known ones"
-        raise InputError(f"{name}: {field}: {problem}") from None
-    try:
-        for check in (_check_names, _check_generators, _check_per_product, _check_zero_shot, _check_arms):
+        raise InputErrors([f"{name}: {field}: {why}" for field, why in describe_errors(error, Params, raw)]) from None
+    problems = []
+    for check in (_check_names, _check_generators, _check_per_product, _check_zero_shot, _check_arms):
+        try:
             check(params)
-    except _ParamsError as error:
-        raise InputError(f"{name}: {error}") from None
+        except _ParamsError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise InputErrors(problems)
     return params
 
 
@@ -165,9 +156,7 @@ def _check_generators(params: Params) -> None:
     for field, names in (("generators", params.generators), ("finetune", params.finetune)):
         for name in names:
             if name not in generator_names():
-                raise _ParamsError(
-                    f"{field}: generator {name!r} is unknown; expected one of {', '.join(generator_names())}"
-                )
+                raise _ParamsError(f"{field}: generator {name!r} is unknown; {suggest(name, generator_names())}")
             try:
                 params.generator_settings(name)
             except InputError as error:
@@ -182,14 +171,16 @@ def _check_per_product(params: Params) -> None:
     """Check the sections that are keyed by product and generator."""
     for product in params.placement:
         if product not in (*params.products, ANY):
-            raise _ParamsError(f"placement.{product}: no such product; expected one of products")
+            raise _ParamsError(f"placement.{product}: no such product; {suggest(product, params.products)}")
     for field, cells in (("overrides", params.overrides), ("regenerations", params.regenerations)):
         for product, by_generator in cells.items():
             if product not in params.products:
-                raise _ParamsError(f"{field}.{product}: no such product; expected one of products")
+                raise _ParamsError(f"{field}.{product}: no such product; {suggest(product, params.products)}")
             for name in by_generator:
                 if name not in params.generators:
-                    raise _ParamsError(f"{field}.{product}.{name}: no such generator; expected one of generators")
+                    raise _ParamsError(
+                        f"{field}.{product}.{name}: no such generator; {suggest(name, params.generators)}"
+                    )
                 if field == "overrides" and generator_capabilities(name).scope == "catalogue":
                     raise _ParamsError(
                         f"overrides.{product}.{name}: is trained on all products at once; expected its settings "
@@ -205,7 +196,7 @@ def _check_zero_shot(params: Params) -> None:
     for entry in params.zero_shot:
         for key, name in (("product", entry.product), ("from", entry.lender)):
             if name not in params.products:
-                raise _ParamsError(f"zero_shot: {key}: no product {name!r}; expected one of products")
+                raise _ParamsError(f"zero_shot: {key}: no product {name!r}; {suggest(name, params.products)}")
         if entry.product == entry.lender:
             raise _ParamsError(f"zero_shot: {entry.product} lends to itself; expected another product in from")
     if params.zero_shot and not any(generator_capabilities(name).zero_shot for name in params.generators):

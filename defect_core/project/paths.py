@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from defect_core.data.config import SOURCE_REMOTE, is_outside
 from defect_core.errors import InputError
 from defect_core.project.params import Params, load_params
+from defect_core.project.params_file import read_params_file
 
 PARAMS_FILE = "params.yaml"
 STATE_DIR = ".defectory"
@@ -71,7 +70,7 @@ class Project:
     def raw_params(self) -> dict[str, Any]:
         """The content of params.yaml without defaults, as DVC reads it. Raises InputError for an invalid file."""
         _ = self.params  # Reports errors of the file before it is read unchecked.
-        return yaml.safe_load((self.root / PARAMS_FILE).read_text(encoding="utf-8")) or {}
+        return read_params_file(self.root / PARAMS_FILE)
 
     @property
     def state(self) -> Path:

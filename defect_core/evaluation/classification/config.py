@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from defect_core.settings import PooledFraction, Settings
+from defect_core.settings import PooledFraction, Seeds, Settings
 
 
 class ClassifierConfig(Settings):
@@ -15,7 +15,7 @@ class ClassifierConfig(Settings):
     product, no normal images, tested on real images that no training has used.
     """
 
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     """One training per seed."""
     image_size: int = Field(default=128, ge=32)
     """Side in pixels of the views."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from defect_core.settings import Settings
+from defect_core.settings import Seeds, Settings
 
 DetectorName = Literal["patchcore", "draem"]
 
@@ -18,7 +18,7 @@ class DetectorConfig(Settings):
 
     models: tuple[DetectorName, ...] = Field(default=("patchcore",), min_length=1)
     """Which detectors."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: Seeds = (0,)
     """One training per seed."""
     image_size: int = Field(default=128, ge=32, multiple_of=32)
     """Side in pixels of the images."""

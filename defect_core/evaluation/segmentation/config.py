@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from defect_core.settings import AUTO, AutoFraction, Settings
+from defect_core.settings import AUTO, AutoFraction, Seeds, Settings
 
 EMBEDDED_ENCODER = "tu-tf_efficientnet_lite0"
 
@@ -24,7 +24,7 @@ ImageSize = Annotated[int | Literal["auto"], BeforeValidator(_image_size)]
 class SegmenterConfig(Settings):
     """The segmentation network and its training; the same for every arm."""
 
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     """One training per seed."""
     image_size: ImageSize = 128
     """Side in pixels to which images and masks are resized; a multiple of 32. `auto`: images keep their aspect ratio,

@@ -1,11 +1,12 @@
 """Settings and capabilities of CADiff (Tong et al. 2026)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from defect_core.generators.canvas_config import CanvasConfig
 from defect_core.generators.registry import Capabilities
+from defect_core.settings import prompt_template
 
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, needs_mask=True, has_strength=True)
 
@@ -33,7 +34,7 @@ class CADiffConfig(CanvasConfig):
     """Fraction of a batch that is normal images, conditioned on a defect at intensity 0 (not in the paper)."""
     init_word: str = Field(default="anomaly", min_length=1)
     """Word whose embedding initialises all tokens. Paper: anomaly."""
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Annotated[str, prompt_template("context", "anomaly")], ...] = Field(
         (
             "a photo of a {context} with {anomaly}",
             "a picture of a {context} with {anomaly}",

@@ -1,11 +1,12 @@
 """Settings and capabilities of disentangled DDIM inversion."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from defect_core.generators.canvas_config import CanvasConfig
 from defect_core.generators.registry import Capabilities
+from defect_core.settings import prompt_template
 
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mask=True, needs_mask=True)
 
@@ -37,9 +38,9 @@ class DisentangledInversionConfig(CanvasConfig):
     """Weight of classifier-free guidance in the defect branch; 1 disables it (not in the paper)."""
     refinement: Literal["attention", "difference", "none"] = "difference"
     """Refinement of the mask: `attention` (eq. 13, paper), `difference` (not in the paper) or `none`."""
-    defect_prompt: str = "a photo of a {defect} on a {product}"
+    defect_prompt: Annotated[str, prompt_template("product", "defect")] = "a photo of a {defect} on a {product}"
     """Prompt C_def inside the mask (its text not in the paper)."""
-    background_prompt: str = "a photo of a {product}"
+    background_prompt: Annotated[str, prompt_template("product")] = "a photo of a {product}"
     """Prompt C_bg outside the mask (its text not in the paper)."""
     hole_prompt: str = ""
     """Prompt C_m inside the mask of the background branch (its text not in the paper)."""

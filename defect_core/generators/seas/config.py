@@ -1,11 +1,12 @@
 """Settings and capabilities of SeaS (Dai et al. 2025)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from defect_core.generators.canvas_config import CanvasConfig
 from defect_core.generators.registry import Capabilities
+from defect_core.settings import prompt_template
 
 CAPABILITIES = Capabilities(scope="product", predicts_mask=True, needs_mask=True, generates_normals=True)
 WIDTH_MULTIPLE = 24  # two thirds and one third of the width must be integers, and 8 must divide it (heads, norm groups)
@@ -80,9 +81,9 @@ class SeasConfig(CanvasConfig):
     """Add the difference of sampling with and without anomaly tokens to the normal image (not in the paper)."""
     paste: bool = True
     """Keep the normal image outside the predicted mask (not in the paper)."""
-    defect_prompt: str = "a {product} with {defect}"
+    defect_prompt: Annotated[str, prompt_template("product", "defect")] = "a {product} with {defect}"
     """UA prompt of a defect image; {product} and {defect} are replaced by learned tokens."""
-    normal_prompt: str = "a {product}"
+    normal_prompt: Annotated[str, prompt_template("product")] = "a {product}"
     """Prompt of a normal image; {product} is replaced by the normal token."""
 
     @field_validator("mask_width")
