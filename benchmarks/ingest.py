@@ -3,12 +3,16 @@
 Each measurement ingests a source that is made by code in a temporary folder, in a separate process. `peak` is the
 memory of the largest of that process and its workers, with the imports (about 150 MB).
 
+`cpu` is processor time of all processes per image, with the imports: on idle cores the rate is the number of cores
+divided by it. Compare this number on a shared machine.
+
     python -m benchmarks.ingest            # a few hundred images, one minute
     python -m benchmarks.ingest --full     # 20 000 images of 1024 x 1024 px (about 8 GB), 50 000 small files
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +30,7 @@ from defect_core.data.parallel import available_cores, map_ordered
 HUGE = 12288, 16384
 COMPONENTS = 10_000
 DEFECT_EVERY = 20  # one image in twenty has a defect
+KINDS = ("colour.png", "grey.png", "colour.jpg")
 
 
 def main() -> None:
@@ -36,16 +41,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made (default: that of the system)")
     arguments = parser.parse_args()
     images, small = (20_000, 50_000) if arguments.full else (400, 4_000)
-    print(f"{available_cores()} cores\n{'measurement':44}{'time':>9}{'rate':>12}{'peak':>9}  bound")
+    print(f"{available_cores()} cores\n{'measurement':44}{'time':>9}{'rate':>12}{'cpu':>11}{'peak':>9}  bound")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = Path(folder)
         if arguments.only in (None, "images"):
-            for count in (images // 4, images):
-                make_source(root / f"images-{count}", count, 1024)
-                _print(f"{count} images of 1024x1024", count, _run("ingest", root / f"images-{count}"), "150/s, flat")
+            for kind, count in (("colour.png", images // 4), *((kind, images) for kind in KINDS)):
+                folder_of_kind = root / f"{kind}-{count}"
+                make_source(folder_of_kind, count, 1024, kind)
+                _print(f"{count} images of 1024x1024, {kind}", count, _run("ingest", folder_of_kind), "150/s, flat")
         if arguments.only in (None, "small"):
-            make_source(root / "small", small, 64)
-            _print(f"{small} files of 64x64 in one folder", small, _run("ingest", root / "small"), "50000 in 60 s")
+            for count in (small // 4, small):
+                make_source(root / f"small-{count}", count, 64)
+                found = _run("ingest", root / f"small-{count}")
+                _print(f"{count} files of 64x64 in one folder", count, found, "50000 in 60 s")
         if arguments.only in (None, "huge"):
             make_huge_source(root / "huge", HUGE if arguments.full else (HUGE[0] // 4, HUGE[1] // 4))
             pixels = np.prod(HUGE) / (1 if arguments.full else 16)
@@ -59,11 +67,18 @@ def main() -> None:
             _print(f"mask of {COMPONENTS} components, 2048x2048", 1, _run("mask", root), "2 s, 300 MB more")
 
 
-def make_source(folder: Path, count: int, side: int) -> None:
-    """Write `count` images `side` x `side` in MVTec's layout; one of `DEFECT_EVERY` has a scratch and a mask."""
+def make_source(folder: Path, count: int, side: int, kind: str = KINDS[0]) -> None:
+    """Write `count` images `side` x `side` in MVTec's layout; one of `DEFECT_EVERY` has a scratch and a mask.
+
+    Args:
+        folder: where to write.
+        count: number of images.
+        side: height and width in pixels.
+        kind: one of `KINDS`.
+    """
     for name in ("train/good", "test/good", "test/scratch", "ground_truth/scratch"):
         (folder / name).mkdir(parents=True)
-    for _ in map_ordered(_write_one, [(folder, index, side) for index in range(count)]):
+    for _ in map_ordered(_write_one, [(folder, index, side, kind) for index in range(count)]):
         pass
 
 
@@ -84,18 +99,21 @@ def make_huge_source(folder: Path, shape: tuple[int, int]) -> None:
         cv2.imwrite(f"{folder}/ground_truth/scratch/{index}_mask.png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
-def _write_one(task: tuple[Path, int, int]) -> None:
-    folder, index, side = task
-    image, level = _texture(index, side), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+def _write_one(task: tuple[Path, int, int, str]) -> None:
+    folder, index, side, kind = task
+    colour, suffix = kind.split(".")
+    image = _texture(index, side)
+    level = [cv2.IMWRITE_PNG_COMPRESSION, 1] if suffix == "png" else []
+    image = image if colour == "colour" else np.ascontiguousarray(image[:, :, 0])
     if index % DEFECT_EVERY:
         part = "test" if index % 5 == 0 else "train"
-        cv2.imwrite(f"{folder}/{part}/good/{index:06d}.png", image, level)
+        cv2.imwrite(f"{folder}/{part}/good/{index:06d}.{suffix}", image, level)
         return
     mask = np.zeros((side, side), np.uint8)
     cv2.line(mask, (side // 8, side // 4), (side // 2, side // 2), 255, max(1, side // 128))
     image[mask > 0] //= 2
-    cv2.imwrite(f"{folder}/test/scratch/{index:06d}.png", image, level)
-    cv2.imwrite(f"{folder}/ground_truth/scratch/{index:06d}_mask.png", mask, level)
+    cv2.imwrite(f"{folder}/test/scratch/{index:06d}.{suffix}", image, level)
+    cv2.imwrite(f"{folder}/ground_truth/scratch/{index:06d}_mask.png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _texture(seed: int, side: int) -> NDArray[np.uint8]:
@@ -121,12 +139,14 @@ def _measure(mode: str, folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start}
 
 
-def _peak(session: int) -> float:
-    """Return the peak memory in MB of the largest process of a session, now."""
+def _look(session: int, cpu: dict[str, float]) -> float:
+    """Return the peak memory in MB of the largest process of a session, and note the processor seconds of each."""
     largest = 0.0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+            parts = stat.read_text().rpartition(")")[2].split()
+            if int(parts[3]) == session:
+                cpu[stat.parent.name] = (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
                 largest = max(largest, int(stat.with_name("status").read_text().split("VmHWM:")[1].split()[0]) / 1e3)
         except (OSError, IndexError):
             continue  # the process has ended
@@ -136,15 +156,15 @@ def _peak(session: int) -> float:
 def _run(mode: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, "-c", f"import benchmarks.ingest as b; b.print_measurement({mode!r}, {str(folder)!r})"]
     root = Path(__file__).resolve().parent.parent
-    peak = 0.0
+    peak, cpu = 0.0, dict[str, float]()
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None:
-            peak = max(peak, _peak(process.pid))
+            peak = max(peak, _look(process.pid, cpu))
             time.sleep(0.05)
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(f"{mode} {folder.name}: failed")
-    return {**json.loads(output.splitlines()[-1]), "peak": peak}
+    return {**json.loads(output.splitlines()[-1]), "peak": peak, "cpu": sum(cpu.values())}
 
 
 def print_measurement(mode: str, folder: str) -> None:
@@ -154,7 +174,8 @@ def print_measurement(mode: str, folder: str) -> None:
 
 def _print(name: str, count: int, found: dict[str, float], bound: str) -> None:
     rate = f"{count / found['seconds']:.0f}/s"
-    print(f"{name:44}{found['seconds']:>7.1f} s{rate:>12}{found['peak']:>6.0f} MB  {bound}", flush=True)
+    cpu = f"{1e3 * found['cpu'] / count:.1f} ms"
+    print(f"{name:44}{found['seconds']:>7.1f} s{rate:>12}{cpu:>11}{found['peak']:>6.0f} MB  {bound}", flush=True)
 
 
 if __name__ == "__main__":

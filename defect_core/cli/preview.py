@@ -102,7 +102,8 @@ def _load_sample(project: Project, name: str) -> SourceSample:
     else:
         source = project.params.sources[name]
         with open_product_source(project, name, source) as (folder, layout):
-            sample = load_source_examples(folder, name, layout, source, _NORMALS, _EXAMPLES)
+            rules = rules_of(project.params.placement, name)
+            sample = load_source_examples(folder, name, layout, source, _NORMALS, _EXAMPLES, rules)
     kinds = {example.mask is None for example in sample.examples}
     for what, is_normal in (("normal image", True), ("defect example", False)):
         if is_normal not in kinds:

@@ -5,6 +5,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,15 +15,16 @@ from PIL import Image
 
 from defect_core.data.config import SourceConfig
 from defect_core.data.depth import Depth, ValueRange, detect_range
-from defect_core.data.images import read_image, read_stored
+from defect_core.data.images import probe_image, read_image, read_stored
 from defect_core.data.layouts.options import SourceItem, check_options
 from defect_core.data.layouts.read import read_layout
 from defect_core.data.layouts.remote import open_source
 from defect_core.data.masks import bounding_box
 from defect_core.data.names import safe_key
 from defect_core.data.placement_settings import PlacementRule
+from defect_core.data.problems import ProblemLog
 from defect_core.data.records import GOOD, Record, load_image, load_mask
-from defect_core.data.regions import load_region, region_outline, regions_by_defect
+from defect_core.data.regions import ingest_regions, load_region, region_outline, regions_by_defect
 from defect_core.errors import InputError
 from defect_core.generators.base import Example
 from defect_core.project.paths import Project
@@ -106,7 +108,13 @@ class SourceSample(NamedTuple):
 
 
 def load_source_examples(
-    folder: Path, product: str, layout: str, source: SourceConfig, normals: int, per_defect: int
+    folder: Path,
+    product: str,
+    layout: str,
+    source: SourceConfig,
+    normals: int,
+    per_defect: int,
+    rules: Mapping[str, PlacementRule] | None = None,
 ) -> SourceSample:
     """Return some normal images and some examples of each defect type, spread over the source.
 
@@ -119,6 +127,10 @@ def load_source_examples(
         source: options of the source.
         normals: largest number of normal images.
         per_defect: largest number of examples of a defect type.
+        rules: placement rules by defect type; if given, normal images get their regions.
+
+    Raises:
+        InputError: the source has no known layout, or a region cannot be used.
     """
     options = check_options(source.options)
     listing = read_layout(folder, product, layout, options, missing_masks=source.missing_masks)
@@ -131,8 +143,11 @@ def load_source_examples(
         limit = normals if defect == GOOD else per_defect if defect is not None else 4 * per_defect
         for item in spread(items, limit):
             examples += _read_item(item, folder, product, depth)
+    examples = _limit_per_type(examples, normals, per_defect)
+    if rules is not None:
+        examples = _add_regions(examples, listing.items, folder, product, options.roi, rules)
     return SourceSample(
-        _limit_per_type(examples, normals, per_defect),
+        examples,
         len({item.image_path for item in listing.items}),
         sum(item.mask_source is not None for item in listing.items),
     )
@@ -192,6 +207,45 @@ def _read_item(item: SourceItem, folder: Path, product: str, depth: Depth | None
         for label, mask in masks.items()
         if (reduced := _reduce_mask(mask, small.shape[:2])).any()
     ]
+
+
+def _add_regions(
+    examples: Sequence[Example],
+    items: Sequence[SourceItem],
+    folder: Path,
+    product: str,
+    roi: str | None,
+    rules: Mapping[str, PlacementRule],
+) -> list[Example]:
+    """Return the examples with the regions of the source in the normal images, as after `ingest`."""
+    sizes = {example.name: _original_size(folder / example.name) for example in examples if example.mask is None}
+    records = {}
+    for index, item in enumerate(items):
+        name = os.path.relpath(item.image_path, folder)
+        height, width = sizes.get(name, (0, 0))
+        defect = GOOD if item.mask_source is None else safe_key(item.defect or GOOD)
+        records[name] = Record(product, defect, f"images/{index}.png", None, "", "", width, height, name)
+    problems = ProblemLog()
+    with tempfile.TemporaryDirectory() as raw:
+        shown = {records[name].image for name in sizes}
+        ingest_regions(folder, roi, list(records.values()), Path(raw), problems, shown)
+        problems.raise_if_any()
+        return [
+            example
+            if example.mask is not None
+            else replace(
+                example,
+                regions=regions_by_defect(
+                    Path(raw), records[example.name], rules, (example.image.shape[0], example.image.shape[1])
+                ),
+            )
+            for example in examples
+        ]
+
+
+def _original_size(path: Path) -> tuple[int, int]:
+    info = probe_image(path)
+    return info.height, info.width
 
 
 def _reduce(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -188,7 +188,11 @@ def to_8_bit(values: NDArray[Any], depth: Depth | None, path: Path) -> NDArray[n
 
 def as_rgb(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return an image uint8 [H, W, 3]; grey [H, W] is replicated."""
-    return np.repeat(values[:, :, None], 3, axis=2) if values.ndim == 2 else values
+    import cv2
+
+    if values.ndim == 3 or not values.size:
+        return values if values.ndim == 3 else np.repeat(values[:, :, None], 3, axis=2)
+    return np.asarray(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB), np.uint8)
 
 
 def turn_upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:

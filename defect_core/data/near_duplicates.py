@@ -11,6 +11,10 @@ Pairs are found by locality-sensitive hashing: only images with an equal band of
 than 24 different bits always has an equal band; a pair with `MAX_DISTANCE` different bits has one with 99 %.
 """
 
+import json
+import os
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy.fft import dctn
 
 from defect_core.data.problems import printable
@@ -64,24 +68,50 @@ class NearDuplicatePair:
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the grey image uint8 [SIDE, SIDE] of an image uint8 [H, W, 3]; each pixel is the mean of its cell."""
+    """Return the grey image uint8 [SIDE, SIDE] of an image uint8 [H, W, 3] or [H, W].
+
+    Each pixel is the mean of its cell.
+    """
     gray = Image.fromarray(image).convert("L")
     return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.uint8)
 
 
-def write_thumbnails(thumbnails: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
-    """Write a table of thumbnails.
+class ThumbnailTable:
+    """Thumbnails of many images, kept in a temporary file, so that memory does not grow by 4 kB per image."""
 
-    Args:
-        thumbnails: `thumbnail` of each image by the sha256 of its pixels.
-        path: the file to write.
-    """
-    pixels = np.zeros((len(thumbnails), SIDE, SIDE), np.uint8)
-    digests = sorted(thumbnails)
-    for index, digest in enumerate(digests):
-        pixels[index] = thumbnails[digest]
-    names = np.frombuffer("".join(digests).encode(), np.uint8).reshape(len(digests), -1 if digests else 0)
-    save_file({"pixels": pixels, "sha256": names}, path)
+    def __init__(self) -> None:
+        """Start with no thumbnail."""
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed and deleted with this object
+        weakref.finalize(self, self._file.close)
+        self._rows: dict[str, int] = {}
+
+    def add(self, digest: str, pixels: NDArray[np.uint8]) -> None:
+        """Add the thumbnail uint8 [SIDE, SIDE] of an image with a sha256 (hex), which is not in the table yet."""
+        self._file.write(np.ascontiguousarray(pixels).data)
+        self._rows[digest] = len(self._rows)
+
+    def write(self, path: Path) -> None:
+        """Write the table in the format of safetensors: `pixels` uint8 [N, SIDE, SIDE] and `sha256` uint8 [N, 64].
+
+        Rows are sorted by digest, so the same thumbnails give the same bytes.
+        """
+        digests, size = sorted(self._rows), SIDE * SIDE
+        names = "".join(digests).encode()
+        ends = [0, len(digests) * size, len(digests) * size + len(names)]
+        shapes = {"pixels": [len(digests), SIDE, SIDE], "sha256": [len(digests), len(names) // max(1, len(digests))]}
+        header = {
+            name: {"dtype": "U8", "shape": shape, "data_offsets": ends[index : index + 2]}
+            for index, (name, shape) in enumerate(shapes.items())
+        }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with open(path, "wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for digest in digests:
+                self._file.seek(self._rows[digest] * size)
+                stream.write(self._file.read(size))
+            stream.write(names)
+        self._file.seek(0, os.SEEK_END)
 
 
 def read_thumbnails(records: Sequence[Record], raw: Path) -> NDArray[np.uint8]:

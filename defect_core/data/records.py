@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from defect_core.data.images import HARD_LIMIT, open_image, read_image
+from defect_core.data.images import HARD_LIMIT, as_rgb, open_image, read_image
 from defect_core.data.tables import Schema, frame_rows, read_frame, read_rows, write_table
 from defect_core.errors import InputError
 
@@ -209,9 +209,12 @@ def save_png(array: NDArray[Any], path: Path) -> None:
 
 
 def pixel_digest(image: NDArray[np.uint8]) -> str:
-    """Return the sha256 (hex) over mode, size and bytes of a decoded RGB image [H, W, 3]."""
+    """Return the sha256 (hex) over mode, size and bytes of a decoded RGB image [H, W, 3].
+
+    A grey image [H, W] has the digest of its three equal channels.
+    """
     height, width = image.shape[:2]
     digest = hashlib.sha256(f"RGB {width} {height} ".encode())
-    for top in range(0, height, 512):  # grey images are views of one channel; only some rows are copied
-        digest.update(np.ascontiguousarray(image[top : top + 512]).data)
+    for top in range(0, height, 512):  # a few rows at a time, so that a grey image needs little memory
+        digest.update(np.ascontiguousarray(as_rgb(image[top : top + 512])).data)
     return digest.hexdigest()

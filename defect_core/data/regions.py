@@ -5,7 +5,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -29,7 +29,12 @@ _MAX_NAMES = 3
 
 
 def ingest_regions(
-    source: Path, roi: str | None, records: Sequence[Record], target: Path, problems: ProblemLog
+    source: Path,
+    roi: str | None,
+    records: Sequence[Record],
+    target: Path,
+    problems: ProblemLog,
+    images: Collection[str] | None = None,
 ) -> list[str]:
     """Check the regions of a source and copy them to `target/roi`.
 
@@ -42,6 +47,7 @@ def ingest_regions(
         records: records of the product.
         target: folder of the product in `data/raw`.
         problems: receives what is wrong.
+        images: images whose own pictures are read; None: all. The width and height of other records are not used.
 
     Returns:
         The names of the pictures that the section `placement` may use, such as `roi/head.png`.
@@ -67,6 +73,8 @@ def ingest_regions(
         else:
             out = PurePosixPath(PurePosixPath(record.image).stem)
             covered.add(record.image)
+            if images is not None and record.image not in images:
+                continue
         region = _read_region(file, record, problems)
         if region is None:
             continue

@@ -91,8 +91,9 @@ def write_yolo(items: Sequence[ExportItem], folder: Path) -> None:
     names = "".join(f"  {number}: {name}\n" for name, number in numbers.items())
     write_text(
         folder / "data.yaml",
+        # Without `path`, Ultralytics starts from the folder of this file, wherever it is called.
         "# The pairs are for training. Put a folder of real images at `val` before you report a score.\n"
-        f"path: .\ntrain: images\nval: images\nnames:\n{names}",
+        f"train: images\nval: images\nnames:\n{names}",
     )
 
 

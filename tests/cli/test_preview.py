@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from product_images import call, listing, write_images
 
-from defect_core.cli.preview import preview_product
+from defect_core.cli.preview import _load_sample, preview_product
 from defect_core.cli.source_examples import crop_around, load_source_examples, spread
 from defect_core.data.config import SourceConfig
 from defect_core.generators.base import Example
@@ -78,3 +78,42 @@ def test_examples_are_spread_over_the_source_and_reduced(tmp_path):
     assert all(max(example.image.shape) == 2048 for example in examples)
     assert all(example.mask is None or example.mask.any() for example in examples)
     assert spread(range(100), 3) == [0, 50, 99] and spread([1, 2], 3) == [1, 2]
+
+
+def test_regions_of_the_source_hold_before_and_after_it_is_ingested(new_project, tmp_path, monkeypatch, capsys):
+    source = write_images(tmp_path / "plates", defects=(("dent", 4),))
+    first = next(source.glob("good/*"))
+    with Image.open(first) as image:
+        width, height = image.size
+    left = np.zeros((height, width), np.uint8)
+    left[:, : width // 2] = 255
+    own = np.full_like(left, 255)
+    own[: height // 4] = 0
+    (source / "roi/good").mkdir(parents=True)
+    Image.fromarray(left).save(source / "roi/product.png")
+    Image.fromarray(own).save(source / "roi/good" / first.name)
+    assert call(monkeypatch, capsys, "add-product", "plate", source, "-o", "roi=roi")[0] == 0
+    project = Project(new_project)
+
+    def regions():
+        sample = _load_sample(project, "plate")
+        return [example.regions["*"] for example in sample.examples if example.mask is None], sample.examples
+
+    before, examples = regions()
+    assert not any(region[:, width // 2 :].any() for region in before)
+    at = next(
+        i for i, example in enumerate(e for e in examples if e.mask is None) if example.name == f"good/{first.name}"
+    )
+    assert not before[at][: height // 4].any() and before[at][-1, 0]
+    assert call(monkeypatch, capsys, "stage", "ingest", "--product", "plate")[0] == 0
+    after, _ = regions()
+    assert sorted(map(bytes, before)) == sorted(map(bytes, after))
+
+
+def test_a_region_that_cannot_be_used_is_named_by_the_preview(new_project, tmp_path, monkeypatch, capsys):
+    source = write_images(tmp_path / "plates", defects=(("dent", 4),))
+    Image.fromarray(np.full((40, 40), 255, np.uint8)).save(source / "roi.png")
+    assert call(monkeypatch, capsys, "add-product", "plate", source, "-o", "roi=roi.png")[0] == 0
+    (source / "roi.png").write_bytes(b"no picture")
+    code, _, error = call(monkeypatch, capsys, "preview", "plate")
+    assert code == 2 and "roi.png: not a readable" in error

@@ -158,7 +158,7 @@ def yolo(root):
     (root / "labels").mkdir()
     (root / "labels/1.txt").write_text("")
     (root / "labels/2.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
-    (root / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames:\n  0: scratch\n")
+    (root / "data.yaml").write_text("train: images\nval: images\nnames:\n  0: scratch\n")
 
 
 def segmentation_masks(root):

@@ -6,12 +6,14 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from defect_core.data.demo import render_demo_image
 from defect_core.data.near_duplicates import (
     MAX_DISTANCE,
     SIDE,
     THUMBNAILS,
+    ThumbnailTable,
     across,
     describe,
     find_pairs,
@@ -19,7 +21,6 @@ from defect_core.data.near_duplicates import (
     read_thumbnails,
     similar_hashes,
     thumbnail,
-    write_thumbnails,
 )
 from defect_core.data.records import Record, pixel_digest, save_png
 from defect_core.data.splits import split_records
@@ -150,13 +151,25 @@ def test_thumbnails_of_ingest_are_used(tmp_path, weave):
     from_images = read_thumbnails(records, tmp_path)
     assert from_images.shape == (4, SIDE, SIDE)
     table = {record.sha256: thumbnail(image) for record, image in zip(records[:3], weave, strict=False)}
-    write_thumbnails(table, tmp_path / THUMBNAILS)
+    _write_table(table, tmp_path / THUMBNAILS)
     before = (tmp_path / THUMBNAILS).read_bytes()
     for record in records[:3]:
         (tmp_path / record.image).unlink()
     assert np.array_equal(read_thumbnails(records, tmp_path), from_images)
-    write_thumbnails(dict(reversed(table.items())), tmp_path / THUMBNAILS)
+    _write_table(dict(reversed(table.items())), tmp_path / THUMBNAILS)
     assert (tmp_path / THUMBNAILS).read_bytes() == before
+    names = np.frombuffer("".join(sorted(table)).encode(), np.uint8).reshape(3, 64)
+    save_file({"pixels": np.stack([table[key] for key in sorted(table)]), "sha256": names}, tmp_path / "reference")
+    assert (tmp_path / "reference").read_bytes() == before
+    _write_table({}, tmp_path / THUMBNAILS)
+    assert {key: value.size for key, value in load_file(tmp_path / THUMBNAILS).items()} == {"pixels": 0, "sha256": 0}
+
+
+def _write_table(thumbnails, path):
+    table = ThumbnailTable()
+    for digest, pixels in thumbnails.items():
+        table.add(digest, pixels)
+    table.write(path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

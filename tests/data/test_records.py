@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from defect_core.data.near_duplicates import thumbnail
 from defect_core.data.records import check_name, load_image, load_mask, natural_key, pixel_digest, save_png
 from defect_core.errors import InputError
 
@@ -105,3 +106,11 @@ def test_pixel_digest_depends_on_the_pixels_only(tmp_path):
     changed[3, 4, 1] ^= 1
     assert pixel_digest(changed) != one
     assert pixel_digest(COLOURS.reshape(30, 20, 3)) != one
+
+
+def test_a_grey_image_has_the_digest_and_the_thumbnail_of_three_equal_channels():
+    grey = np.random.default_rng(0).integers(0, 256, (1100, 70), np.uint8)
+    colour = np.repeat(grey[:, :, None], 3, axis=2)
+    assert pixel_digest(grey) == pixel_digest(colour)
+    assert pixel_digest(grey[:, ::2]) == pixel_digest(colour[:, ::2])
+    assert np.array_equal(thumbnail(grey), thumbnail(colour))

@@ -17,7 +17,7 @@ from defect_core.data.layouts.read import read_layout
 from defect_core.data.layouts.read_item import ImageTask, measure_range, read_item
 from defect_core.data.layouts.reader import MissingMasks
 from defect_core.data.layouts.taken import TakenImages
-from defect_core.data.near_duplicates import THUMBNAILS, write_thumbnails
+from defect_core.data.near_duplicates import THUMBNAILS
 from defect_core.data.parallel import map_ordered
 from defect_core.data.problems import ProblemLog, printable
 from defect_core.data.records import GOOD, Record, check_name, write_records
@@ -141,7 +141,7 @@ def _ingest(
         _ingest_regions(source, options, records, partial, problems)
         problems.raise_if_any()
         write_records(records, partial / TABLE)
-        write_thumbnails(taken.thumbnails, partial / THUMBNAILS)
+        taken.thumbnails.write(partial / THUMBNAILS)
         summary = _summary(listing, taken, source)
         notes = {key: summary[key] for key in ("left_out", "duplicates", "ignored", "notes")}
         write_json(partial / LEFT_OUT, notes, sort_keys=False, ensure_ascii=True)

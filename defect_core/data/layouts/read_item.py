@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.data.depth import EIGHT_BIT, Depth, ValueRange
-from defect_core.data.images import ImageInfo, as_rgb, read_stored, to_8_bit, turn_upright
+from defect_core.data.images import ImageInfo, one_line, read_stored, to_8_bit, turn_upright
 from defect_core.data.layouts.options import SourceItem
 from defect_core.data.mask_sources import (
     LARGE,
@@ -117,6 +117,9 @@ def read_item(task: ImageTask) -> ImageResult:
         return ImageResult(problems=error.problems)
     except InputError as error:
         return ImageResult(problems=(str(error),))
+    except OSError as error:  # the file is gone or unreadable since it was listed, or the disk is full
+        path = printable(task.item.image_path)
+        return ImageResult(problems=(f"{path}: cannot be copied ({one_line(error)}); free space or repair the file",))
 
 
 def measure_range(task: tuple[Path, int]) -> tuple[str, ValueRange] | None:
@@ -145,11 +148,11 @@ def _read(task: ImageTask) -> ImageResult:
     levels = to_8_bit(values, depth, path)
     if depth is not None and values.dtype != np.uint8 and depth.clips(values):
         notes.append(f"has values outside {depth}, which are clipped; declare options.depth if they matter")
-    result = ImageResult(sha256=pixel_digest(_rgb_view(levels)), width=width, height=height)
+    result = ImageResult(sha256=pixel_digest(levels), width=width, height=height)
     result.identity = result.sha256 if values.dtype == np.uint8 else _identity(values)
     result.depth = EIGHT_BIT if values.dtype == np.uint8 else str(depth or Depth.of_bits(16))
     result.is_color = levels.ndim == 3 and bool((levels[::7, ::7] != levels[::7, ::7, :1]).any())
-    result.thumbnail = thumbnail(_small_rgb(levels))
+    result.thumbnail = thumbnail(_small(levels))
     is_deep = values.dtype != np.uint8
     _write_image(task, result, levels, info, is_deep)
     del values, levels  # masks of large images are read without the image in memory
@@ -284,18 +287,13 @@ def _write_image(
         shutil.copyfile(path, result.original)
 
 
-def _rgb_view(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return [H, W, 3] without a copy of the pixels."""
-    return np.broadcast_to(levels[:, :, None], (*levels.shape, 3)) if levels.ndim == 2 else levels
-
-
-def _small_rgb(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _small(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = levels.shape[:2]
     if height * width > _MAX_THUMBNAIL_SOURCE:
         factor = (_MAX_THUMBNAIL_SOURCE / (height * width)) ** 0.5
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         levels = np.asarray(cv2.resize(levels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return np.ascontiguousarray(as_rgb(levels))
+    return np.ascontiguousarray(levels)
 
 
 def _identity(values: NDArray[Any]) -> str:

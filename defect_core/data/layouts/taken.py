@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
-
 from defect_core.data.layouts.options import SourceItem
 from defect_core.data.layouts.read_item import ImageResult, MaskPart
 from defect_core.data.names import safe_key
+from defect_core.data.near_duplicates import ThumbnailTable
 from defect_core.data.problems import ProblemLog, printable
 from defect_core.data.records import GOOD, Record, load_mask, save_png
 
@@ -35,7 +33,7 @@ class TakenImages:
         duplicates: images with the pixels of another one.
         left_out: images that are not used, each with the reason.
         labels: label of each defect type by its key.
-        thumbnails: see `near_duplicates`, by the sha256 of the pixels.
+        thumbnails: table of the images' thumbnails.
         general_notes: what was decided for all images.
     """
 
@@ -50,12 +48,13 @@ class TakenImages:
         self._source, self._product, self._problems = source, product, problems
         self._images: dict[str, _Taken] = {}
         self._ids: dict[str, str] = {}
+        self._used_ids: set[str] = set()
         self._unions: list[tuple[_Taken, str, Path | None]] = []
         self._notes: dict[str, list[str]] = {}
         self.duplicates: list[dict[str, str]] = []
         self.left_out: list[dict[str, str]] = []
         self.labels: dict[str, str] = {}
-        self.thumbnails: dict[str, NDArray[np.uint8]] = {}
+        self.thumbnails = ThumbnailTable()
         self.general_notes: list[str] = []
 
     def __len__(self) -> int:
@@ -84,7 +83,8 @@ class TakenImages:
         for label in taken.masks:
             self.labels[safe_key(label)] = label
         if result.thumbnail is not None:
-            self.thumbnails[result.sha256] = result.thumbnail
+            self.thumbnails.add(result.sha256, result.thumbnail)
+            result.thumbnail = None
 
     def records(self) -> list[Record]:
         """Return one record per image and defect type."""
@@ -204,10 +204,10 @@ class TakenImages:
         return [taken.masks[label] for label in sorted(taken.masks)]
 
     def _new_id(self, identity: str) -> str:
-        used = set(self._ids.values())
         digits = ID_DIGITS
-        while identity[:digits] in used and digits < len(identity):
+        while identity[:digits] in self._used_ids and digits < len(identity):
             digits += 1
+        self._used_ids.add(identity[:digits])
         return identity[:digits]
 
     def _name(self, item: SourceItem) -> str:
