@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Reduction = Literal["global_mean", "masked_mean", "sum"]
+Reduction = Literal["global_mean", "masked_mean", "sample_mean", "sum"]
 MaskPolicy = Literal["max", "area", "bilinear_half", "nearest"]
 AlignmentForm = Literal["token", "paper"]
 
@@ -24,8 +24,10 @@ def noise_loss(
         predicted: ε_θ, [B, C, h, w].
         mask: m, [B, 1, h, w]; None is 1 everywhere.
         reduction: `global_mean` divides by all B·C·h·w elements, so a small mask gives a small loss (AnomalyDiffusion's
-            public code). `masked_mean` divides by the mask's own area, at least one element, so all defects have the
-            same weight. `sum` is the norm as printed in papers.
+            public code). `masked_mean` divides by the area of all masks of the batch, at least one element: beside a
+            large defect, a small one in the same batch has little weight. `sample_mean` divides by the area of each
+            mask and averages over the samples that have one, so all defects have the same weight. `sum` is the norm as
+            printed in papers.
     """
     squares = (noise - predicted) ** 2
     if mask is None:
@@ -35,7 +37,21 @@ def noise_loss(
         return squares.mean()
     if reduction == "sum":
         return squares.sum()
+    if reduction == "sample_mean":
+        return mean_over_samples(squares, mask)
     return squares.sum() / (mask.sum() * noise.shape[1]).clamp(min=1)
+
+
+def mean_over_samples(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over samples of the mean inside each sample's mask, a scalar; 0 if all masks are empty.
+
+    Args:
+        values: [B, C, h, w], 0 outside the mask.
+        mask: [B, 1, h, w]; samples with an empty mask do not count.
+    """
+    areas = mask.flatten(1).sum(1)
+    means = values.flatten(1).sum(1) / (areas * values.shape[1]).clamp(min=1)
+    return means.sum() / (areas > 0).sum().clamp(min=1)
 
 
 def resize_mask(mask: Tensor, side: int, policy: MaskPolicy = "max") -> Tensor:

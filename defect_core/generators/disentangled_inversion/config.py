@@ -14,16 +14,22 @@ CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mas
 class DisentangledInversionConfig(CanvasConfig):
     """Settings of disentangled DDIM inversion. The defaults suit the embedded backbone."""
 
+    models: Literal["product", "defect"] = "product"
+    """One U-Net for all defects of a product (not in the paper), or one for each `defect`. Paper: `defect`."""
     steps: int = Field(default=400, ge=1)
-    """Optimiser steps over all defects of the product. Paper: 500 per product and defect."""
+    """Optimiser steps of each U-Net. Paper: 500."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Learning rate of AdamW (not in the paper)."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """Weight decay of AdamW (not in the paper)."""
     batch_size: int = Field(default=8, ge=1)
     """Images per optimiser step (not in the paper)."""
-    balance: Literal["area", "equal"] = "equal"
-    """`area` weights the two terms of eq. 5 by their areas, `equal` equally. Paper: `area`."""
+    balance: Literal["area", "equal", "equal_per_sample"] = "equal"
+    """`area` weights the two terms of eq. 5 by their areas. Paper: `area`.
+
+    `equal` weights them equally over the batch, `equal_per_sample` in every image (not in the paper). With `equal`, a
+    small defect has little weight beside a large one in the same batch.
+    """
     sampling_steps: int = Field(default=25, ge=1)
     """Steps T of the inversion and of the sampling. Paper: 50."""
     mode: Literal["cached", "paper"] = "cached"
@@ -38,6 +44,14 @@ class DisentangledInversionConfig(CanvasConfig):
     """Weight of classifier-free guidance in the defect branch; 1 disables it (not in the paper)."""
     refinement: Literal["attention", "difference", "none"] = "difference"
     """Refinement of the mask: `attention` (eq. 13, paper), `difference` (not in the paper) or `none`."""
+    refinement_sides: tuple[int, ...] = ()
+    """Sides of the attention layers that `attention` averages; empty: the two finest. Not named in the paper."""
+    paste: bool = True
+    """Keeps the pixels of the normal image outside the returned mask (not in the paper). Paper: false.
+
+    With false the image is the decoded sample; outside the mask it differs from the normal image by the error of the
+    VAE and of the inversion. The capability `keeps_background` holds for true only.
+    """
     defect_prompt: Annotated[str, prompt_template("product", "defect")] = "a photo of a {defect} on a {product}"
     """Prompt C_def inside the mask (its text not in the paper)."""
     background_prompt: Annotated[str, prompt_template("product")] = "a photo of a {product}"

@@ -13,7 +13,7 @@ from defect_core.diffusion.guidance import combine_guidance
 from defect_core.generators.disentangled_inversion.config import DisentangledInversionConfig
 from defect_core.generators.views import prompt_words
 
-CAPTURED_SIZES = 2  # the finest sizes of cross-attention maps; the paper does not name the layers
+FINEST_SIDES = 2  # number of the finest sides of cross-attention maps that are kept by default
 
 
 class PromptEmbeddings(NamedTuple):
@@ -64,6 +64,7 @@ class MaskedDenoiser:
         mask: m, [B, 1, h, w].
         guidance_scale: weight of classifier-free guidance in the defect branch; 1 disables it.
         captures_attention: whether `predict_defect` keeps the attention maps of the defect tokens.
+        sides: sides of the layers whose maps are kept; empty: the two finest.
         attention_maps: the kept maps, each [B, h, w].
     """
 
@@ -73,6 +74,7 @@ class MaskedDenoiser:
     mask: Tensor
     guidance_scale: float
     captures_attention: bool
+    sides: tuple[int, ...] = ()
     attention_maps: list[Tensor] = field(default_factory=list)
 
     def predict_background(self, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -84,10 +86,10 @@ class MaskedDenoiser:
         """Return ε_θ(z*_t, t, C_1), with guidance relative to C_2 (not in the paper)."""
         with self.control.regions(self.prompts.background, self.mask):
             if self.captures_attention:
-                with self.control.capture(self.prompts.defect_tokens[:, None]) as captured:
+                with self.control.capture(self.prompts.defect_tokens[:, None], sides=self.sides or None) as captured:
                     noise = self._predict(latents, timestep, self.prompts.defect)
                 maps = [layer_map[:, 0].to(latents) for _, layer_map in captured.layers]
-                self.attention_maps.extend(_finest_maps(maps, self.mask.shape[-1]))
+                self.attention_maps.extend(_resize_maps(maps, self.mask.shape[-1], self.sides))
             else:
                 noise = self._predict(latents, timestep, self.prompts.defect)
         if self.guidance_scale == 1:
@@ -107,7 +109,7 @@ def _find_tokens(tokenizer: Any, prompt: str, name: str, length: int) -> Tensor:
     return is_name
 
 
-def _finest_maps(maps: list[Tensor], side: int) -> list[Tensor]:
-    """Return the attention maps of the finest sizes, resized to [B, side, side]."""
-    finest = sorted({layer_map.shape[-1] for layer_map in maps})[-CAPTURED_SIZES:]
-    return [resize_map(layer_map[:, None], side)[:, 0] for layer_map in maps if layer_map.shape[-1] in finest]
+def _resize_maps(maps: list[Tensor], side: int, sides: tuple[int, ...]) -> list[Tensor]:
+    """Return the attention maps of some sides, by default of the finest, resized to [B, side, side]."""
+    kept = sides or sorted({layer_map.shape[-1] for layer_map in maps})[-FINEST_SIDES:]
+    return [resize_map(layer_map[:, None], side)[:, 0] for layer_map in maps if layer_map.shape[-1] in kept]

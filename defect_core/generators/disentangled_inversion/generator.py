@@ -1,7 +1,11 @@
-"""Disentangled DDIM inversion (Cho et al.) as a generator: a defect inside the mask, the same background outside."""
+"""Disentangled DDIM inversion (Cho et al.) as a generator: a defect inside the mask, the same background outside.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+Training is in `training.py`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defect_core.backbones.load import Backbone
-from defect_core.diffusion.attention import control_attention
+from defect_core.diffusion.attention import attention_sides, control_attention
 from defect_core.diffusion.samplers import noise_from_seeds
-from defect_core.diffusion.schedule import add_noise, make_trajectory
+from defect_core.diffusion.schedule import make_trajectory
 from defect_core.errors import InputError
 from defect_core.generators.base import (
     CheckedRequest,
@@ -33,13 +37,15 @@ from defect_core.generators.disentangled_inversion.denoiser import (
     encode_prompts,
     format_defect_prompt,
 )
-from defect_core.generators.disentangled_inversion.inversion import (
-    disentanglement_loss,
-    invert_background,
-    sample_defect,
-)
+from defect_core.generators.disentangled_inversion.inversion import invert_background, sample_defect
 from defect_core.generators.disentangled_inversion.refinement import refine_by_attention, refine_by_difference
-from defect_core.generators.trained import SavedGenerator, TrainedGenerator, freeze_in_half_precision, load_frozen
+from defect_core.generators.disentangled_inversion.training import (
+    fit_defect_unets,
+    fit_product,
+    make_loss,
+    rows_of_defect,
+)
+from defect_core.generators.trained import SavedGenerator, TrainedGenerator, load_frozen
 from defect_core.generators.views import (
     LatentBank,
     augment_examples,
@@ -49,7 +55,7 @@ from defect_core.generators.views import (
     to_pixels,
     to_tensor,
 )
-from defect_core.training.loop import Loss, TrainingConfig, train
+from defect_core.training.loop import Loss
 from defect_core.training.precision import inference_autocast
 
 LATENT_CELL = 8  # canvas pixels per latent
@@ -93,7 +99,7 @@ class SampledCanvases(NamedTuple):
 
 
 class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
-    """One U-Net per product, fine-tuned on all its defects. VAE and text encoder are frozen.
+    """One U-Net per product, fine-tuned on all its defects, or one per defect. VAE and text encoder are frozen.
 
     Args:
         backbone: the diffusion backbone.
@@ -115,88 +121,86 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
     ) -> None:
         super().__init__(backbone, config)
         self.product, self.defects = product, tuple(defects)
+        # The class declares what the default settings do. An instance without `paste` keeps no background.
+        self.capabilities = replace(CAPABILITIES, keeps_background=config.paste)
         self._control = control_attention(backbone.denoiser)
+        self._unets: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+        self._current_unet: str | None = None
+        check_sides(backbone, config)
 
     def fit(self, examples: Sequence[Example], work_dir: Path, seed: int) -> None:
         """Fine-tune the U-Net on the defective examples of one product; see `Generator.fit`."""
         defective = self.defective_examples(examples)
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
-        config, denoiser = self.config, self.backbone.denoiser
+        config, backbone = self.config, self.backbone
         views = augment_examples(
             defective,
             config.variants,
             config.canvas,
             config.context,
             config.min_side,
-            self.backbone.resolution,
+            backbone.resolution,
             np.random.default_rng(seed),
         )
-        bank = encode_views(self.backbone, views, self.defects)
-        denoiser.requires_grad_(True)
-        losses = train(
-            denoiser,
-            self._make_loss(bank),
-            TrainingConfig(config.steps, config.learning_rate, config.weight_decay),
-            seed=seed,
-            work_dir=work_dir,
-            label=f"fine-tuning {self.name} on {self.product}",
-            compute=self.backbone.compute,
-        )
-        self.training = {"loss": losses}
-        freeze_in_half_precision(denoiser)
+        bank = encode_views(backbone, views, self.defects)
+        prompts = self._encode_prompts()
+
+        def make_loss_of(part: LatentBank) -> Loss:
+            return make_loss(backbone, self._control, config, prompts, part)
+
+        if config.models == "product":
+            label = f"fine-tuning {self.name} on {self.product}"
+            self.training = {"loss": fit_product(backbone, make_loss_of(bank), config, seed, work_dir, label)}
+            return
+        losses = {defect: make_loss_of(rows_of_defect(bank, self.defects, defect)) for defect in self.defects}
+        unets, values = fit_defect_unets(backbone, losses, config, seed, work_dir)
+        self._unets, self._current_unet = {defect: unet.copy for defect, unet in unets.items()}, None
+        self.training = {"loss": values}
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
         """Yield one pair per request; see `Generator.sample`."""
-        if len(requests) == 1 and self.backbone.device.type == "cpu":
-            # On a CPU, bfloat16 rounds a batch of one differently, which would change pixels at the edge of the mask.
-            yield next(self.sample([*requests, *requests]))
-            return
         tasks = [self._prepare(request) for request in requests]
-        if not tasks:
-            return
-        canvases = self._sample_canvases(tasks)
+        groups: dict[str, list[int]] = {}
         for index, task in enumerate(tasks):
-            yield self._make_pair(task, canvases, index)
+            groups.setdefault(task.request.defect if self.config.models == "defect" else "", []).append(index)
+        pairs: dict[int, SyntheticPair] = {}
+        for defect, indices in groups.items():
+            self._use_unet(defect)
+            group = [tasks[index] for index in indices]
+            # On a CPU, bfloat16 rounds a batch of one differently, which would change pixels at the edge of the mask.
+            is_padded = len(group) == 1 and self.backbone.device.type == "cpu"
+            canvases = self._sample_canvases(group * 2 if is_padded else group)
+            pairs |= {index: self._make_pair(tasks[index], canvases, row) for row, index in enumerate(indices)}
+        yield from (pairs[index] for index in range(len(tasks)))
 
     def describe(self) -> dict[str, Any]:
         """Return product and defects."""
         return {"product": self.product, "defects": list(self.defects)}
 
     def state_dicts(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """Return the weights of the U-Net."""
-        return {"unet": self.backbone.denoiser.state_dict()}
+        """Return the weights of the U-Net, or of the U-Net of every defect type."""
+        if self.config.models == "product":
+            return {"unet": self.backbone.denoiser.state_dict()}
+        return {_unet_file(self.defects, defect): read() for defect, read in self._unets.items()}
 
     @classmethod
     def restore(cls, backbone: Backbone, config: DisentangledInversionConfig, saved: SavedGenerator) -> Self:
         """Return the fitted generator of a folder."""
         generator = cls(backbone, config, saved.description["product"], saved.description["defects"])
-        load_frozen(backbone.denoiser, saved.state_dict("unet"))
+        if config.models == "product":
+            load_frozen(backbone.denoiser, saved.state_dict("unet"))
+        else:
+            # A U-Net is read when it is needed, because all of them may be too large for the memory.
+            files = {defect: _unet_file(generator.defects, defect) for defect in generator.defects}
+            generator._unets = {defect: partial(saved.state_dict, file) for defect, file in files.items()}
         return generator
 
-    def _make_loss(self, bank: LatentBank) -> Loss:
-        """Return the loss of one training step as a function of the step and its generator."""
-        backbone, denoiser, prompts = self.backbone, self.backbone.denoiser, self._encode_prompts()
-
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            rows = torch.randint(len(bank.latents), (self.config.batch_size,), generator=generator)
-            noise = torch.randn(rows.shape + bank.latents.shape[1:], generator=generator)
-            timesteps = torch.randint(len(backbone.alphas_cumprod), rows.shape, generator=generator)
-            latents, mask = to_denoiser(backbone, bank.latents[rows]), to_denoiser(backbone, bank.masks[rows])
-            noise = to_denoiser(backbone, noise)
-            noised = add_noise(latents, noise, backbone.alphas_cumprod[timesteps])
-            inside = torch.cat([prompts.defect[bank.defects[rows]], prompts.hole.expand(len(rows), -1, -1)])
-            with self._control.regions(prompts.background, torch.cat([mask, mask])):
-                # One call predicts both terms of eq. 5, because z_t^m = (1 − m)⊙z_t (eq. 6 and 7).
-                output = denoiser(
-                    torch.cat([noised, (1 - mask) * noised]),
-                    to_denoiser(backbone, torch.cat([timesteps, timesteps])),
-                    inside,
-                )
-            defect_noise, background_noise = output.sample.chunk(2)
-            return disentanglement_loss(noise, defect_noise, background_noise, mask, self.config.balance)
-
-        return loss
+    def _use_unet(self, defect: str) -> None:
+        """Load the U-Net of a defect type, if each has its own, unless it is loaded."""
+        if self.config.models == "defect" and self._current_unet != defect:
+            load_frozen(self.backbone.denoiser, self._unets[defect]())
+            self._current_unet = defect
 
     def _prepare(self, request: SampleRequest) -> SampleTask:
         checked = check_request(request, self.defects)
@@ -251,7 +255,10 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
             generated += task.example[window.slices] - reconstructed
         full_image = request.normal_image.astype(np.float32)
         full_image[window.slices] = generated
-        image = composite(request.normal_image, full_image, full_mask, self.config.feather)
+        if self.config.paste:
+            image = composite(request.normal_image, full_image, full_mask, self.config.feather)
+        else:
+            image = np.clip(np.rint(full_image), 0, 255).astype(np.uint8)
         full_soft_mask = None
         if soft_mask is not None:
             full_soft_mask = np.zeros(request.mask.shape, np.float32)
@@ -294,8 +301,34 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
         prompts = prompts._replace(defect=prompts.defect[rows], defect_tokens=prompts.defect_tokens[rows])
         captures_attention = self.config.refinement == "attention"
         return MaskedDenoiser(
-            self.backbone, self._control, prompts, mask, self.config.guidance_scale, captures_attention
+            self.backbone,
+            self._control,
+            prompts,
+            mask,
+            self.config.guidance_scale,
+            captures_attention,
+            self.config.refinement_sides,
         )
 
 
 GENERATOR = DisentangledInversion
+
+
+def check_sides(backbone: Backbone, config: DisentangledInversionConfig) -> None:
+    """Check that the backbone has attention layers of the sides in `refinement_sides`.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    sides = attention_sides(backbone.denoiser, backbone.latent_size)
+    for side in config.refinement_sides:
+        if side not in sides:
+            raise InputError(
+                f"disentangled-inversion: refinement_sides names {side}, but the backbone's cross-attention has the "
+                f"sides {', '.join(map(str, sorted(sides)))}; expected some of these"
+            )
+
+
+def _unet_file(defects: Sequence[str], defect: str) -> str:
+    """Return the name of the file of a defect's U-Net, without its extension."""
+    return f"unet_{defects.index(defect):02d}"

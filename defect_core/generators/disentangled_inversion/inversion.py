@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defect_core.diffusion.losses import mean_over_samples
 from defect_core.diffusion.samplers import Denoiser, make_ddim_step, sample
 from defect_core.diffusion.schedule import Trajectory, add_noise
 
@@ -43,6 +44,8 @@ def disentanglement_loss(
     regularizer = (1 - mask) * (noise - background_noise) ** 2
     if balance == "area":
         return (matching + regularizer).mean()
+    if balance == "equal_per_sample":
+        return mean_over_samples(matching, mask) + mean_over_samples(regularizer, 1 - mask)
     channels = noise.shape[1]
     defect_area = mask.sum().clamp(min=1) * channels
     background_area = (1 - mask).sum().clamp(min=1) * channels
