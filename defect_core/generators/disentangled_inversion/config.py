@@ -1,6 +1,7 @@
 """Settings and capabilities of disentangled DDIM inversion."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,9 +11,26 @@ from defect_core.settings import prompt_template
 
 CAPABILITIES = Capabilities(scope="product", keeps_background=True, predicts_mask=True, needs_mask=True)
 
+# The layers of the refinement, the learning rate and the batch size are not in the paper (see `paper.py`).
+_PAPER = {
+    "models": "defect",
+    "steps": 500,
+    "learning_rate": 5e-6,
+    "batch_size": 2,
+    "balance": "area",
+    "canvas": "whole",
+    "sampling_steps": 50,
+    "mode": "paper",
+    "paste": False,
+    "refinement": "attention",
+    "refinement_sides": (16, 32),
+}
+
 
 class DisentangledInversionConfig(CanvasConfig):
     """Settings of disentangled DDIM inversion. The defaults suit the embedded backbone."""
+
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": _PAPER}
 
     models: Literal["product", "defect"] = "product"
     """One U-Net for all defects of a product (not in the paper), or one for each `defect`. Paper: `defect`."""
