@@ -139,7 +139,7 @@ def _first_attention(backbone, denoise):
 
 
 @pytest.mark.parametrize("branch", ["predict_defect", "predict_background"])
-def test_each_prompt_is_heard_in_its_region_only(branch):
+def test_each_prompt_conditions_its_region_only(branch):
     """Eq. 10 and 11: C_def or C_m inside the mask, C_bg outside, in one layer of the U-Net."""
     backbone, config = tiny_backbone(), DisentangledInversionConfig()
     masks = _masks()[:2]
@@ -153,12 +153,12 @@ def test_each_prompt_is_heard_in_its_region_only(branch):
 
     prompts = encode_prompts(backbone, config, "plate", DEFECTS)
     plain, other = attend(), torch.roll(prompts.background, 1, 1) + 1
-    heard, unheard = ("defect", "hole") if branch == "predict_defect" else ("hole", "defect")
+    used, unused = ("defect", "hole") if branch == "predict_defect" else ("hole", "defect")
     moved = attend(background=other)
     assert torch.equal(moved[inside], plain[inside]) and (moved[~inside] != plain[~inside]).any(-1).all()
-    moved = attend(**{heard: getattr(prompts, heard) + 1})
+    moved = attend(**{used: getattr(prompts, used) + 1})
     assert torch.equal(moved[~inside], plain[~inside]) and (moved[inside] != plain[inside]).any(-1).all()
-    assert torch.equal(attend(**{unheard: getattr(prompts, unheard) + 1}), plain)
+    assert torch.equal(attend(**{unused: getattr(prompts, unused) + 1}), plain)
 
 
 @pytest.mark.parametrize(("sides", "expected"), [((), [8, 4]), ((4,), [4]), ((8, 4), [8, 4])])
@@ -233,7 +233,7 @@ def test_every_defect_has_a_unet_of_its_own_fitted_to_its_examples_only(per_defe
     assert any(not torch.equal(value, states["unet_00"][name]) for name, value in states["unet_01"].items())
 
 
-def test_a_sample_comes_from_the_unet_of_its_defect_also_in_a_mixed_batch_and_after_loading(per_defect):
+def test_a_sample_comes_from_the_unet_of_its_defect_in_any_batch(per_defect):
     generator, folder = per_defect
     requests = _requests(plate_examples(1, slice(20, 40), slice(10, 30)))
     mixed = list(generator.sample(requests))

@@ -35,7 +35,7 @@ COMPONENTS = (
         module="disentangled_inversion.denoiser.MaskedDenoiser",
         paper="texts of the prompts not stated; ours",
         embedded="the same",
-        test=_TRAINING + "test_each_prompt_is_heard_in_its_region_only",
+        test=_TRAINING + "test_each_prompt_conditions_its_region_only",
     ),
     Component(
         name="masked self-attention",
