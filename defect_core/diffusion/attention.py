@@ -11,7 +11,7 @@ and during the calls that need them.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -48,6 +48,14 @@ def control_attention(denoiser: nn.Module) -> "AttentionControl":
         if not isinstance(layer.processor, _Processor):
             layer.set_processor(_Processor(control, name, layer.processor))
     return control
+
+
+def find_attention_control(denoiser: nn.Module) -> "AttentionControl | None":
+    """Return the control of a U-Net if `control_attention` was called for it, else None."""
+    for name, module in denoiser.named_modules():
+        if name.endswith("attn2") and isinstance(module.processor, _Processor):
+            return module.processor.control
+    return None
 
 
 def check_text_width(denoiser: nn.Module, width: int) -> None:
@@ -166,6 +174,27 @@ class AttentionControl:
         """
         with _active(self._regions, _Regions(outside, mask)):
             yield
+
+    def replay(self) -> AbstractContextManager[None]:
+        """Return a context with the controls that are active now, for a recomputation in the backward pass.
+
+        The maps that it captures are discarded; those of the forward pass stay as they are.
+        """
+        captures = [capture._replace(maps=AttentionMaps()) for capture in self._captures]
+        return self._restore(captures, list(self._reweights), list(self._regions))
+
+    @contextmanager
+    def _restore(
+        self, captures: "list[_Capture]", reweights: "list[_Reweight]", regions: "list[_Regions]"
+    ) -> Iterator[None]:
+        current = self._captures, self._reweights, self._regions
+        self._captures, self._reweights, self._regions = captures, reweights, regions
+        try:
+            yield
+        finally:
+            self._captures, self._reweights, self._regions = current
+            for capture in captures:
+                capture.maps.layers.clear()
 
 
 def resize_map(maps: Tensor, side: int) -> Tensor:

@@ -42,16 +42,19 @@ def noise_loss(
     return squares.sum() / (mask.sum() * noise.shape[1]).clamp(min=1)
 
 
-def mean_over_samples(values: Tensor, mask: Tensor) -> Tensor:
+def mean_over_samples(values: Tensor, mask: Tensor, batch_mask: Tensor | None = None) -> Tensor:
     """Return the mean over samples of the mean inside each sample's mask, a scalar; 0 if all masks are empty.
 
     Args:
         values: [B, C, h, w], 0 outside the mask.
         mask: [B, 1, h, w]; samples with an empty mask do not count.
+        batch_mask: masks of the whole batch, [N, 1, h, w], if the samples are a part of it: the results of all parts
+            add up to that of the batch.
     """
     areas = mask.flatten(1).sum(1)
     means = values.flatten(1).sum(1) / (areas * values.shape[1]).clamp(min=1)
-    return means.sum() / (areas > 0).sum().clamp(min=1)
+    counted = mask if batch_mask is None else batch_mask
+    return means.sum() / (counted.flatten(1).sum(1) > 0).sum().clamp(min=1)
 
 
 def resize_mask(mask: Tensor, side: int, policy: MaskPolicy = "max") -> Tensor:

@@ -14,6 +14,7 @@ VALUES = {
         "guidance_scale": 1.0,  # none is mentioned
         "refinement_sides": (16, 32),  # not named; at 512 px
         "learning_rate": 5e-6,  # not stated; DreamBooth, which the paper follows
+        "schedule": "constant",  # not stated; DreamBooth
         "batch_size": 2,  # not stated
     }
 }

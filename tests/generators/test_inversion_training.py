@@ -109,7 +109,7 @@ def test_the_loss_of_a_step_is_eq_5_of_the_two_branches():
     prompts = encode_prompts(backbone, config, "plate", DEFECTS)
     loss = make_loss(backbone, control_attention(backbone.denoiser), config, prompts, bank)
     with torch.no_grad():
-        value = float(loss(0, torch.Generator().manual_seed(8)))
+        value = sum(float(part) for part in loss(0, torch.Generator().manual_seed(8)))
     generator = torch.Generator().manual_seed(8)
     rows = torch.randint(8, (6,), generator=generator)
     noise = torch.randn((6, 4, 8, 8), generator=generator)
@@ -125,6 +125,22 @@ def test_the_loss_of_a_step_is_eq_5_of_the_two_branches():
     with torch.no_grad():
         other = swapped.predict_defect(noised, timesteps)
     assert abs(float(((other - defect) * masks).abs().max())) > 1e-5  # so that the prompts are compared, too
+
+
+@pytest.mark.parametrize("balance", ["area", "equal", "equal_per_sample"])
+def test_the_losses_of_the_parts_of_a_batch_add_up(balance):
+    backbone, bank = tiny_backbone(), _bank()
+    config = DisentangledInversionConfig(batch_size=5, balance=balance)
+    prompts = encode_prompts(backbone, config, "plate", DEFECTS)
+    loss = make_loss(backbone, control_attention(backbone.denoiser), config, prompts, bank)
+    values = []
+    for count in (1, 2, 5):
+        backbone.compute = backbone.compute.model_copy(update={"accumulate": count})
+        with torch.no_grad():
+            parts = [float(part) for part in loss(0, torch.Generator().manual_seed(8))]
+        assert len(parts) == count
+        values.append(sum(parts))
+    assert values == pytest.approx([values[0]] * 3, rel=1e-4)
 
 
 def _first_attention(backbone, denoise):

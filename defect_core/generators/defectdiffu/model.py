@@ -8,23 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.backends import cuda
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from defect_core.diffusion.checkpointing import same_attention_kernels
 from defect_core.errors import InputError
 from defect_core.generators.defectdiffu.text import Conditions
 
 PAPER_SPLIT = (10, 10, 8)  # N, M, K (section 4.1)
 REGION_LOGIT_BIAS = 4.0  # not in the paper; chosen by experiment
-_TEXT_INIT_STD = 0.5  # not in the paper
-_ATTENTION_KERNELS = {
-    SDPBackend.MATH: cuda.math_sdp_enabled,
-    SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled,
-    SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled,
-    SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled,
-}
+_TEXT_INIT_STD = 0.03  # as in the public code: the conditions hardly change a pretrained DiT at first
 
 
 class Prediction(NamedTuple):
@@ -214,13 +207,9 @@ def split_depth(depth: int) -> tuple[int, int, int]:
     return blocks, blocks, depth - 2 * blocks
 
 
-def _recompute_with_the_same_kernels() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Return the contexts of a checkpointed block's forward pass and of its recomputation.
-
-    torch restores the autocast state in the recomputation, but not the attention kernels of `training_autocast`.
-    """
-    enabled = [kernel for kernel, is_enabled in _ATTENTION_KERNELS.items() if is_enabled()]
-    return nullcontext(), sdpa_kernel(enabled)
+def _recompute_with_the_same_kernels() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return the contexts of a checkpointed block's forward pass and of its recomputation."""
+    return nullcontext(), same_attention_kernels()
 
 
 def _run_block(

@@ -17,6 +17,7 @@ _PAPER = {
     "steps": 500,
     "learning_rate": 5e-6,
     "batch_size": 2,
+    "schedule": "constant",
     "balance": "area",
     "canvas": "whole",
     "sampling_steps": 50,
@@ -42,6 +43,12 @@ class DisentangledInversionConfig(CanvasConfig):
     """Weight decay of AdamW (not in the paper)."""
     batch_size: int = Field(default=8, ge=1)
     """Images per optimiser step (not in the paper)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` with warm-up (not in the paper), or a `constant` learning rate. DreamBooth: `constant`."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; null: no clipping. DreamBooth: 1.0."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Number type of the moments of AdamW; `bf16` halves their memory (not in the paper)."""
     balance: Literal["area", "equal", "equal_per_sample"] = "equal"
     """`area` weights the two terms of eq. 5 by their areas. Paper: `area`.
 

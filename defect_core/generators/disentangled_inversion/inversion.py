@@ -28,7 +28,12 @@ class BackgroundInversion:
 
 
 def disentanglement_loss(
-    noise: Tensor, defect_noise: Tensor, background_noise: Tensor, mask: Tensor, balance: str = "area"
+    noise: Tensor,
+    defect_noise: Tensor,
+    background_noise: Tensor,
+    mask: Tensor,
+    balance: str = "area",
+    batch_mask: Tensor | None = None,
 ) -> Tensor:
     """Return eq. 5, ‖m⊙(ε − ε_θ(z_t, C_1))‖² + ‖(1 − m)⊙(ε − ε_θ(z_t^m, C_2))‖², a scalar.
 
@@ -39,16 +44,19 @@ def disentanglement_loss(
         mask: m, [B, 1, h, w].
         balance: `area` is the mean over all elements, which is eq. 5 up to a factor. `equal` averages each term over
             its own area (not in the paper), so a small defect has the same weight as a large background.
+        batch_mask: masks of the whole batch, [N, 1, h, w], if the samples are a part of it; the losses of all parts add
+            up to the loss of the batch. None: the samples are the batch.
     """
+    masks = mask if batch_mask is None else batch_mask
     matching = mask * (noise - defect_noise) ** 2
     regularizer = (1 - mask) * (noise - background_noise) ** 2
     if balance == "area":
-        return (matching + regularizer).mean()
+        return (matching + regularizer).mean() * (len(mask) / len(masks))
     if balance == "equal_per_sample":
-        return mean_over_samples(matching, mask) + mean_over_samples(regularizer, 1 - mask)
+        return mean_over_samples(matching, mask, masks) + mean_over_samples(regularizer, 1 - mask, 1 - masks)
     channels = noise.shape[1]
-    defect_area = mask.sum().clamp(min=1) * channels
-    background_area = (1 - mask).sum().clamp(min=1) * channels
+    defect_area = masks.sum().clamp(min=1) * channels
+    background_area = (1 - masks).sum().clamp(min=1) * channels
     return matching.sum() / defect_area + regularizer.sum() / background_area
 
 

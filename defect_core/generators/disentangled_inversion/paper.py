@@ -102,8 +102,8 @@ COMPONENTS = (
         name="optimiser",
         equation="sec. 4.1",
         module="disentangled_inversion.training.fit_product",
-        paper="steps stated; the rate is that of DreamBooth, the batch is ours, AdamW not stated",
-        settings=("steps", "learning_rate", "batch_size"),
+        paper="steps stated; the constant rate is that of DreamBooth, the batch is ours, AdamW not stated",
+        settings=("steps", "learning_rate", "schedule", "batch_size"),
         test=_TRAINING + "test_both_terms_of_the_loss_fall",
     ),
 )
