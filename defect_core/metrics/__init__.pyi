@@ -26,6 +26,16 @@ from .folders import score_folders as score_folders
 from .frechet import frechet_distance as frechet_distance
 from .frechet import kernel_distance as kernel_distance
 from .inception import inception_score as inception_score
+from .inspection import match_regions as match_regions
+from .inspection import region_contrast as region_contrast
+from .inspection import wilson_interval as wilson_interval
+from .inspection_metrics import EscapeRate as EscapeRate
+from .inspection_metrics import FalseRegionsPerImage as FalseRegionsPerImage
+from .inspection_metrics import Overkill as Overkill
+from .inspection_metrics import RecallByContrast as RecallByContrast
+from .inspection_metrics import RecallBySize as RecallBySize
+from .inspection_metrics import RegionRecall as RegionRecall
+from .inspection_metrics import SmallestDefectFound as SmallestDefectFound
 from .intra_cluster import ic_lpips as ic_lpips
 from .intra_cluster import intra_cluster_distance as intra_cluster_distance
 from .intra_cluster import mean_pairwise_distance as mean_pairwise_distance
@@ -42,6 +52,7 @@ from .neighbours import memorisation as memorisation
 from .neighbours import nearest_neighbours as nearest_neighbours
 from .neighbours import nearest_pairs as nearest_pairs
 from .normal_images import score_normals as score_normals
+from .operating_point import overkill_threshold as overkill_threshold
 from .pixel_metrics import IntersectionOverUnion as IntersectionOverUnion
 from .pixel_metrics import PerRegionOverlap as PerRegionOverlap
 from .pixel_metrics import PixelAUROC as PixelAUROC

@@ -8,7 +8,7 @@ The torchmetrics classes over these functions are in `localisation_metrics`.
 Undefined scores are None. AUROC and PRO need a positive and a negative. AP, F1-max and IoU need a positive.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -208,19 +208,31 @@ def image_score(score_map: ArrayLike, window: int) -> float:
         window: side in pixels. 1 gives the maximum, as in SeaS.
     """
     score_map = np.asarray(score_map)
-    window = max(1, min(window, *score_map.shape))
-    if window == 1:
+    if max(1, min(window, *score_map.shape)) == 1:
         return float(score_map.max())
+    return max(float(means.max()) for _, means in iterate_window_means(score_map, window))
+
+
+def iterate_window_means(score_map: NDArray[Any], window: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yields the means over all windows inside the map, in strips whose memory does not grow with the map.
+
+    Args:
+        score_map: float `[H,W]`.
+        window: side of a window in pixels; at most the shorter side of the map is used.
+
+    Yields:
+        The first row of a strip, and the means `[R,W-window+1]` of the windows that begin at its rows.
+    """
+    window = max(1, min(window, *score_map.shape))
     height, width = score_map.shape
     rows = max(window, _STRIP_PIXELS // width)
-    if height > rows + window:
-        # Strips that share window - 1 rows contain every window, in memory that does not grow with the map.
-        tops = range(0, height - window + 1, rows)
-        return max(image_score(score_map[top : top + rows + window - 1], window) for top in tops)
-    score_map = score_map.astype(np.float64)
-    total = np.pad(score_map.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    sums = total[window:, window:] - total[:-window, window:] - total[window:, :-window]
-    return float((sums + total[:-window, :-window]).max() / window**2)
+    # A map that is barely higher than one strip is one strip.
+    rows = height if height <= rows + window else rows
+    for top in range(0, height - window + 1, rows):
+        strip = score_map[top : top + rows + window - 1].astype(np.float64)
+        total = np.pad(strip.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        sums = total[window:, window:] - total[:-window, window:] - total[window:, :-window]
+        yield top, (sums + total[:-window, :-window]) / window**2
 
 
 def pooling_window(image_size: int) -> int:

@@ -59,7 +59,7 @@ class LocalisationMetric(Metric):
         Raises:
             ValueError: shapes that differ, or a score that is not finite.
         """
-        for score_map, mask in zip(_iterate_images(score_maps), _iterate_images(masks), strict=True):
+        for score_map, mask in zip(iterate_images(score_maps), iterate_images(masks), strict=True):
             self._add(np.asarray(score_map, np.float32), np.asarray(mask, bool))
 
     def compute(self) -> Any:
@@ -266,8 +266,8 @@ class IntersectionOverUnion(LocalisationMetric):
         return self._scalar(int(self.intersection) / int(self.union) if self.defective_images else None)
 
 
-def _iterate_images(batch: Images) -> Iterator[NDArray[Any]]:
-    """The `[H,W]` arrays of a batch."""
+def iterate_images(batch: Images) -> Iterator[NDArray[Any]]:
+    """Yields the `[H,W]` arrays of a batch."""
     if isinstance(batch, Tensor):
         batch = batch.detach().to("cpu")
         batch = (batch.float() if batch.dtype is torch.bfloat16 else batch).numpy()
