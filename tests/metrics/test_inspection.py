@@ -108,7 +108,7 @@ def test_terciles_and_bins():
 
 @pytest.mark.parametrize(("target", "count"), [(0.05, 19), (0.05, 200), (0.01, 99), (0.01, 400)])
 def test_a_measured_threshold_holds_its_target_on_new_scores(target, count):
-    """Expected overkill is at most the target, and not far below it: over many draws of N scores."""
+    """Expected overkill is at most the target, and not far below it: over many samples of N scores."""
     rng = np.random.default_rng(0)
     points = [overkill_threshold(rng.random(count), target) for _ in range(3000)]
     assert {point.support for point in points} == {"measured"}
