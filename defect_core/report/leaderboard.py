@@ -8,6 +8,7 @@ from defect_core.errors import InputError
 from defect_core.metrics.spread import gain_over
 from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project
+from defect_core.report.inspection import inspection_columns
 from defect_core.report.prediction import predict_gain
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def make_leaderboard(project: Project) -> dict[str, Any]:
 
     Returns:
         `rows`: one per product and arm, best pixel AP first within a product; the segmenter. They also have `scores` of
-        the arm's synthetic set (None for arms that are no generator), reasons for the `missing` ones and
-        `acceptance_rate`.
+        the arm's synthetic set (None for arms that are no generator), reasons for the `missing` ones,
+        `acceptance_rate`, and `inspection` (see docs/inspection.md).
         `unified`: rows of the segmenter of all products, for the mean over products and for each product.
         `classify`: rows of the classifier; the gain is in accuracy. They also have `classes` and `confusion`, summed
         over the seeds. `unified` and `classify` are empty where params.yaml has no such section.
@@ -56,6 +57,8 @@ def make_leaderboard(project: Project) -> dict[str, Any]:
             row["scores"] = scores and scores["scores"]["pooled"]
             row["missing"] = (scores or {}).get("missing", {})
             row["acceptance_rate"] = scores and scores["acceptance"]["acceptance_rate"]
+            figures = results[arm].get("inspection")
+            row["inspection"] = figures and {name: part for name, part in figures.items() if name != "images"}
             rows.append(row)
             for defect, entry in sorted(((scores or {}).get("zero_shot") or {}).items()):
                 zero_shot.append({"product": product, "arm": arm, "defect": defect, **entry})
@@ -86,8 +89,10 @@ def leaderboard_frame(leaderboard: Mapping[str, Any]) -> "pd.DataFrame":
     Returns:
         `model` (`segment`, `segment_unified` or `classify`), `product`, `arm`, `base`, `synthetic_fraction`,
         `synthetic_pairs`, `seeds`, `gain`, `gain_spread`; for each score `NAME`, `NAME_std`, `NAME_low`, `NAME_high`
-        (95 % interval) and `NAME_best_on_validation`; `acceptance_rate`; `set_NAME` for each score of the synthetic
-        set. Scores and gains are fractions, undefined ones are NaN.
+        (95 % interval) and `NAME_best_on_validation`; for each overkill target T in percent `support_at_T` and
+        `escape_at_T`, `overkill_at_T`, `region_recall_at_T`, with `_low` and `_high`, and `false_regions_at_T`;
+        `acceptance_rate`; `set_NAME` for each score of the synthetic set. Scores and gains are fractions,
+        undefined ones are NaN.
     """
     import pandas as pd
 
@@ -95,7 +100,8 @@ def leaderboard_frame(leaderboard: Mapping[str, Any]) -> "pd.DataFrame":
     names = list(dict.fromkeys(name for record in records for name in record))
     ordered = sorted(names, key=lambda name: (name == "acceptance_rate") + 2 * name.startswith("set_"))
     frame = pd.DataFrame(records, columns=ordered)
-    types = {name: "Int64" if name in _COUNTS else "float64" for name in ordered if name not in _NAMES}
+    texts = {name for name in ordered if name in _NAMES or name.startswith("support_at_")}
+    types = {name: "Int64" if name in _COUNTS else "float64" for name in ordered if name not in texts}
     return frame.astype(types)
 
 
@@ -121,6 +127,7 @@ def _record(model: str, row: Row) -> dict[str, Any]:
         low, high = row["interval"].get(name) or (None, None)
         record |= {name: value, f"{name}_std": row["std"].get(name), f"{name}_low": low, f"{name}_high": high}
         record[f"{name}_best_on_validation"] = best["mean"].get(name)
+    record |= inspection_columns(row.get("inspection"))
     record["acceptance_rate"] = row.get("acceptance_rate")
     return record | {f"set_{name}": value for name, value in (row.get("scores") or {}).items()}
 

@@ -19,6 +19,7 @@ from defect_core.report.galleries import (
     synthetic_sheets,
     write_sheet,
 )
+from defect_core.report.inspection import inspection_section
 from defect_core.report.leaderboard import Row
 from defect_core.report.nearest import mask_areas
 from defect_core.report.plots import (
@@ -84,6 +85,7 @@ def _product_section(
         "name": product,
         "table": _table(rows, SEGMENT_COLUMNS),
         "sweep": _sweep_chart(rows, styles),
+        "inspection": inspection_section(rows),
         "classify": _tables(classified, CLASSIFY_COLUMNS),
         "chart": bar_chart(bars, styles, f"pixel AP on {product}, %, mean ± standard deviation over the seeds"),
         "real": real_sheets(project, product, folder),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from defect_core.report.inspection import SHOWN_TARGET, UNDEFINED, extrapolation_notes, format_escapes, target_name
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -19,7 +21,6 @@ SEGMENT_COLUMNS = {
     "image_f1_max": "image F1-max",
 }
 CLASSIFY_COLUMNS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
-UNDEFINED = "undefined"
 NO_SCORES: dict[str, Any] = {"mean": {}, "std": {}}
 
 
@@ -144,7 +145,7 @@ def _print_model(
             table.add_row(row["arm"], *(text.partition(":")[0] for text in texts))
             notes += [f"{row['arm']}: {text}" for text in texts if ": " in text]
         console.print(table)
-        print_notes(console, notes)
+        print_notes(console, [*notes, *extrapolation_notes(own)])
 
 
 def _cells(
@@ -159,6 +160,8 @@ def _cells(
         cells[label] = lambda row, name=name: format_score(row, name)
     if any(row.get("best_on_validation") for row in rows):
         cells["best on val."] = lambda row: format_score(row["best_on_validation"] or NO_SCORES, first)
+    if any(row.get("inspection") for row in rows):
+        cells[f"escapes at {target_name(SHOWN_TARGET)}"] = format_escapes
     if with_set:
         cells["Fréchet*"] = format_set_score
     return cells

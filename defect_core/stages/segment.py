@@ -26,6 +26,7 @@ def run(project: Project, product: str, arm: str) -> None:
     """Run the stage for one product and arm."""
     from defect_core.evaluation.segmentation.measure import collect_arm_scores, measure_segmenter, resolve_config
     from defect_core.evaluation.segmentation.model import save_segmenter
+    from defect_core.evaluation.segmentation.thresholds import stored_thresholds
 
     params, chosen = project.params, project.params.arm(arm)
     curves: list[dict] = []
@@ -39,6 +40,7 @@ def run(project: Project, product: str, arm: str) -> None:
             tables.append(result.tables)
             if number == 0:
                 save_segmenter(trained.model, config, work / "segmenter.safetensors")
+                write_json(work / "thresholds.json", stored_thresholds(data, config, result))
                 defects = sum(record.mask is not None for record in records)
                 _save_maps(work, [record.image for record in records], list(result.maps), defects)
 

@@ -17,7 +17,7 @@ split: {policy: half}
 finetune: {crop-paste: {}}
 synthesize: {per_defect: 5, batch_size: 2}
 score: {image_size: 32}
-segment: {seeds: [0, 1], image_size: 32, steps: 1}
+segment: {seeds: [0, 1], image_size: 32, steps: 1, folds: 0}
 """
 LOCK = """\
 schema: '2.0'

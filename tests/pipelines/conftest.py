@@ -26,7 +26,7 @@ split: {policy: first_third}
 finetune: {crop-paste: {}, disentangled-inversion: {}}
 synthesize: {per_defect: 2}
 score: {image_size: 32}
-segment: {seeds: [0], image_size: 32, steps: 1}
+segment: {seeds: [0], image_size: 32, steps: 1, folds: 0}
 """
 
 

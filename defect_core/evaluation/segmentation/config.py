@@ -62,14 +62,21 @@ class SegmenterConfig(Settings):
     the generators were trained on those images, so holding them out would handicap `real_only` alone."""
     image_score: Literal["max_of_mean", "max"] = "max_of_mean"
     """Image score: the maximum of the score map after averaging in a window, or of the map itself."""
+    folds: int = Field(default=2, ge=0)
+    """Folds of the training images for the thresholds of the image score: 0, or at least 2. One more segmenter per
+    fold is trained without its images, at the first seed. 0: no thresholds, escapes and overkill."""
+    fold_steps: float = Field(default=0.5, gt=0, le=1)
+    """Optimiser steps of the segmenter of a fold, as a fraction of `steps`."""
 
     @model_validator(mode="after")
-    def _check_encoder(self) -> Self:
+    def _check_together(self) -> Self:
         if self.encoder_weights == "embedded" and self.encoder != EMBEDDED_ENCODER:
             raise ValueError(
                 f"encoder: no embedded weights for {self.encoder!r}; expected {EMBEDDED_ENCODER}, or "
                 "encoder_weights: imagenet or none"
             )
+        if self.folds == 1:
+            raise ValueError("folds: 1; expected 0, or at least 2")
         if self.frozen_stages and self.encoder_weights != "embedded":
             raise ValueError("frozen_stages: only the embedded encoder has stages to freeze; expected 0")
         return self

@@ -27,6 +27,45 @@ class Sample(NamedTuple):
     mask: NDArray[np.bool_]
 
 
+class ImageInfo(NamedTuple):
+    """What is known of a real image besides its pixels.
+
+    Attributes:
+        name: path of the image in the records.
+        unit: images of one unit show the same item; a unit is in one fold.
+        defects: its defect types; empty for a normal image.
+        pixel_area: pixels of the original image per pixel of the sample.
+    """
+
+    name: str
+    unit: str
+    defects: tuple[str, ...]
+    pixel_area: float
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Whole real training images of one product, from which the folds of cross-fitting are made.
+
+    Attributes:
+        real: images with defects, in the order of `ArmData.real`.
+        real_info: of each of `real`.
+        normal: normal images, also those that are not trained on.
+        normal_info: of each of `normal`.
+        trained_normal: indices into `normal` of the images whose samples `ArmData.normal` starts with.
+        place_owner: indices into `real` of the images whose normal places follow in `ArmData.normal`.
+        synthetic_sources: names of the real images that each synthetic image was made from.
+    """
+
+    real: Sequence[Sample]
+    real_info: list[ImageInfo]
+    normal: Sequence[Sample]
+    normal_info: list[ImageInfo]
+    trained_normal: list[int]
+    place_owner: list[int]
+    synthetic_sources: list[frozenset[str]]
+
+
 @dataclass(frozen=True)
 class ArmData:
     """Images of one arm at the segmenter's size, or at the working resolution of `image_size: auto`.
@@ -38,6 +77,8 @@ class ArmData:
         synthetic: synthetic defects, like `real`.
         test: test images, defects first.
         scale: working resolution; None for a fixed size.
+        test_info: of each test image; empty if it is not known.
+        training: whole training images; None if no thresholds are computed from them.
     """
 
     defect_types: list[Hashable]
@@ -46,6 +87,8 @@ class ArmData:
     synthetic: list[Sample]
     test: Sequence[Sample]
     scale: WorkingScale | None = None
+    test_info: Sequence[ImageInfo] = ()
+    training: TrainingImages | None = None
 
     @property
     def crops(self) -> int:
@@ -156,6 +199,31 @@ class StoredSamples(Sequence[Sample]):
             return StoredSamples(self.images[index])
         stored, scale = self.images[index]
         return stored.load(scale)
+
+
+class SomeSamples(Sequence[Sample]):
+    """Some of the samples of a sequence, each of which is read when it is needed.
+
+    Args:
+        samples: the sequence.
+        indices: numbers of the samples in it.
+    """
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "SomeSamples": ...
+    def __getitem__(self, index: int | slice) -> "Sample | SomeSamples":
+        """Return one sample, or some of them unread."""
+        if isinstance(index, slice):
+            return SomeSamples(self.samples, self.indices[index])
+        return self.samples[self.indices[index]]
 
 
 def require_image(item: Item) -> str:

@@ -1,6 +1,7 @@
 """Testing of a trained segmenter or detector on real images that no training has used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from defect_core.errors import InputError
 from defect_core.evaluation.segmentation.data import Sample
 from defect_core.metrics.bootstrap import ImageTables, image_tables
 from defect_core.metrics.localisation import PRO_FPR_LIMIT, localisation_scores, pooling_window
+from defect_core.metrics.operating_point import OperatingPoint
 
 IOU_THRESHOLD = 0.5  # Of a probability.
 
@@ -29,14 +31,25 @@ class Evaluation(NamedTuple):
         scores: see `evaluate_segmenter`.
         maps: score maps, float32 `[S,S]` each, in the order of the samples. Those of tiled evaluation are reduced.
         tables: counts of each image, from which `metrics.bootstrap` computes intervals.
+        thresholds: thresholds of the model by overkill target (see `thresholds.target_key`); empty without them.
     """
 
     scores: dict[str, Any]
     maps: Sequence[NDArray[np.float32]] | NDArray[np.float32]
     tables: ImageTables
+    thresholds: Mapping[str, OperatingPoint] = MappingProxyType({})
 
 
-def evaluate_segmenter(model: ScoreMapModel, samples: Sequence[Sample], image_score: str = "max_of_mean") -> Evaluation:
+# Receives each score map `[H,W]`, at full size, with its sample.
+Observer = Callable[[NDArray[np.float32], Sample], None]
+
+
+def evaluate_segmenter(
+    model: ScoreMapModel,
+    samples: Sequence[Sample],
+    image_score: str = "max_of_mean",
+    observe: Observer | None = None,
+) -> Evaluation:
     """Compute the scores of a model on test samples.
 
     Args:
@@ -44,6 +57,7 @@ def evaluate_segmenter(model: ScoreMapModel, samples: Sequence[Sample], image_sc
         samples: test images, normal ones and ones with defects.
         image_score: how a score map becomes one number. `max_of_mean` (AnomalyDiffusion, DRAEM): the maximum of the
             means over windows, 21 px wide at 256 px. `max` (SeaS): the maximum of the map.
+        observe: called with each score map and its sample.
 
     Returns:
         The evaluation. Its `scores` are `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_f1_threshold`, `pro`, `iou`,
@@ -56,7 +70,10 @@ def evaluate_segmenter(model: ScoreMapModel, samples: Sequence[Sample], image_sc
     if not samples:
         raise InputError("segment: no test image; expected at least one")
     maps = model.predict(np.stack([s.image for s in samples]))
-    window = pooling_window(maps.shape[-1]) if image_score == "max_of_mean" else 1
+    if observe is not None:
+        for score_map, sample in zip(maps, samples, strict=True):
+            observe(score_map, sample)
+    window = score_window(maps.shape[-1], image_score)
     exact = localisation_scores(maps, [s.mask for s in samples], PRO_FPR_LIMIT, IOU_THRESHOLD, window)
     scores = {k: round(v, 6) if isinstance(v, float) else v for k, v in exact.items()}
     defects = sum(bool(s.mask.any()) for s in samples)
@@ -69,6 +86,16 @@ def evaluate_segmenter(model: ScoreMapModel, samples: Sequence[Sample], image_sc
         "image_score": describe_image_score(window),
     }
     return Evaluation(scores, maps, image_tables(list(maps), [s.mask for s in samples], window, IOU_THRESHOLD))
+
+
+def score_window(side: int, image_score: str) -> int:
+    """Return the side of the pooling window of an image score in pixels; 1 for `max`.
+
+    Args:
+        side: side of the map in pixels, or of a tile.
+        image_score: `max_of_mean` or `max`.
+    """
+    return pooling_window(side) if image_score == "max_of_mean" else 1
 
 
 def describe_image_score(window: int) -> str:

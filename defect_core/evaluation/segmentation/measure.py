@@ -8,7 +8,15 @@ import numpy as np
 from defect_core.evaluation.batches import auto_synthetic_fraction, compute_synthetic_fraction, hold_out
 from defect_core.evaluation.segmentation.config import SegmenterConfig
 from defect_core.evaluation.segmentation.data import ArmData
-from defect_core.evaluation.segmentation.evaluate import Evaluation, ScoreMapModel, evaluate_segmenter
+from defect_core.evaluation.segmentation.evaluate import (
+    Evaluation,
+    Observer,
+    ScoreMapModel,
+    evaluate_segmenter,
+    score_window,
+)
+from defect_core.evaluation.segmentation.inspection import RegionRecorder, SeedOutcome, summarise_inspection
+from defect_core.evaluation.segmentation.thresholds import CrossFit, cross_fit, missing_for_folds
 from defect_core.evaluation.segmentation.tiles import evaluate_tiled
 from defect_core.evaluation.segmentation.train import TrainedSegmenter, train_segmenter
 from defect_core.metrics.bootstrap import ImageTables, bootstrap_intervals, bootstrap_samples
@@ -57,10 +65,18 @@ def measure_segmenter(
         after_seed: called after each seed with its number, the settings, the trained model and its evaluation.
 
     Returns:
-        The result of `summarise_evaluations`, `protocol`, and `best_on_validation` if a validation part is held out.
+        The result of `summarise_evaluations`, `protocol`, `inspection` (see `summarise_inspection`; `reason` if there
+        are no thresholds), and `best_on_validation` if a validation part is held out.
     """
     last: list[Evaluation] = []
     best: list[Evaluation] = []
+    tests: list[SeedOutcome] = []
+    reason = missing_for_folds(data, config.folds)
+    fitted = None
+    if not reason:
+        fitted = cross_fit(
+            data, training_config(config, data), training_seed(base_seed, config.seeds[0]), label, device
+        )
     for number, seed in enumerate(config.seeds):
         trained = train_segmenter(
             data.real,
@@ -72,7 +88,11 @@ def measure_segmenter(
             device,
             data.crops,
         )
-        last.append(evaluate_arm(trained.model, data, config.image_score))
+        if fitted is None:
+            last.append(evaluate_arm(trained.model, data, config.image_score))
+        else:
+            tests.append(_test_with_thresholds(trained.model, data, fitted, config.image_score))
+            last.append(tests[-1].evaluation)
         if trained.best is not None:
             best.append(evaluate_arm(trained.best, data, config.image_score))
         if after_seed is not None:
@@ -81,6 +101,9 @@ def measure_segmenter(
     result["protocol"] = last[0].scores["protocol"] | arm_protocol(config, data) | {"seeds": len(config.seeds)}
     if len(best) == len(last):
         result["best_on_validation"] = summarise_evaluations(config.seeds, best, base_seed)
+    result["inspection"] = (
+        {"reason": reason} if fitted is None else summarise_inspection(data, fitted, config.seeds, tests)
+    )
     return result
 
 
@@ -89,11 +112,20 @@ def training_config(config: SegmenterConfig, data: ArmData) -> SegmenterConfig:
     return config if data.scale is None else config.model_copy(update={"image_size": data.scale.tile})
 
 
-def evaluate_arm(model: ScoreMapModel, data: ArmData, image_score: str) -> Evaluation:
+def evaluate_arm(model: ScoreMapModel, data: ArmData, image_score: str, observe: Observer | None = None) -> Evaluation:
     """Return the evaluation of a model on the test images of an arm, with tiles if it has a working resolution."""
     if data.scale is None:
-        return evaluate_segmenter(model, data.test, image_score)
-    return evaluate_tiled(model, data.test, data.scale, image_score)
+        return evaluate_segmenter(model, data.test, image_score, observe)
+    return evaluate_tiled(model, data.test, data.scale, image_score, observe)
+
+
+def _test_with_thresholds(model: ScoreMapModel, data: ArmData, fitted: CrossFit, image_score: str) -> SeedOutcome:
+    """Return the evaluation of a final model and the regions that it finds at its thresholds."""
+    points = fitted.thresholds(model, data, image_score)
+    side = data.test[0].mask.shape[0] if data.scale is None else data.scale.tile
+    recorder = RegionRecorder({key: p.threshold for key, p in points.items()}, score_window(side, image_score))
+    evaluation = evaluate_arm(model, data, image_score, recorder)
+    return SeedOutcome(evaluation._replace(thresholds=points), recorder.regions)
 
 
 def arm_protocol(config: SegmenterConfig, data: ArmData) -> dict[str, Any]:

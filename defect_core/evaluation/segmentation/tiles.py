@@ -11,7 +11,14 @@ from PIL import Image
 from defect_core.data.masks import components
 from defect_core.errors import InputError
 from defect_core.evaluation.segmentation.data import Sample, StoredImage
-from defect_core.evaluation.segmentation.evaluate import IOU_THRESHOLD, Evaluation, ScoreMapModel, describe_image_score
+from defect_core.evaluation.segmentation.evaluate import (
+    IOU_THRESHOLD,
+    Evaluation,
+    Observer,
+    ScoreMapModel,
+    describe_image_score,
+    score_window,
+)
 from defect_core.evaluation.segmentation.scale import WorkingScale, tile_starts
 from defect_core.metrics.binning import BINS, binned_curve, count_bins
 from defect_core.metrics.bootstrap import BINS as TABLE_BINS
@@ -21,7 +28,6 @@ from defect_core.metrics.localisation import (
     PRO_FPR_LIMIT,
     ImageCounts,
     count_image,
-    pooling_window,
     scores_from_curves,
 )
 
@@ -92,8 +98,10 @@ def load_crops(images: Iterable[StoredImage], scale: WorkingScale) -> list[Sampl
     return [crop for image, rng in zip(images, rngs, strict=False) for crop in cut_crops(image.load(scale), scale, rng)]
 
 
-def load_normal_places(images: Iterable[StoredImage], scale: WorkingScale) -> list[Sample]:
-    """Return crops of defect images without a defect pixel (see `cut_normal_places`); none if one tile holds an image.
+def load_normal_places(images: Iterable[StoredImage], scale: WorkingScale) -> list[list[Sample]]:
+    """Return for each defect image its crops without a defect pixel (see `cut_normal_places`).
+
+    Empty if one tile holds an image.
 
     Raises:
         InputError: a file cannot be read.
@@ -101,8 +109,7 @@ def load_normal_places(images: Iterable[StoredImage], scale: WorkingScale) -> li
     if scale.crops == 1:
         return []
     rngs = (np.random.default_rng([number, 1]) for number in itertools.count())
-    places = (cut_normal_places(image.load(scale), scale, rng) for image, rng in zip(images, rngs, strict=False))
-    return [crop for crops in places for crop in crops]
+    return [cut_normal_places(image.load(scale), scale, rng) for image, rng in zip(images, rngs, strict=False)]
 
 
 def predict_tiled(model: ScoreMapModel, image: NDArray[np.uint8], scale: WorkingScale) -> NDArray[np.float32]:
@@ -135,7 +142,11 @@ def predict_tiled(model: ScoreMapModel, image: NDArray[np.uint8], scale: Working
 
 
 def evaluate_tiled(
-    model: ScoreMapModel, samples: Sequence[Sample], scale: WorkingScale, image_score: str = "max_of_mean"
+    model: ScoreMapModel,
+    samples: Sequence[Sample],
+    scale: WorkingScale,
+    image_score: str = "max_of_mean",
+    observe: Observer | None = None,
 ) -> Evaluation:
     """Compute the scores of a model on stitched score maps, one image after the other.
 
@@ -144,6 +155,7 @@ def evaluate_tiled(
         samples: test images at the working resolution; each is read when it is scored, and then released.
         scale: the working resolution.
         image_score: see `evaluate_segmenter`; the window is that of a tile.
+        observe: called with each score map, before it is reduced, and its sample.
 
     Returns:
         The evaluation as that of `evaluate_segmenter`. Pixels are counted in a million bins (see `metrics.binning`), so
@@ -154,12 +166,14 @@ def evaluate_tiled(
     """
     if not samples:
         raise InputError("segment: no test image; expected at least one")
-    window = pooling_window(scale.tile) if image_score == "max_of_mean" else 1
+    window = score_window(scale.tile, image_score)
     counts: list[_Counts] = []
     images: list[ImageCounts] = []
     shown: list[NDArray[np.float32]] = []
     for sample in samples:
         score_map = predict_tiled(model, sample.image, scale)
+        if observe is not None:
+            observe(score_map, sample)
         image = count_image(score_map, sample.mask, window, IOU_THRESHOLD)
         counts.append(_count_strips(score_map, sample.mask, image.area))
         images.append(image._replace(area=np.empty(0, np.float32)))

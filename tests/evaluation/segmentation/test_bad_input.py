@@ -32,7 +32,7 @@ def _measure(root, rows, after_seed=None, **settings):
     (root / "data/split").mkdir(parents=True, exist_ok=True)
     write_records(rows, root / "data/split/p.parquet")
     project = Project(root)
-    segment = {"image_size": 32, "seeds": (0,), "steps": 1, "batch_size": 2, **settings}
+    segment = {"image_size": 32, "seeds": (0,), "steps": 1, "batch_size": 2, "folds": 0, **settings}
     project.__dict__["params"] = Params(products=("p",), segment=segment)
     data, _ = load_arm_data(project, "p", [])
     config = resolve_config(project.params.segment, data.defect_types)

@@ -56,7 +56,7 @@ def test_each_score_has_an_interval_and_both_models_are_reported(project, monkey
     def trained(*_):
         return TrainedModel("last", [], "best" if validated else None)
 
-    def evaluated(model, _, image_score):
+    def evaluated(model, _, image_score, *__):
         return _Result(next(last if model == "last" else best))
 
     monkeypatch.setattr(measure, "train_segmenter", trained)

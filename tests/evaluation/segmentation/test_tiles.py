@@ -246,6 +246,9 @@ def test_auto_trains_on_crops_and_tests_whole_images(tmp_path):
     assert (protocol["image_size"], protocol["train_defects"], protocol["validation_defects"]) == ("auto", 2, 1)
     assert (protocol["tile"], protocol["steps"]) == (256, 2)
     assert seen[0][1].image_size == "auto" and "best_on_validation" in result
+    assert data.training is not None and len(data.normal) == 8 * (2 + len(data.training.place_owner))
+    note = result["inspection"]["targets"]["0.05"]["note"]
+    assert note == "5 % overkill needs 19 held-out normal images (20 to extrapolate); found 2"
 
 
 def test_a_fixed_size_is_resized_to_a_square_as_before(tmp_path):
