@@ -29,7 +29,7 @@ def format_rate(rate: Mapping[str, Any] | None) -> str:
 
 def format_ends(rate: Mapping[str, Any] | None) -> str:
     """Return the interval of a rate in percent as `7.1–20.3`; "" without one."""
-    ends = rate and rate["interval"]
+    ends: list[float] | None = None if rate is None else rate["interval"]
     return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}" if ends else ""
 
 
