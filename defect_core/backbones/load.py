@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from defect_core.backbones.compute import DEFAULT_COMPUTE, ComputeConfig
 from defect_core.backbones.locate import digest_files, find_model
+from defect_core.backbones.prediction import check_prediction, check_schedule, predict_noise_from_velocity
 from defect_core.backbones.save import save_network
 from defect_core.errors import InputError
 
@@ -53,7 +54,7 @@ class Backbone:
         folder: the folder that contains the files of the model.
         vae: AutoencoderKL of diffusers: images [B, 3 p², R/p, R/p] to latents [B, C, h, h], where p is `patch_size`.
         denoiser: UNet2DConditionModel of diffusers. It predicts the noise [B, C, h, h] from noisy latents [B, C, h, h],
-            timesteps [B] and text embeddings [B, T, D].
+            timesteps [B] and text embeddings [B, T, D]; that of a model with v-prediction is converted to the noise.
         text_encoder: CLIPTextModel of transformers, or LDMBertModel of diffusers.
         tokenizer: the tokenizer that belongs to `text_encoder`.
         alphas_cumprod: cumulative products of alpha of the noise schedule, float32 [N] in (0, 1), decreasing with the
@@ -208,7 +209,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a latent diffusion model.
 
-    Only weights in safetensors format are read. Inpainting models are not supported.
+    Only weights in safetensors format are read. Models that predict the noise or the velocity (Stable Diffusion 2.x) are
+    supported; inpainting models, Stable Diffusion XL and schedules with zero terminal SNR are not.
 
     Args:
         name: one of
@@ -226,8 +228,8 @@ def load_backbone(
         The backbone, in evaluation mode and frozen.
 
     Raises:
-        InputError: there is no model with this name, a part is missing or cannot be read, or U-Net and VAE have a
-            different number of latent channels. The message is one line.
+        InputError: there is no model with this name, a part is missing or cannot be read, the parts do not fit, or the
+            model is of another family. The message is one line.
 
     >>> backbone = load_backbone("embedded")
     >>> backbone.resolution, backbone.latent_channels, backbone.latent_size
@@ -254,12 +256,39 @@ def load_backbone(
         alphas_cumprod=scheduler.alphas_cumprod.float().clone(),
         patch_size=_read_patch_size(folder),
     )
-    if backbone.denoiser.config.in_channels != backbone.latent_channels:
+    _check_parts(backbone)
+    kind = str(scheduler.config.get("prediction_type", "epsilon"))
+    check_schedule(str(name), backbone.alphas_cumprod, kind)
+    backbone.to(device, dtype)
+    if kind == "v_prediction":
+        with torch.no_grad():
+            check_prediction(str(name), backbone.denoiser, backbone.encode_text([""]))
+        predict_noise_from_velocity(backbone.denoiser, backbone.alphas_cumprod)
+    return backbone.configure(compute)
+
+
+def _check_parts(backbone: Backbone) -> None:
+    """Raise InputError if the parts do not fit, or the U-Net needs inputs that the methods do not have."""
+    config, text = backbone.denoiser.config, backbone.text_encoder.config
+    if config.in_channels != backbone.latent_channels:
         raise InputError(
-            f"backbone {name}: unet/ has {backbone.denoiser.config.in_channels} input channels and vae/ has "
+            f"backbone {backbone.name}: unet/ has {config.in_channels} input channels and vae/ has "
             f"{backbone.latent_channels} latent channels; expected the same number (no inpainting model)"
         )
-    return backbone.to(device, dtype).configure(compute)
+    for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
+        if config.get(key) is not None:
+            raise InputError(
+                f"backbone {backbone.name}: unet/ needs further inputs ({key} is {config[key]!r}, as in Stable Diffusion "
+                "XL); expected a model that reads latents and text only, such as Stable Diffusion 1.x or 2.x"
+            )
+    width = getattr(text, "hidden_size", None) or text.d_model
+    widths = config.cross_attention_dim
+    for read in {widths} if isinstance(widths, int) else set(widths):
+        if read != width:
+            raise InputError(
+                f"backbone {backbone.name}: unet/ reads text of width {read} and text_encoder/ gives {width}; "
+                "expected the same width: take both from one model"
+            )
 
 
 def digest_folder(folder: Path) -> str:

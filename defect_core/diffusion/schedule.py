@@ -52,15 +52,17 @@ def noise_ratio(alpha_cumprod: Tensor) -> Tensor:
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
-    """Return a sample of q(z_t | z_0): sqrt(a)·z_0 + sqrt(1 − a)·noise.
+    """Return a sample of q(z_t | z_0): sqrt(a)·z_0 + sqrt(1 − a)·noise, computed in float32, in the latents' type.
+
+    In half precision a itself would be rounded: bfloat16 has no number between 0.996 and 1.
 
     Args:
         latents: z_0, [B, C, h, w].
         noise: standard normal, [B, C, h, w].
         alpha_cumprod: a, [B], in (0, 1]; one noise level per batch item.
     """
-    level = alpha_cumprod.to(latents).view(-1, 1, 1, 1)
-    return level.sqrt() * latents + (1 - level).sqrt() * noise
+    level = alpha_cumprod.to(latents.device, _at_least_float32(latents)).view(-1, 1, 1, 1)
+    return (level.sqrt() * latents + (1 - level).sqrt() * noise).to(latents.dtype)
 
 
 def pred_original_sample(latents: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
@@ -70,12 +72,12 @@ def pred_original_sample(latents: Tensor, noise: Tensor, alpha_cumprod: Tensor) 
         latents: z_t, [B, ...].
         noise: ε, the same shape.
         alpha_cumprod: a, in (0, 1]: a scalar, whose roots keep its own precision, or [B] with one noise level per batch
-            item, whose roots have the precision of the latents.
+            item, computed in float32.
     """
     if alpha_cumprod.ndim == 0:
         return (latents - float((1 - alpha_cumprod).sqrt()) * noise) / float(alpha_cumprod.sqrt())
-    level = alpha_cumprod.to(latents).view(-1, *[1] * (latents.ndim - 1))
-    return (latents - (1 - level).sqrt() * noise) / level.sqrt()
+    level = alpha_cumprod.to(latents.device, _at_least_float32(latents)).view(-1, *[1] * (latents.ndim - 1))
+    return ((latents - (1 - level).sqrt() * noise) / level.sqrt()).to(latents.dtype)
 
 
 def ddim_step(
@@ -110,3 +112,7 @@ def ddim_step(
     direction = (1 - alpha_cumprod_to - variance).clamp(min=0).sqrt()
     clean = pred_original_sample(latents, noise, alpha_cumprod_from)
     return float(alpha_cumprod_to.sqrt()) * clean + float(direction) * noise + float(variance.sqrt()) * fresh_noise
+
+
+def _at_least_float32(latents: Tensor) -> torch.dtype:
+    return torch.promote_types(latents.dtype, torch.float32)

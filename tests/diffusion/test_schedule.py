@@ -103,3 +103,15 @@ def test_stochastic_step_needs_fresh_noise() -> None:
     latents, noise = _random(2, 1, 4, 8, 8)
     with pytest.raises(ValueError, match="fresh noise"):
         ddim_step(latents, noise, ALPHAS[100], ALPHAS[50], 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noise_is_added_in_float32_whatever_the_type_of_the_latents(dtype: torch.dtype) -> None:
+    """In bfloat16 a = 0.9991 would be 1, and no noise would be added."""
+    clean, noise = (each.to(dtype) for each in _random(2, 1, 4, 8, 8))
+    level = torch.tensor([0.9991])
+    noisy = add_noise(clean, noise, level)
+    exact = level.sqrt() * clean.float() + (1 - level).sqrt() * noise.float()
+    assert noisy.dtype == dtype and torch.equal(noisy, exact.to(dtype))
+    restored = pred_original_sample(noisy, noise, level)
+    assert restored.dtype == dtype and torch.allclose(restored.float(), clean.float(), atol=0.02)
