@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from defect_core.cli.git_setup import add_lines, git_toplevel, init_git
+from defect_core.cli.protocols import apply_protocol
 from defect_core.cli.transaction import edited_params
 from defect_core.data.problems import ProblemLog
 from defect_core.errors import InputError, suggest
@@ -16,7 +17,15 @@ from defect_core.graph.local import check_known, child_environment
 from defect_core.graph.source_links import DVC_CONFIG, DVC_IGNORES
 from defect_core.project.paths import PARAMS_FILE, Project
 
-PRESETS = ("demo", "laptop", "full")
+PAPER_PROTOCOLS = {
+    "paper-anomaly-diffusion": "anomalydiffusion",
+    "paper-cadiff": "cadiff",
+    "paper-defectdiffu": "defectdiffu",
+    "paper-disentangled-inversion": "ddim-inversion",
+    "paper-seas": "seas",
+}
+"""Presets that give a method as its paper has it, and the evaluation protocol that belongs to each."""
+PRESETS = ("demo", "laptop", "full", *PAPER_PROTOCOLS)
 TEMPLATES = {
     "workspace.yaml": "workspace.yaml",
     "data-README.md": "data/README.md",
@@ -77,6 +86,8 @@ def init_project(folder: Path, preset: str = "laptop", with_git: bool = True) ->
         else:
             path.write_text(text, encoding="utf-8")
     sync(project)
+    if preset in PAPER_PROTOCOLS:
+        apply_protocol(project, PAPER_PROTOCOLS[preset])
     return project
 
 
