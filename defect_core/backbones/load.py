@@ -209,8 +209,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a latent diffusion model.
 
-    Only weights in safetensors format are read. Models that predict the noise or the velocity (Stable Diffusion 2.x) are
-    supported; inpainting models, Stable Diffusion XL and schedules with zero terminal SNR are not.
+    Only weights in safetensors format are read. Models that predict the noise or the velocity (Stable Diffusion 2.x)
+    are supported; inpainting models, Stable Diffusion XL and schedules with zero terminal SNR are not.
 
     Args:
         name: one of
@@ -278,8 +278,8 @@ def _check_parts(backbone: Backbone) -> None:
     for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if config.get(key) is not None:
             raise InputError(
-                f"backbone {backbone.name}: unet/ needs further inputs ({key} is {config[key]!r}, as in Stable Diffusion "
-                "XL); expected a model that reads latents and text only, such as Stable Diffusion 1.x or 2.x"
+                f"backbone {backbone.name}: unet/ needs further inputs ({key} is {config[key]!r}, as in Stable "
+                "Diffusion XL); expected a model that reads latents and text only, such as Stable Diffusion 1.x or 2.x"
             )
     width = getattr(text, "hidden_size", None) or text.d_model
     widths = config.cross_attention_dim

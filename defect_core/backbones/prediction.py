@@ -35,8 +35,8 @@ def check_schedule(name: str, alphas_cumprod: Tensor, kind: str) -> None:
 def check_prediction(name: str, denoiser: Any, text: Tensor) -> None:
     """Check that a model whose scheduler states v-prediction does not predict the noise.
 
-    From pure noise, a model of the noise returns about its input, and a model of the velocity about minus the mean image
-    (Salimans and Ho 2022).
+    From pure noise, a model of the noise returns about its input, and a model of the velocity about minus the mean
+    image (Salimans and Ho 2022).
 
     Args:
         name: of the backbone, for messages.
@@ -52,8 +52,8 @@ def check_prediction(name: str, denoiser: Any, text: Tensor) -> None:
     correlation = float(torch.corrcoef(torch.stack([noise.float().flatten(), predicted.float().flatten()]))[0, 1])
     if correlation > _NOISE_CORRELATION:
         raise InputError(
-            f"backbone {name}: scheduler/ states prediction_type v_prediction, but unet/ predicts the noise (correlation "
-            f"{correlation:.2f}); expected the scheduler of this model, with prediction_type epsilon"
+            f"backbone {name}: scheduler/ states prediction_type v_prediction, but unet/ predicts the noise "
+            f"(correlation {correlation:.2f}); expected the scheduler of this model, with prediction_type epsilon"
         )
 
 

@@ -67,9 +67,7 @@ def _options(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="A new folder, or one whose files are kept.")],
-    preset: Annotated[
-        str, typer.Option(help="demo (minutes), laptop (an hour), full (a GPU) or paper-METHOD.")
-    ] = "laptop",
+    preset: Annotated[str, typer.Option(help="demo, laptop (an hour), full (a GPU), paper-METHOD.")] = "laptop",
     no_git: Annotated[bool, typer.Option("--no-git", help="Create no git repository.")] = False,
 ) -> None:
     """Create a project in a git repository: params.yaml, dvc.yaml, workspace.yaml, data/, metrics/."""

@@ -87,5 +87,5 @@ def test_a_model_that_needs_further_inputs_is_refused(tmp_path: Path) -> None:
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 64,
     }
-    with pytest.raises(InputError, match="addition_embed_type is 'text_time'.* expected a model that reads latents"):
+    with pytest.raises(InputError, match=r"addition_embed_type is 'text_time'.* expected a model that reads latents"):
         load_backbone(write_tiny_backbone(tmp_path / "xl", **changes))

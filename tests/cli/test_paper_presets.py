@@ -1,4 +1,4 @@
-"""The presets `paper-METHOD`: method, backbone, split, masks, filters and evaluation as the paper has them, together."""
+"""The presets `paper-METHOD`: method, backbone, split, masks, filters and evaluation of the paper, together."""
 
 import pytest
 
