@@ -259,12 +259,16 @@ def load_backbone(
     _check_parts(backbone)
     kind = str(scheduler.config.get("prediction_type", "epsilon"))
     check_schedule(str(name), backbone.alphas_cumprod, kind)
-    backbone.to(device, dtype)
+    return _convert_prediction(backbone.to(device, dtype), kind).configure(compute)
+
+
+def _convert_prediction(backbone: Backbone, kind: str) -> Backbone:
+    """Return the backbone with a denoiser that returns the noise, whatever its network predicts."""
     if kind == "v_prediction":
         with torch.no_grad():
-            check_prediction(str(name), backbone.denoiser, backbone.encode_text([""]))
+            check_prediction(backbone.name, backbone.denoiser, backbone.encode_text([""]))
         predict_noise_from_velocity(backbone.denoiser, backbone.alphas_cumprod)
-    return backbone.configure(compute)
+    return backbone
 
 
 def _check_parts(backbone: Backbone) -> None:
