@@ -67,8 +67,8 @@ def inspection_section(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
     """Return the tables of one product for the report; None for a leaderboard without such figures.
 
     Returns:
-        `reasons` of arms without figures, `protocol`, and the tables `targets`, `defects` and `regions`, each with
-        `labels` and `rows` of an arm's name and its cells, which are pairs of a value and its interval.
+        `reasons` of arms without figures, `protocol`, `notes` on thresholds, and `tables`, each with `title`, `labels`
+        and `rows` of an arm's name and its cells, which are pairs of a value and its interval.
     """
     if not any(row.get("inspection") for row in rows):
         return None
@@ -87,13 +87,21 @@ def inspection_section(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
     section["tables"] = [_target_table(measured, list(first["targets"]))]
     shown = [row for row in measured if find_target(row)]
     if shown:
-        section["tables"] += [_defect_table(shown), _region_table(shown)]
+        tables = [_defect_table(shown), _region_table(shown), _tercile_table(shown)]
+        section["tables"] += [table for table in tables if table["labels"]]
     return section
+
+
+_SHOWN = f"{target_name(SHOWN_TARGET)} overkill"
 
 
 def _target_table(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
     """Return escapes and realised overkill at each target."""
-    labels = [f"{what} at {target_name(key)}" for key in keys for what in ("escapes", "overkill")]
+    extrapolated = {
+        key for row in rows for key in keys if (find_target(row, key) or {}).get("support") == "extrapolated"
+    }
+    names = [target_name(key) + EXTRAPOLATED * (key in extrapolated) for key in keys]
+    labels = [f"{what} at {name}" for name in names for what in ("escapes", "overkill")]
     lines = []
     for row in rows:
         cells = []
@@ -109,17 +117,33 @@ def _defect_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the escapes of each defect type at `SHOWN_TARGET`, and its smallest found and largest missed region."""
     targets = [_shown(row) for row in rows]
     defects = list(targets[0]["escape_by_defect"])
-    labels = [f"{defect} n = {targets[0]['escape_by_defect'][defect]['count']}" for defect in defects]
-    lines = [
-        (row["arm"], [_cell(target["escape_by_defect"][defect]) for defect in defects])
-        for row, target in zip(rows, targets, strict=True)
-    ]
-    return {"title": f"Escapes by defect type at {target_name(SHOWN_TARGET)}, %", "labels": labels, "rows": lines}
+    labels = []
+    for defect in defects:
+        labels += [f"{defect}: escapes of {targets[0]['escape_by_defect'][defect]['count']}", "smallest found, px"]
+    lines = []
+    for row, target in zip(rows, targets, strict=True):
+        cells = []
+        for defect in defects:
+            cells += [_cell(target["escape_by_defect"][defect]), (_areas(target["smallest_found_px"][defect]), "")]
+        lines.append((row["arm"], cells))
+    return {"title": f"Defect types at {_SHOWN}, %", "labels": labels, "rows": lines}
 
 
 def _region_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the figures of the defect regions at `SHOWN_TARGET`."""
     labels = ["region recall", "false regions per image", "smallest found, px", "largest missed, px"]
+    lines = []
+    for row in rows:
+        target = _shown(row)
+        cells = [_cell(target["region_recall"]), (f"{target['false_regions_per_image']:.2f}", "")]
+        cells += [(_areas(target[name]["all"]), "") for name in ("smallest_found_px", "largest_missed_px")]
+        lines.append((row["arm"], cells))
+    return {"title": f"Defect regions found at {_SHOWN}, %", "labels": labels, "rows": lines}
+
+
+def _tercile_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the region recall by size and by contrast at `SHOWN_TARGET`."""
+    labels: list[str] = []
     first = _shown(rows[0])
     bins = [("recall_by_size", _SIZES, "px"), ("recall_by_contrast", _CONTRASTS, "grey levels")]
     for name, words, unit in bins:
@@ -128,14 +152,10 @@ def _region_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             low, high = (f"{edge:.0f}" if edge >= 10 else f"{edge:.1f}" for edge in edges)
             limits = (f"to {low}", f"to {high}", f"above {high}")
             labels += [f"{word} {limit} {unit}" for word, limit in zip(words, limits, strict=True)]
-    lines = []
-    for row in rows:
-        target = _shown(row)
-        cells = [_cell(target["region_recall"]), (f"{target['false_regions_per_image']:.2f}", "")]
-        cells += [(_areas(target[name]["all"]), "") for name in ("smallest_found_px", "largest_missed_px")]
-        cells += [_cell(rate) for name, _, _ in bins for rate in target[name].get("bins", [])]
-        lines.append((row["arm"], cells))
-    return {"title": f"Defect regions found at {target_name(SHOWN_TARGET)}, %", "labels": labels, "rows": lines}
+    lines = [
+        (row["arm"], [_cell(rate) for name, _, _ in bins for rate in _shown(row)[name].get("bins", [])]) for row in rows
+    ]
+    return {"title": f"Region recall by size and contrast at {_SHOWN}, %", "labels": labels, "rows": lines}
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

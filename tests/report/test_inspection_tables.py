@@ -23,7 +23,7 @@ def _target(support="extrapolated", note="1 % overkill needs 99 held-out normal 
         "escape_by_defect": {"cut": _rate(0.125), "dent": _rate(0.375)},
         "region_recall": _rate(0.8),
         "false_regions_per_image": 0.125,
-        "smallest_found_px": {"all": list(small)},
+        "smallest_found_px": {"all": list(small), "cut": [12], "dent": [None]},
         "largest_missed_px": {"all": [None, None]},
         "recall_by_size": {"edges": [20.0, 55.4], "bins": bins},
         "recall_by_contrast": {"reason": "needs at least 3 real training regions for terciles"},
@@ -85,10 +85,13 @@ def test_the_section_has_targets_defects_and_regions():
     section = inspection_section([_row("mix", _measured()), _row("real_only", {"reason": "folds is 0"})])
     assert section["reasons"] == ["real_only: folds is 0"]
     assert section["notes"][0] == "0.1 %: unavailable. 0.1 % overkill needs 999"
-    targets, defects, regions = section["tables"]
+    targets, defects, regions, terciles = section["tables"]
     assert targets["rows"] == [("mix", [("not available", "")] * 2 + [("25.0", "12.5–35.0"), ("5.0", "2.5–15.0")])]
-    assert defects["labels"] == ["cut n = 20", "dent n = 20"] and defects["rows"][0][1][1][0] == "37.5"
+    assert targets["labels"][1:3] == ["overkill at 0.1 %", "escapes at 1 %†"]
+    assert defects["labels"][2:] == ["dent: escapes of 20", "smallest found, px"]
+    assert [cell[0] for cell in defects["rows"][0][1]] == ["12.5", "12", "37.5", "none"]
     cells = dict(zip(regions["labels"], regions["rows"][0][1], strict=True))
     assert cells["smallest found, px"][0] == "30–41" and cells["largest missed, px"][0] == "none"
+    cells = dict(zip(terciles["labels"], terciles["rows"][0][1], strict=True))
     assert cells["small to 20 px"][0] == "50.0" and cells["large above 55 px"][0] == "none"
     assert inspection_section([_row("mix", None)]) is None
