@@ -23,6 +23,8 @@ class AugmentOptions:
         contrast: relative change.
         colour: relative change of each channel.
         keep: smallest fraction of the defect area that stays in view, 0 to 1.
+        crop: whether to crop at random around the defect, see `random_crop_with_defect`.
+        probability: of any change.
     """
 
     flips: bool = True
@@ -34,6 +36,8 @@ class AugmentOptions:
     contrast: float = 0.15
     colour: float = 0.03
     keep: float = 0.5
+    crop: bool = False
+    probability: float = 1.0
 
 
 def augment_pair(
@@ -55,6 +59,8 @@ def augment_pair(
         options: ranges; None for the defaults.
     """
     options = options or AugmentOptions()
+    if options.probability < 1 and rng.random() >= options.probability:
+        return image.copy(), mask.copy()
     area = int(mask.sum())
     for _ in range(_ATTEMPTS):
         moved, moved_mask, zoom = _move(image, mask, rng, options)
@@ -62,7 +68,33 @@ def augment_pair(
             break
     else:
         moved, moved_mask = image.copy(), mask.copy()
+    if options.crop:
+        moved, moved_mask = random_crop_with_defect(moved, moved_mask, rng)
     return _change_light(moved, rng, options), moved_mask
+
+
+def random_crop_with_defect(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return a random crop that contains the whole defect, enlarged to the size of the image.
+
+    The aspect ratio may change (AnomalyDiffusion, appendix B and public code). Without a defect nothing changes.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask: bool [H, W].
+        rng: source of all randomness.
+    """
+    if not mask.any():
+        return image, mask
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rng.integers(rows[0] + 1)), int(rng.integers(columns[0] + 1))
+    bottom, right = int(rng.integers(rows[-1] + 1, height + 1)), int(rng.integers(columns[-1] + 1, width + 1))
+    box, size = (left, top, right, bottom), (width, height)
+    cropped = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box)
+    cropped_mask = Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST, box)
+    return np.array(cropped), np.array(cropped_mask) > 0
 
 
 def _move(

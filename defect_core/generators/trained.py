@@ -37,8 +37,9 @@ class SavedGenerator(NamedTuple):
     description: dict[str, Any]
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of `<name>.safetensors` as float32 on the CPU."""
-        return {key: tensor.float() for key, tensor in load_file(self.folder / f"{name}.safetensors").items()}
+        """Return the tensors of `<name>.safetensors` on the CPU, numbers as float32."""
+        stored = load_file(self.folder / f"{name}.safetensors")
+        return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in stored.items()}
 
 
 class TrainedGenerator(Generator, Generic[ConfigT]):
@@ -103,7 +104,7 @@ class TrainedGenerator(Generator, Generic[ConfigT]):
         """Write `generator.json`, `training.json` and the weights in half precision, one file per state dict."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, state in self.state_dicts().items():
-            halves = {key: tensor.detach().half().contiguous() for key, tensor in state.items()}
+            halves = {key: _as_half(tensor).contiguous() for key, tensor in state.items()}
             save_file(halves, folder / f"{name}.safetensors")
         backbone = {"name": self.backbone.name, "digest": self.backbone.digest}
         write_description(folder, self.name, self.config, **self.describe(), backbone=backbone)
@@ -159,10 +160,15 @@ class TrainedGenerator(Generator, Generic[ConfigT]):
 
 
 def round_to_half(module: nn.Module) -> None:
-    """Round the parameters to half precision in place, so that saving and loading changes nothing."""
+    """Round parameters and saved buffers to half precision in place, so that saving and loading changes nothing."""
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(parameter.half().to(parameter.dtype))
+        for tensor in module.state_dict().values():
+            tensor.copy_(_as_half(tensor).to(tensor.dtype))
+
+
+def _as_half(tensor: Tensor) -> Tensor:
+    """Return a floating-point tensor in half precision; the others, such as counters of batch norm, unchanged."""
+    return tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
 
 
 def freeze_in_half_precision(module: nn.Module) -> None:

@@ -3,8 +3,8 @@
 A *view* is a canvas (see `canvas.py`) at the backbone's resolution, with its mask.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from defect_core.data.foreground import has_texture_direction
 from defect_core.data.masks import downsample_mask
 from defect_core.generators.base import Example, Image, Mask
 from defect_core.generators.canvas import CanvasKind, choose_window, crop_image, crop_mask
+from defect_core.generators.canvas_config import AugmentationConfig
 
 # Each view multiplies `context` by a random factor in this range (not from a paper).
 CONTEXT_JITTER = (0.8, 1.4)
@@ -54,6 +55,86 @@ class LatentBank:
     defects: Tensor
 
 
+class ViewBatch(NamedTuple):
+    """A random batch of views.
+
+    Attributes:
+        latents: [B, C, h, h] on the CPU.
+        masks: bool [B, 1, R, R].
+        defects: B defect types.
+    """
+
+    latents: Tensor
+    masks: Tensor
+    defects: list[str]
+
+
+class ViewSource:
+    """Random batches of augmented views of examples.
+
+    With `variants` views per example, all are encoded once and kept. Without, every batch consists of new views, as in
+    the papers: each is augmented and encoded when it is needed, and nothing is kept.
+
+    Args:
+        backbone: gives the VAE.
+        examples: real examples.
+        variants: views per example; None: new views in every batch.
+        canvases: kinds of canvas. Each example has `variants` views of each kind; new views have a random kind.
+        context: see `choose_window`.
+        min_side: see `choose_window`.
+        rng: source of the kept views.
+        augmentation: random changes; None: those of `AugmentationConfig`.
+        render: what is encoded instead of a view's image.
+
+    Attributes:
+        latents: encoded views that are kept, [N, C, h, h]; None without.
+        defects: defect types of the kept views, or of the examples.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        examples: Sequence[Example],
+        variants: int | None,
+        canvases: Sequence[CanvasKind],
+        context: float,
+        min_side: int,
+        rng: np.random.Generator,
+        augmentation: AugmentationConfig | None = None,
+        render: Callable[[View], Image] | None = None,
+    ) -> None:
+        self._backbone, self._examples, self._render = backbone, list(examples), render or (lambda view: view.image)
+        self._canvases, self._settings = canvases, (context, min_side, backbone.resolution)
+        self._augmentation = augmentation
+        self.latents: Tensor | None = None
+        self.defects = [example.defect for example in self._examples]
+        if variants is not None:
+            self._views = [
+                view
+                for canvas in canvases
+                for view in augment_examples(self._examples, variants, canvas, *self._settings, rng, augmentation)
+            ]
+            self.defects = [view.defect for view in self._views]
+            self.latents = encode_images(backbone, [self._render(view) for view in self._views])
+
+    def batch(self, size: int, generator: torch.Generator) -> ViewBatch:
+        """Return a random batch of `size` views."""
+        if self.latents is not None:
+            rows = torch.randint(len(self.latents), (size,), generator=generator)
+            return self._as_batch(self.latents[rows], [self._views[int(row)] for row in rows])
+        rows = torch.randint(len(self._examples), (size,), generator=generator)
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        chosen = [self._examples[int(row)] for row in rows]
+        canvas = self._canvases[int(rng.integers(len(self._canvases)))]
+        views = augment_examples(chosen, 1, canvas, *self._settings, rng, self._augmentation)
+        return self._as_batch(encode_images(self._backbone, [self._render(view) for view in views]), views)
+
+    @staticmethod
+    def _as_batch(latents: Tensor, views: Sequence[View]) -> ViewBatch:
+        masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
+        return ViewBatch(latents, masks, [view.defect for view in views])
+
+
 def augment_examples(
     examples: Sequence[Example],
     variants: int,
@@ -62,7 +143,7 @@ def augment_examples(
     min_side: int,
     resolution: int,
     rng: np.random.Generator,
-    options: AugmentOptions | None = None,
+    augmentation: AugmentationConfig | None = None,
 ) -> list[View]:
     """Return `variants` augmented views of every example; a defect is never lost.
 
@@ -76,11 +157,11 @@ def augment_examples(
         min_side: see `choose_window`.
         resolution: R, side of the views in pixels.
         rng: the only source of randomness.
-        options: augmentations; None: `default_augmentation` of each image.
+        augmentation: random changes; None: those of `AugmentationConfig`.
     """
     views = []
     for example in examples:
-        augmentation = default_augmentation(example.image) if options is None else options
+        options = augment_options(augmentation or AugmentationConfig(), example.image)
         for _ in range(variants):
             view_context = max(1.0, context * rng.uniform(*CONTEXT_JITTER))
             target = example.mask if example.mask is not None else _random_square(example.image, min_side, rng)
@@ -89,19 +170,21 @@ def augment_examples(
             mask = np.zeros((resolution, resolution), bool)
             if example.mask is not None:
                 mask = crop_mask(example.mask, window, resolution)
-            views.append(View(*augment_pair(image, mask, rng, augmentation), example.defect))
+            views.append(View(*augment_pair(image, mask, rng, options), example.defect))
     return views
 
 
-def default_augmentation(image: Image) -> AugmentOptions:
+def augment_options(config: AugmentationConfig, image: Image) -> AugmentOptions:
     """Return the augmentations for views of an image.
 
-    A brushed or ground texture is not rotated across its direction, because no real image of the product shows that.
+    Where the settings leave it open, a brushed or ground texture is not rotated across its direction, because no real
+    image of the product shows that.
     """
-    options = AugmentOptions()
-    if has_texture_direction(image):
-        return replace(options, rotate90=False, rotation=_DIRECTED_ROTATION * options.rotation)
-    return options
+    given = config.model_dump(exclude_none=True)
+    if (config.rotate90 is None or config.rotation is None) and has_texture_direction(image):
+        directed = {"rotate90": False, "rotation": _DIRECTED_ROTATION * AugmentOptions().rotation}
+        return AugmentOptions(**{**directed, **given})
+    return AugmentOptions(**given)
 
 
 def encode_views(backbone: Backbone, views: Sequence[View], defects: Sequence[str]) -> LatentBank:

@@ -65,7 +65,7 @@ def test_schedule_of_1500_steps_ends_at_the_level_of_the_public_code():
     assert float(extended_alphas_cumprod(alphas_cumprod, 1500)[-1]) == pytest.approx(3.18e-4, abs=1e-6)
 
 
-def test_official_starts_from_the_unscaled_reference_and_paper_from_the_scaled_one():
+def test_a_reference_has_the_weight_of_appendix_a3_of_the_public_code_or_of_the_schedule():
     backbone = tiny_backbone()
     clean, noise = torch.randn((2, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
 
@@ -75,7 +75,8 @@ def test_official_starts_from_the_unscaled_reference_and_paper_from_the_scaled_o
         without = noise_reference(backbone, 0 * clean, noise, 999, config)
         return float(((with_reference - without) / clean).mean())
 
-    assert reference_weight("paper") == pytest.approx(0.0683, abs=1e-3)
+    assert reference_weight("schedule") == pytest.approx(0.0683, abs=1e-3)
+    assert reference_weight("paper") == pytest.approx(0.0178, abs=1e-4)
     expected = pytest.approx(0.0178 / backbone.vae.config.scaling_factor, abs=1e-3)
     assert reference_weight("official") == expected
 

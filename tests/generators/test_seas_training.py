@@ -17,11 +17,12 @@ from defect_core.diffusion.tokens import token_embedding
 from defect_core.errors import InputError
 from defect_core.generators.seas import losses as seas_losses
 from defect_core.generators.seas import training
-from defect_core.generators.seas.config import SeasConfig
+from defect_core.generators.seas.config import RotateFlip, SeasConfig
 from defect_core.generators.seas.generator import Seas
 from defect_core.generators.seas.losses import MixedBatch, defect_noise_loss, separation_and_sharing_loss
 from defect_core.generators.seas.prompt import UnbalancedAbnormalPrompt
-from defect_core.generators.seas.training import AUGMENTATIONS, EVALUATION_TIMESTEPS, TrainingViews
+from defect_core.generators.seas.training import EVALUATION_TIMESTEPS, TrainingViews
+from defect_core.generators.views import augment_options
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,8 @@ def test_defect_images_come_first_and_normal_images_have_the_normal_prompt(fitte
     views = TrainingViews(fitted.backbone, fitted.config, examples[2:], examples[:2], 0)
     batch = views.sample_batch(3, 1000, torch.Generator().manual_seed(0))
     assert len(batch.latents) == 6 and len(batch.defects) == len(batch.masks) == 3
-    assert all(any(torch.equal(row, known) for known in views.defect_latents) for row in batch.latents[:3])
-    assert all(any(torch.equal(row, known) for known in views.normal_latents) for row in batch.latents[3:])
+    assert all(any(torch.equal(row, known) for known in views.defective.latents) for row in batch.latents[:3])
+    assert all(any(torch.equal(row, known) for known in views.normal.latents) for row in batch.latents[3:])
     prompts = fitted.prompt.encode(fitted.backbone, [("dent",), ()])
     assert prompts.spans == [{"product": slice(2, 3), "defect": slice(4, 8)}, {"product": slice(2, 3)}]
 
@@ -153,7 +154,7 @@ def test_augmentation_moves_image_and_mask_together_in_eight_ways():
     mask = np.random.default_rng(0).random((side, side)) < 0.3
     results = {}
     for seed in range(40):
-        moved, moved_mask = augment_pair(image, mask, np.random.default_rng(seed), AUGMENTATIONS["rotate_flip"])
+        moved, moved_mask = augment_pair(image, mask, np.random.default_rng(seed), augment_options(RotateFlip(), image))
         assert (moved_mask == mask[moved[..., 0], moved[..., 1]]).all()
         results[moved.tobytes()] = moved
     assert len(results) == 8

@@ -1,13 +1,15 @@
 """The spatial encoder E, which turns a mask into n token embeddings (paper §3.2).
 
-A feature pyramid (Lin et al. 2017) fuses ResNet features (He et al. 2016) of three sizes. One head per token reduces
-the finest map to a vector. The architecture is that of the public code, with two changes:
+A feature pyramid (Lin et al. 2017) fuses ResNet features (He et al. 2016) of several sizes. One head per token reduces
+the finest map to a vector. `ir` is the architecture of the public code, `resnet50` that of the paper; the paper says
+"several fully-connected networks", so the heads are those of the public code in both. Two changes:
 
-- Group normalisation replaces batch normalisation, so that a sample does not depend on its batch.
+- With `norm: group` a sample does not depend on its batch. Paper and public code have batch normalisation.
 - A layer normalisation before each head's last layer scales the initial output like the embeddings of words.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,14 @@ from torch.nn import functional as F
 
 from defect_core.generators.anomaly_diffusion.config import EncoderConfig
 
+_Norm = Callable[[int], nn.Module]
+
 
 class SpatialEncoder(nn.Module):
     """Spatial encoder E: masks [B, 1, H, W] in [0, 1] of any size to tokens [B, n, D].
 
     Args:
-        config: sizes.
+        config: architecture and sizes.
         tokens: n.
         width: D, the width of the text encoder's token embeddings.
         scale: root mean square of a token embedding's components.
@@ -28,18 +32,17 @@ class SpatialEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, tokens: int, width: int, scale: float) -> None:
         super().__init__()
-        stem, *outer = config.channels
         self.side = config.side
-        self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, padding=1), _norm(stem), nn.PReLU(stem))
-        self.stages = nn.ModuleList()
-        in_channels = stem
-        for channels, depth in zip(config.channels, config.depths, strict=True):
-            rest = (_Residual(channels, channels, 1) for _ in range(depth - 1))
-            self.stages.append(nn.Sequential(_Residual(in_channels, channels, 2), *rest))
-            in_channels = channels
-        self.lateral = nn.ModuleList(nn.Conv2d(channels, config.width, 1) for channels in outer)
+        build = _resnet50 if config.architecture == "resnet50" else _ir_stages
+        self.stem, stages, channels = build(config, _group_norm if config.norm == "group" else nn.BatchNorm2d)
+        self.stages = nn.ModuleList(stages)
+        self.lateral = nn.ModuleList(nn.Conv2d(each, config.width, 1) for each in channels)
+        # Lin et al. smooth each map by a 3 × 3 convolution; the public code does not.
+        is_paper = config.architecture == "resnet50"
+        self.smooth = nn.Conv2d(config.width, config.width, 3, padding=1) if is_paper else nn.Identity()
         finest = config.side // 4
-        self.heads = nn.ModuleList(_Head(config.width, config.head_width, width, finest, scale) for _ in range(tokens))
+        head_width = config.head_width or width
+        self.heads = nn.ModuleList(_Head(config.width, head_width, width, finest, scale) for _ in range(tokens))
 
     def forward(self, masks: Tensor) -> Tensor:
         """Return the tokens [B, n, D] of masks [B, 1, H, W]."""
@@ -52,22 +55,45 @@ class SpatialEncoder(nn.Module):
             features = stage(features)
             stage_features.append(features)
         fused = None
-        for feature, lateral in zip(reversed(stage_features[1:]), reversed(self.lateral), strict=True):
+        for feature, lateral in zip(reversed(stage_features[-len(self.lateral) :]), reversed(self.lateral), strict=True):
             part = lateral(feature)
             fused = part if fused is None else part + F.interpolate(fused, size=part.shape[-2:], mode="bilinear")
+        fused = self.smooth(fused)
         return torch.stack([head(fused) for head in self.heads], 1)
 
 
+def _ir_stages(config: EncoderConfig, norm: _Norm) -> tuple[nn.Module, list[nn.Module], list[int]]:
+    """Return stem, stages at 1/2 to 1/16 of the side, and the channels of the last three, which feed the pyramid."""
+    first, *outer = config.channels
+    stem = nn.Sequential(nn.Conv2d(3, first, 3, padding=1), norm(first), nn.PReLU(first))
+    stages: list[nn.Module] = []
+    in_channels = first
+    for channels, depth in zip(config.channels, config.depths, strict=True):
+        rest = (_Residual(channels, channels, 1, norm) for _ in range(depth - 1))
+        stages.append(nn.Sequential(_Residual(in_channels, channels, 2, norm), *rest))
+        in_channels = channels
+    return stem, stages, outer
+
+
+def _resnet50(config: EncoderConfig, norm: _Norm) -> tuple[nn.Module, list[nn.Module], list[int]]:
+    """Return stem and stages of ResNet-50 with random weights, at 1/4 to 1/32 of the side, and their channels."""
+    from torchvision.models import resnet50
+
+    network = resnet50(weights=None, norm_layer=norm)
+    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+    return stem, [network.layer1, network.layer2, network.layer3, network.layer4], [256, 512, 1024, 2048]
+
+
 class _Residual(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: _Norm) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _norm(in_channels),
+            norm(in_channels),
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            _norm(out_channels),
+            norm(out_channels),
             nn.PReLU(out_channels),
             nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-            _norm(out_channels),
+            norm(out_channels),
         )
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels or stride != 1:
@@ -98,5 +124,5 @@ class _Head(nn.Module):
         return self.out(self.norm(self.down(x).flatten(1)))
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)

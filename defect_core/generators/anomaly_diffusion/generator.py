@@ -23,13 +23,13 @@ from defect_core.errors import InputError
 from defect_core.generators.anomaly_diffusion.config import CAPABILITIES, AnomalyDiffusionConfig
 from defect_core.generators.anomaly_diffusion.encoder import SpatialEncoder
 from defect_core.generators.anomaly_diffusion.mask_model import (
-    encode_mask_images,
     fit_mask_tokens,
     generate_masks,
     move_mask,
+    render_mask,
 )
 from defect_core.generators.anomaly_diffusion.sampling import NormalCanvases, Reweighting, sample_blended
-from defect_core.generators.base import CheckedRequest, Example, Mask, SampleRequest, SyntheticPair, check_request
+from defect_core.generators.base import CheckedRequest, Example, Image, Mask, SampleRequest, SyntheticPair, check_request
 from defect_core.generators.canvas import choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite
 from defect_core.generators.trained import (
@@ -41,8 +41,7 @@ from defect_core.generators.trained import (
 )
 from defect_core.generators.views import (
     View,
-    augment_examples,
-    encode_views,
+    ViewSource,
     latent_masks,
     to_denoiser,
     to_pixels,
@@ -92,21 +91,14 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._initialise()
-        views = augment_examples(
-            [dataclasses.replace(example, defect=_key(example.product, example.defect)) for example in defective],
-            config.variants,
-            config.canvas,
-            config.context,
-            config.min_side,
-            self.backbone.resolution,
-            np.random.default_rng(seed),
-        )
+        keyed = [dataclasses.replace(example, defect=_key(example.product, example.defect)) for example in defective]
+        views = self._views(keyed, seed)
         self.training = {"loss": self._fit_tokens(views, work_dir / "tokens", seed), "mask_loss": []}
         if config.masks == "generated":
             self.training["mask_loss"] = fit_mask_tokens(
                 self.backbone,
                 self.mask_tokens,
-                encode_mask_images(self.backbone, views, self._keys()),
+                lambda name: self._views(keyed, seed, name, render_mask),
                 config.mask_model,
                 config.batch_size,
                 seed,
@@ -131,7 +123,10 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         for canvas, (request, window, mask) in zip(canvases, targets, strict=True):
             full = request.normal_image.astype(np.float32)
             full[window.slices] = resize_to_window(canvas, window)
-            image = composite(request.normal_image, full, mask, config.feather)
+            if config.paste:
+                image = composite(request.normal_image, full, mask, config.feather)
+            else:
+                image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
             metadata = {"prompt": config.prompts[0], "mask": "given" if mask is request.mask else "generated"}
             yield SyntheticPair(request.sample_id, image, mask, metadata=metadata)
 
@@ -198,15 +193,31 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         embeddings = token_embedding(backbone).weight.detach().float()
         scale = float(embeddings.square().mean().sqrt())
         mask_counts = dict.fromkeys(keys, config.mask_model.tokens) if config.masks == "generated" else {}
-        self.tokens = ConceptTokens.from_init_word(
-            backbone, dict.fromkeys(keys, config.anomaly_tokens), config.init_word
-        )
+        counts = dict.fromkeys(keys, config.anomaly_tokens)
+        if config.init_word is None:
+            self.tokens = ConceptTokens({key: scale * torch.randn(k, embeddings.shape[1]) for key, k in counts.items()})
+        else:
+            self.tokens = ConceptTokens.from_init_word(backbone, counts, config.init_word)
         self.mask_tokens = ConceptTokens.from_init_word(backbone, mask_counts, _MASK_INIT_WORD)
         self.encoder = SpatialEncoder(config.encoder, config.spatial_tokens, embeddings.shape[1], scale)
         for module in (self.tokens, self.mask_tokens, self.encoder):
-            module.to(backbone.device)
+            module.to(backbone.device).eval()
 
-    def _fit_tokens(self, views: Sequence[View], work_dir: Path, seed: int) -> list[float]:
+    def _views(
+        self,
+        examples: Sequence[Example],
+        seed: int,
+        key: str | None = None,
+        render: Callable[[View], Image] | None = None,
+    ) -> ViewSource:
+        """Return views of the examples, of one concept if a key is given."""
+        config = self.config
+        chosen = [example for example in examples if key in (None, example.defect)]
+        rng = np.random.default_rng(seed)
+        settings = config.variants, (config.canvas,), config.context, config.min_side
+        return ViewSource(self.backbone, chosen, *settings, rng, config.augmentation, render)
+
+    def _fit_tokens(self, views: ViewSource, work_dir: Path, seed: int) -> list[float]:
         """Train with masked textual inversion (eq. 5 and 6), on the noise inside the mask; return the losses."""
         config, backbone = self.config, self.backbone
         trained = nn.ModuleDict({"tokens": self.tokens, "encoder": self.encoder})
@@ -216,10 +227,12 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
             config.steps,
             config.learning_rate,
             config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
             overrides={
                 "encoder": {"learning_rate": config.encoder_learning_rate},
                 "denoiser": {"learning_rate": config.denoiser_learning_rate},
             },
+            schedule=config.schedule,
         )
         label = f"learning tokens for the defects of {self._products()}"
         compute = self.backbone.compute
@@ -229,26 +242,31 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         round_to_half(trained)
         return losses
 
-    def _make_loss(self, views: Sequence[View]) -> Callable[[int, torch.Generator], Tensor]:
-        config, backbone, keys = self.config, self.backbone, self._keys()
-        bank = encode_views(backbone, views, keys)
-        masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
-        loss_masks = resize_mask(masks, backbone.latent_size, config.mask_policy)
+    def _make_loss(self, views: ViewSource) -> Callable[[int, torch.Generator], Iterator[Tensor]]:
+        config, backbone = self.config, self.backbone
 
-        def loss(_step: int, generator: torch.Generator) -> Tensor:
-            rows = torch.randint(len(bank.latents), (config.batch_size,), generator=generator)
-            noise = to_denoiser(backbone, torch.randn(rows.shape + bank.latents.shape[1:], generator=generator))
-            times = torch.randint(len(backbone.alphas_cumprod), rows.shape, generator=generator)
-            prompts = torch.randint(len(config.prompts), rows.shape, generator=generator)
-            encoded = self._encode(
-                [config.prompts[int(index)] for index in prompts],
-                [keys[int(index)] for index in bank.defects[rows]],
-                masks[rows].float().to(backbone.device),
-            )
-            noised = add_noise(to_denoiser(backbone, bank.latents[rows]), noise, backbone.alphas_cumprod[times])
-            with training_autocast(backbone.device, backbone.latent_size, compute=backbone.compute):
-                predicted = backbone.denoiser(noised, to_denoiser(backbone, times), encoded.states).sample
-            return noise_loss(noise, predicted.float(), to_denoiser(backbone, loss_masks[rows]), config.reduction)
+        def loss(_step: int, generator: torch.Generator) -> Iterator[Tensor]:
+            batch = views.batch(config.batch_size, generator)
+            count = len(batch.latents)
+            noise = to_denoiser(backbone, torch.randn(batch.latents.shape, generator=generator))
+            times = torch.randint(len(backbone.alphas_cumprod), (count,), generator=generator)
+            prompts = torch.randint(len(config.prompts), (count,), generator=generator)
+            loss_masks = to_denoiser(backbone, resize_mask(batch.masks, backbone.latent_size, config.mask_policy))
+            for rows in torch.arange(count).tensor_split(min(backbone.compute.accumulate, count)):
+                encoded = self._encode(
+                    [config.prompts[int(index)] for index in prompts[rows]],
+                    [batch.defects[int(row)] for row in rows],
+                    batch.masks[rows].float().to(backbone.device),
+                )
+                alphas_cumprod = backbone.alphas_cumprod[times[rows]]
+                noised = add_noise(to_denoiser(backbone, batch.latents[rows]), noise[rows], alphas_cumprod)
+                with training_autocast(backbone.device, backbone.latent_size, compute=backbone.compute):
+                    predicted = backbone.denoiser(noised, to_denoiser(backbone, times[rows]), encoded.states).sample
+                if len(rows) == count:
+                    yield noise_loss(noise, predicted.float(), loss_masks, config.reduction)
+                else:
+                    part = noise_loss(noise[rows], predicted.float(), loss_masks[rows], "sum")
+                    yield part / _divisor(noise, loss_masks, config.reduction)
 
         return loss
 
@@ -294,6 +312,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
                 self._reweighting(encoded),
                 unconditional,
                 config.guidance_scale,
+                config.blend_result,
             )
         return to_pixels(backbone.decode(latents))
 
@@ -316,7 +335,8 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         masks = []
         for request, shape in zip(requests, generated, strict=True):
             window = choose_window(request.mask, config.canvas, config.context, config.min_side)
-            moved = None if shape is None else move_mask(shape, window, request.mask)
+            is_sampled = config.mask_model.position == "sampled"
+            moved = None if shape is None else move_mask(shape, window, request.mask, is_sampled)
             masks.append(request.mask if moved is None else moved)
         return masks
 
@@ -348,3 +368,10 @@ GENERATOR = AnomalyDiffusion
 
 def _key(product: str, defect: str) -> str:
     return f"{product}/{defect}"
+
+
+def _divisor(noise: Tensor, masks: Tensor, reduction: str) -> Tensor | float:
+    """Return what `noise_loss` divides the sum over a whole batch by."""
+    if reduction == "masked_mean":
+        return (masks.sum() * noise.shape[1]).clamp(min=1)
+    return noise.numel() if reduction == "global_mean" else 1.0

@@ -4,7 +4,7 @@ The mask tokens of a defect type learn what its masks look like as black and whi
 into masks by a threshold, which gives shapes without a real example.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +19,22 @@ from defect_core.diffusion.samplers import NoiseStream, make_ddim_step, sample
 from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.diffusion.tokens import ConceptTokens, encode_prompts
 from defect_core.generators.anomaly_diffusion.config import MaskModelConfig
-from defect_core.generators.base import Mask
+from defect_core.generators.base import Image, Mask
 from defect_core.generators.canvas import Window, resize_to_window
-from defect_core.generators.views import LatentBank, View, encode_views, to_denoiser
+from defect_core.generators.views import View, ViewSource, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
 from defect_core.training.precision import inference_autocast
 
 
-def encode_mask_images(backbone: Backbone, views: Sequence[View], concepts: Sequence[str]) -> LatentBank:
-    """Return the masks of views, encoded as black and white images."""
-    images = [View(np.repeat(view.mask[..., None] * np.uint8(255), 3, -1), view.mask, view.defect) for view in views]
-    return encode_views(backbone, images, concepts)
+def render_mask(view: View) -> Image:
+    """Return the mask of a view as a black and white image, uint8 [R, R, 3]."""
+    return np.repeat(view.mask[..., None] * np.uint8(255), 3, -1)
 
 
 def fit_mask_tokens(
     backbone: Backbone,
     tokens: ConceptTokens,
-    bank: LatentBank,
+    make_views: Callable[[str | None], ViewSource],
     config: MaskModelConfig,
     batch_size: int,
     seed: int,
@@ -44,31 +43,54 @@ def fit_mask_tokens(
 ) -> list[float]:
     """Train each concept's mask tokens e_m on ‖ε − ε_θ(z_t, t, e_m)‖² and return the loss of every step.
 
-    The networks stay frozen.
+    The networks stay frozen. With `steps_per_defect` each concept is trained in a run of its own, as in the paper.
 
     Args:
         backbone: the frozen networks.
-        tokens: trained in place; its names are in the order of the bank's indices.
-        bank: from `encode_mask_images`.
+        tokens: trained in place.
+        make_views: concept, or None for all -> views whose latents are those of `render_mask`.
         config: settings of the mask model.
         batch_size: masks per step.
         seed: the only source of randomness.
         work_dir: folder for checkpoints.
         label: title of the progress bar.
     """
+    losses: list[float] = []
+    for index, name in enumerate(tokens.names if config.steps_per_defect is not None else (None,)):
+        for other, rows in tokens.embeddings.items():
+            rows.requires_grad_(name in (None, other))
+        training = TrainingConfig(
+            config.steps_per_defect or config.steps,
+            config.learning_rate,
+            weight_decay=0.0,
+            max_grad_norm=config.max_grad_norm,
+            schedule=config.schedule,
+        )
+        losses += train(
+            nn.ModuleDict({"tokens": tokens}),
+            _make_loss(backbone, tokens, make_views(name), config.prompt, batch_size),
+            training,
+            seed=seed + index,
+            work_dir=work_dir if name is None else work_dir / str(index),
+            label=label if name is None else f"{label}: {name}",
+            compute=backbone.compute,
+        )
+    tokens.requires_grad_(True)
+    return losses
 
+
+def _make_loss(
+    backbone: Backbone, tokens: ConceptTokens, views: ViewSource, prompt: str, batch_size: int
+) -> Callable[[int, torch.Generator], Tensor]:
     def loss(_step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(bank.latents), (batch_size,), generator=generator)
-        noise = to_denoiser(backbone, torch.randn(rows.shape + bank.latents.shape[1:], generator=generator))
-        times = torch.randint(len(backbone.alphas_cumprod), rows.shape, generator=generator)
-        slots = [{"shape": tokens[tokens.names[int(index)]]} for index in bank.defects[rows]]
-        text = encode_prompts(backbone, [config.prompt] * batch_size, slots).states
-        noised = add_noise(to_denoiser(backbone, bank.latents[rows]), noise, backbone.alphas_cumprod[times])
-        return noise_loss(noise, backbone.denoiser(noised, to_denoiser(backbone, times), text).sample)
+        batch = views.batch(batch_size, generator)
+        noise = to_denoiser(backbone, torch.randn(batch.latents.shape, generator=generator))
+        times = torch.randint(len(backbone.alphas_cumprod), (batch_size,), generator=generator)
+        text = encode_prompts(backbone, [prompt] * batch_size, [{"shape": tokens[name]} for name in batch.defects])
+        noised = add_noise(to_denoiser(backbone, batch.latents), noise, backbone.alphas_cumprod[times])
+        return noise_loss(noise, backbone.denoiser(noised, to_denoiser(backbone, times), text.states).sample)
 
-    training = TrainingConfig(config.steps, config.learning_rate, weight_decay=0.0)
-    module = nn.ModuleDict({"tokens": tokens})
-    return train(module, loss, training, seed=seed, work_dir=work_dir, label=label, compute=backbone.compute)
+    return loss
 
 
 @torch.no_grad()
@@ -110,13 +132,15 @@ def is_valid_mask(mask: Mask, border_fraction: float) -> bool:
     return bool(mask.any()) and not touches_border_too_much(mask, border_fraction)
 
 
-def move_mask(shape: Mask, window: Window, target: Mask) -> Mask | None:
-    """Return a sampled mask at the size of its window, centred on the target mask's bounding box.
+def move_mask(shape: Mask, window: Window, target: Mask, keep_position: bool = False) -> Mask | None:
+    """Return a sampled mask at the size of its window.
 
     Args:
         shape: sampled mask, bool [R, R].
         window: of the image that `target` belongs to.
         target: bool [H, W], not empty.
+        keep_position: whether the mask stays where it was sampled (paper); else it is centred on the target mask's
+            bounding box.
 
     Returns:
         bool [H, W], or None if no pixel stays inside the image.
@@ -125,7 +149,7 @@ def move_mask(shape: Mask, window: Window, target: Mask) -> Mask | None:
     if not resized.any():
         return None
     rows, columns = np.nonzero(resized)
-    top, left = _centre(target) - _centre(resized)
+    top, left = (window.top, window.left) if keep_position else _centre(target) - _centre(resized)
     rows, columns = rows + top, columns + left
     inside = (rows >= 0) & (rows < target.shape[0]) & (columns >= 0) & (columns < target.shape[1])
     moved = np.zeros_like(target)

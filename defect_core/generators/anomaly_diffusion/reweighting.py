@@ -1,7 +1,7 @@
 """Adaptive attention re-weighting: where the defect still looks like the normal image, its tokens get more attention.
 
-The paper (§3.3, eq. 7) compares decoded images and weights attention probabilities. The public code compares noisy
-latents and weights attention logits.
+The paper (§3.3, eq. 7) compares decoded images and weights attention probabilities. The public code compares the
+noisy latent with the normal one and weights attention logits.
 """
 
 from collections.abc import Callable
@@ -13,28 +13,33 @@ from torch.nn import functional as F
 MAX_LATENT_WEIGHT = 1.5  # the clamp of the public code
 # The smallest squared difference of latents, which keeps the quotient finite.
 _MIN_LATENT_DIFFERENCE = 1e-6
+_MIN_MEAN_DIFFERENCE = 1e-12  # of an image that equals the normal one; all weights are then 1
 
 
 def adaptive_scaling_softmax(normal: Tensor, predicted: Tensor, mask: Tensor, min_difference: float) -> Tensor:
     """Return the weights of eq. 7: ‖m‖₁·softmax(1/d) over the mask's pixels, 0 outside.
 
-    d = ‖m⊙y − m⊙x̂_0‖² per pixel, summed over channels. The paper does not bound 1/d at d = 0; here d is at least
-    `min_difference`. The weights have the mean 1 over the mask. They are 1 everywhere if all differences are equal.
+    d = ‖m⊙y − m⊙x̂_0‖² per pixel, summed over channels. The paper gives no unit of d and does not bound 1/d at d = 0.
+    Here d is divided by its mean over the mask, so that the weights do not depend on the contrast of the defect, and is
+    then at least `min_difference`. The weights have the mean 1 over the mask. They are 1 if all differences are equal.
 
     Args:
         normal: y, [B, C, H, W] in [-1, 1].
         predicted: x̂_0, the same shape and range.
         mask: m, [B, 1, H, W] in {0, 1}.
-        min_difference: above 0.
+        min_difference: above 0, as a fraction of the mean difference over the mask.
 
     Returns:
         [B, 1, H, W]; all 0 for an empty mask.
     """
     inside = mask > 0.5
-    difference = (normal - predicted).float().square().sum(1, keepdim=True).clamp(min=min_difference)
+    difference = (normal - predicted).float().square().sum(1, keepdim=True) * inside
+    area = inside.flatten(1).sum(1).view(-1, 1, 1, 1)
+    mean = difference.flatten(1).sum(1).view(-1, 1, 1, 1) / area.clamp(min=1)
+    difference = (difference / mean.clamp(min=_MIN_MEAN_DIFFERENCE)).clamp(min=min_difference)
     scores = torch.where(inside, 1 / difference, torch.full_like(difference, -torch.inf)).flatten(1)
     fractions = torch.nan_to_num(scores.softmax(1)).unflatten(1, inside.shape[1:])
-    return inside.flatten(1).sum(1).view(-1, 1, 1, 1) * fractions
+    return area * fractions
 
 
 def masked_average_pool(weights: Tensor, mask: Tensor) -> Callable[[int], Tensor]:
@@ -55,21 +60,21 @@ def masked_average_pool(weights: Tensor, mask: Tensor) -> Callable[[int], Tensor
     return pool
 
 
-def latent_weights(noisy: Tensor, noised_normal: Tensor, mask: Tensor) -> Tensor:
+def latent_weights(noisy: Tensor, normal: Tensor, mask: Tensor) -> Tensor:
     """Return the public code's weights: ‖m'‖₁·(m'/d)/Σ(m'/d), with zeros set to 1, clamped to [1, 1.5].
 
-    d is the mean over channels of (m'⊙(z_t − q_t(z_y)))². The code replaces the paper's softmax by a plain quotient.
-    With the clamp, the weights only increase attention.
+    d is the mean over channels of (m'⊙(z_t − z_y))²: the noisy latent is compared with the clean normal one. The code
+    replaces the paper's softmax by a plain quotient. With the clamp, the weights only increase attention.
 
     Args:
         noisy: z_t, [B, C, h, w].
-        noised_normal: q_t(z_y), the same shape.
+        normal: z_y, the clean normal latent, the same shape.
         mask: m', the dilated latent mask [B, 1, h, w] in {0, 1}.
 
     Returns:
         [B, 1, h, w]; 1 outside m'.
     """
-    difference = (mask * (noisy - noised_normal)).float().square().mean(1, keepdim=True)
+    difference = (mask * (noisy - normal)).float().square().mean(1, keepdim=True)
     inverse = mask / difference.clamp(min=_MIN_LATENT_DIFFERENCE)
     total = inverse.flatten(1).sum(1).clamp(min=1e-12).view(-1, 1, 1, 1)
     weights = mask.flatten(1).sum(1).view(-1, 1, 1, 1) * inverse / total

@@ -67,13 +67,14 @@ def sample_blended(
     reweighting: Reweighting | None = None,
     unconditional: Denoiser[Tensor] | None = None,
     guidance_scale: float = 1.0,
+    blend_result: bool = True,
 ) -> Tensor:
     """Return z_0 with a defect inside the mask and the normal latent outside.
 
     Before each call of the denoiser z_t ← m⊙z_t + (1 − m)⊙q_t(z_y) with fresh noise: outside the mask the U-Net
-    receives the noised normal image. The result is blended with the clean normal latent.
+    receives the noised normal image. The result is blended with the clean normal latent, as eq. 1 says for t = 1.
 
-    `official` follows the public code: it dilates the mask at high noise levels and does not blend the result.
+    `official` follows the public code: it dilates the mask at high noise levels.
     `paper` uses x̂_0 of the step before, which needs one decoding per step but no second call of the U-Net.
 
     Args:
@@ -85,6 +86,7 @@ def sample_blended(
         reweighting: None disables it and consumes the same noise.
         unconditional: predicts the noise under the empty prompt, never re-weighted; None disables guidance.
         guidance_scale: weight of classifier-free guidance.
+        blend_result: whether to blend the result with the clean normal latent; the public code does not.
     """
     steps = _BlendedSteps(normal, trajectory, noise, reweighting)
 
@@ -103,7 +105,7 @@ def sample_blended(
         before_step=steps.blend_with_normal,
         after_noise=steps.remember_original_sample,
     )
-    return latents if steps.mode == "official" else blend(latents, normal.latents, normal.latent_masks)
+    return blend(latents, normal.latents, normal.latent_masks) if blend_result else latents
 
 
 class _BlendedSteps:
@@ -114,7 +116,7 @@ class _BlendedSteps:
     ) -> None:
         self.normal, self.trajectory, self.reweighting = normal, trajectory, reweighting
         self.mode = "off" if reweighting is None else reweighting.mode
-        self.latent_masks, self.noised_normal = normal.latent_masks, normal.latents
+        self.latent_masks = normal.latent_masks
         self.original_sample: Tensor | None = None
         self._noise = noise
 
@@ -128,15 +130,15 @@ class _BlendedSteps:
             radius = dilation_radius(int(self.trajectory.timesteps[level]), max_radius)
             self.latent_masks = dilate_latent_mask(self.latent_masks, radius)
         alphas_cumprod = self.trajectory.alphas_cumprod[level].expand(len(latents))
-        self.noised_normal = add_noise(self.normal.latents, self.noise(), alphas_cumprod)
-        return blend(latents, self.noised_normal, self.latent_masks)
+        noised_normal = add_noise(self.normal.latents, self.noise(), alphas_cumprod)
+        return blend(latents, noised_normal, self.latent_masks)
 
     def reweighted(self, latents: Tensor) -> AbstractContextManager[None]:
         if self.reweighting is None:
             return nullcontext()
         control, tokens = self.reweighting.control, self.reweighting.tokens
         if self.mode == "official":
-            return control.reweight(tokens, latent_weights(latents, self.noised_normal, self.latent_masks), "logits")
+            return control.reweight(tokens, latent_weights(latents, self.normal.latents, self.latent_masks), "logits")
         if self.original_sample is None:
             return nullcontext()
         images, masks = self.reweighting.decode(self.original_sample), self.normal.masks

@@ -38,7 +38,7 @@ class TrainingViews:
                 examples, variants, config.canvas, config.context, config.min_side, backbone.resolution, rng
             )
 
-        views = augment_all(defective, config.variants)
+        views = augment_all(defective, config.encoded_variants)
         self.backbone, self.config = backbone, config
         self.normal_count = round(config.normal_fraction * config.batch_size) if normal else 0
         self.defect_views = encode_views(backbone, views, defects)

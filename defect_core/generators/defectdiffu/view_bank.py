@@ -93,7 +93,7 @@ def encode_bank(
     views: list[View] = []
     names: list[ConditionNames] = []
     for example in examples:
-        count = config.normal_variants if example.mask is None else config.variants
+        count = config.normal_variants if example.mask is None else config.encoded_variants
         views += augment_examples([example], count, config.canvas, config.context, config.min_side, resolution, rng)
         names += [(example.product, GOOD if example.mask is None else example.defect)] * count
     mask_images = [np.repeat(view.mask[..., None], 3, -1).astype(np.uint8) * 255 for view in views]

@@ -136,7 +136,7 @@ class DisentangledInversion(TrainedGenerator[DisentangledInversionConfig]):
         config, backbone = self.config, self.backbone
         views = augment_examples(
             defective,
-            config.variants,
+            config.encoded_variants,
             config.canvas,
             config.context,
             config.min_side,

@@ -1,15 +1,27 @@
 """Settings and capabilities of SeaS (Dai et al. 2025)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from defect_core.generators.canvas_config import CanvasConfig
+from defect_core.generators.canvas_config import AugmentationConfig, CanvasConfig
 from defect_core.generators.registry import Capabilities
 from defect_core.settings import prompt_template
 
 CAPABILITIES = Capabilities(scope="product", predicts_mask=True, needs_mask=True, generates_normals=True)
 WIDTH_MULTIPLE = 24  # two thirds and one third of the width must be integers, and 8 must divide it (heads, norm groups)
+
+
+class RotateFlip(AugmentationConfig):
+    """Augmentation of SeaS' public code: quarter turns and flips. See `AugmentationConfig`."""
+
+    rotate90: bool | None = True
+    rotation: float | None = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
 
 
 class SeasConfig(CanvasConfig):
@@ -19,8 +31,19 @@ class SeasConfig(CanvasConfig):
     `official` selects what that code does where it differs from the paper.
     """
 
+    HAS_NEW_VIEWS: ClassVar[bool] = True
+
     steps: int = Field(default=700, ge=1)
-    """Optimiser steps of separation and sharing fine-tuning. Paper: 800 per defect of the product."""
+    """Optimiser steps of separation and sharing fine-tuning, unless `steps_per_defect` is set."""
+    steps_per_defect: int | None = Field(default=None, ge=1)
+    """Optimiser steps of both training stages for each defect type of the product; replaces `steps` and `mask_steps`.
+    Paper: 800."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate in both stages: warm-up and cosine decay (not in the paper), or constant (public code)."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm (not in the paper); null: no clipping (public code)."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Number type of AdamW's moments. Public code: 8 bits, which has about the memory of bf16 plus its scales."""
     learning_rate: float = Field(default=4e-4, gt=0)
     """Learning rate of the U-Net. Paper: 4e-6."""
     token_learning_rate: float = Field(default=2e-3, gt=0)
@@ -45,10 +68,10 @@ class SeasConfig(CanvasConfig):
     """Weight of the DA loss. Paper: 1."""
     normals: int = Field(default=60, ge=1)
     """Largest number of normal images used for training. Paper: 60."""
-    augmentation: Literal["rotate_flip", "full", "none"] = "rotate_flip"
-    """Quarter turns and flips (public code), `none`, or the `full` augmentation of this project (not in the paper)."""
+    augmentation: AugmentationConfig = RotateFlip()
+    """Random changes of the training views. The default is quarter turns and flips, as in the public code."""
     mask_steps: int = Field(default=150, ge=1)
-    """Optimiser steps of the RMP branch. Paper: 800 per defect of the product."""
+    """Optimiser steps of the RMP branch, unless `steps_per_defect` is set."""
     mask_learning_rate: float = Field(default=1e-3, gt=0)
     """Learning rate of the RMP branch. Paper: 5e-4."""
     mask_width: int = Field(default=24, ge=WIDTH_MULTIPLE)
@@ -58,7 +81,10 @@ class SeasConfig(CanvasConfig):
     mask_timestep_fraction: float = Field(default=0.2, gt=0, le=1)
     """Fraction of the timesteps, from 0 upward, that the RMP branch trains on. Paper: 1."""
     refinement: Literal["paper", "official"] = "paper"
-    """`paper` ends each mask refinement module with a 3 × 3 convolution; `official` does not."""
+    """`paper` ends each mask refinement module with a 3 × 3 convolution; `official` does not, and normalises the image
+    feature and applies ReLU to it before the multiplication."""
+    mask_norm: Literal["group", "batch"] = "group"
+    """Normalisation in the RMP branch; with `group` a mask does not depend on its batch. Public code: batch."""
     focal_gamma: float = Field(default=2.0, ge=0)
     """Gamma of the focal loss (Lin et al. 2017). Public code: 2."""
     sampling_steps: int = Field(default=25, ge=2)
@@ -67,8 +93,10 @@ class SeasConfig(CanvasConfig):
     """Weight of classifier-free guidance (Ho and Salimans 2022); 1 disables it. Public code: 8, 2 or 5 by data set."""
     normal_guidance_scale: float = Field(default=2.0, ge=0)
     """Weight of classifier-free guidance for normal images. Public code: as `guidance_scale`."""
-    reference: Literal["paper", "official"] = "paper"
-    """`paper`: noises the scaled latents of the normal image. `official`: unscaled latents, 1500 noising steps."""
+    reference: Literal["schedule", "paper", "official"] = "schedule"
+    """How the latents of the normal image are noised: `schedule` to the first timestep of the sampling (not in the
+    paper), `paper` to t = 1500 of a schedule extended to 1500 steps (appendix A.3), `official` likewise, but without
+    the scaling factor of the VAE."""
     ref_strength: float = Field(default=0.35, ge=0, lt=1)
     """Fraction of the sampling steps that is skipped; more of the normal image remains (not in the paper)."""
     mask_threshold: float = Field(default=0.2, gt=0, lt=1)
@@ -95,9 +123,15 @@ class SeasConfig(CanvasConfig):
 
     @model_validator(mode="after")
     def _check_reference(self) -> "SeasConfig":
-        if self.reference == "official" and self.ref_strength > 0:
-            raise ValueError("reference: official starts at the last timestep; expected ref_strength: 0")
+        if self.reference != "schedule" and self.ref_strength > 0:
+            raise ValueError(f"reference: {self.reference} starts at the last timestep; expected ref_strength: 0")
         return self
+
+    def steps_of(self, defects: int) -> tuple[int, int]:
+        """Return the optimiser steps of the U-Net and of the RMP branch for a product with this many defect types."""
+        if self.steps_per_defect is None:
+            return self.steps, self.mask_steps
+        return self.steps_per_defect * defects, self.steps_per_defect * defects
 
     @property
     def adds_residual(self) -> bool:

@@ -49,6 +49,12 @@ class MixedBatch:
         masks, defects = self.masks[start:stop], self.defects[start:stop]
         return MixedBatch(self.latents[rows], masks, defects, self.noise[rows], self.timesteps[rows])
 
+    def split(self, parts: int) -> list["MixedBatch"]:
+        """Return the batch in at most this many parts of equal size, whose gradients are accumulated."""
+        count = len(self.defects)
+        size = -(-count // parts)
+        return [self] if parts == 1 else [self.select(start, start + size) for start in range(0, count, size)]
+
 
 class LossTerms(NamedTuple):
     """Terms of the loss L = L_df + L_ob (eq. 6), with the maps and masks of the DA loss.

@@ -4,6 +4,7 @@ The branch reads features of the frozen U-Net and of the decoded image (`mask_fe
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from defect_core.diffusion.losses import focal_loss, resize_mask
 from defect_core.generators.seas.config import SeasConfig
 from defect_core.generators.seas.mask_features import image_feature_channels, unet_feature_channels
 
+Norm = Literal["group", "batch"]
 _NORM_GROUPS = 8
 _HEADS = 8  # attention heads of the transformer layers
 
@@ -21,8 +23,7 @@ _HEADS = 8  # attention heads of the transformer layers
 class RefinedMaskPrediction(nn.Module):
     """Predicts defect masks: a coarse feature from the U-Net, one mask refinement module per image feature, one head.
 
-    It uses group norm instead of the public code's batch norm. A mask then does not depend on the other images of the
-    batch, and resumed training has no running statistics to restore.
+    With group norm, a mask does not depend on the other images of the batch. The public code has batch norm.
 
     Args:
         unet_channels: channels of the two U-Net features; (1280, 640) for Stable Diffusion.
@@ -31,6 +32,8 @@ class RefinedMaskPrediction(nn.Module):
         layers: number of transformer layers (paper: 4).
         fuse: whether each mask refinement module ends with a 3 × 3 convolution (paper: yes; public code: no).
         stems: whether a 3 × 3 convolution first processes each image feature; needed if the features are pixels.
+        norm: `group` or `batch`.
+        normalise_image: whether the image feature is normalised, with a ReLU (public code; not in the paper).
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class RefinedMaskPrediction(nn.Module):
         layers: int = 4,
         fuse: bool = True,
         stems: bool = False,
+        norm: Norm = "group",
+        normalise_image: bool = False,
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(unet_channels[0], 2 * width // 3, 1)
@@ -49,20 +54,23 @@ class RefinedMaskPrediction(nn.Module):
             nn.TransformerEncoderLayer(width, _HEADS, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(layers)
         )
-        self.stems = nn.ModuleList(_conv_block(c, width, 3) if stems else nn.Identity() for c in image_channels)
-        self.refinements = nn.ModuleList(
-            MaskRefinementModule(width if stems else c, width, fuse) for c in image_channels
+        self.stems = nn.ModuleList(
+            _conv_block(c, width, 3, norm) if stems else nn.Identity() for c in image_channels
         )
-        self.head = nn.Sequential(nn.GroupNorm(_NORM_GROUPS, width), nn.ReLU(), nn.Conv2d(width, 2, 3, padding=1))
+        self.refinements = nn.ModuleList(
+            MaskRefinementModule(width if stems else c, width, fuse, norm, normalise_image) for c in image_channels
+        )
+        self.head = nn.Sequential(_make_norm(norm, width), nn.ReLU(), nn.Conv2d(width, 2, 3, padding=1))
 
     @classmethod
     def for_backbone(cls, backbone: Backbone, config: SeasConfig) -> "RefinedMaskPrediction":
         """Return an untrained branch that fits the features of a backbone; its weights are the same at every call."""
-        width, layers, fuse = config.mask_width, config.mask_layers, config.refinement == "paper"
+        width, layers, is_paper = config.mask_width, config.mask_layers, config.refinement == "paper"
         unet_channels, image_channels = unet_feature_channels(backbone), image_feature_channels(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            branch = cls(unet_channels, image_channels, width, layers, fuse, stems=backbone.patch_size > 1)
+            stems, norm = backbone.patch_size > 1, config.mask_norm
+            branch = cls(unet_channels, image_channels, width, layers, is_paper, stems, norm, not is_paper)
         return branch.to(backbone.device)
 
     def extract_coarse(self, first: Tensor, second: Tensor) -> Tensor:
@@ -104,25 +112,28 @@ class MaskRefinementModule(nn.Module):
     """Mask Refinement Module (MRM, sec. 3.3 and fig. 12c): u + s ⊙ φ(F).
 
     u is the enlarged input feature, s the sum of two chained convolution blocks and a 1 × 1 convolution of u, and φ(F)
-    a 1 × 1 convolution of the image feature F.
+    a 1 × 1 convolution of the image feature F, with normalisation and ReLU in the public code.
 
     Args:
         image_channels: channels of the image feature.
         width: channels of the input and output feature.
         fuse: whether the module ends with a 3 × 3 convolution.
+        norm: `group` or `batch`.
+        normalise_image: whether φ has a normalisation and a ReLU.
     """
 
-    def __init__(self, image_channels: int, width: int, fuse: bool) -> None:
+    def __init__(
+        self, image_channels: int, width: int, fuse: bool, norm: Norm = "group", normalise_image: bool = False
+    ) -> None:
         super().__init__()
         # These attribute names are keys of saved weights. `near` and `wide` are the chained blocks, `fine` is φ.
-        self.near = nn.Sequential(
-            _conv_block(width, width, 1), _conv_block(width, width, 3), _conv_block(width, width, 1)
-        )
-        self.wide = nn.Sequential(
-            _conv_block(width, width, 1), _conv_block(width, width, 3), _conv_block(width, width, 1)
-        )
-        self.local = _conv_block(width, width, 1)
-        self.fine = nn.Conv2d(image_channels, width, 1)
+        self.near = nn.Sequential(*(_conv_block(width, width, size, norm) for size in (1, 3, 1)))
+        self.wide = nn.Sequential(*(_conv_block(width, width, size, norm) for size in (1, 3, 1)))
+        self.local = _conv_block(width, width, 1, norm)
+        if normalise_image:
+            self.fine: nn.Module = _conv_block(image_channels, width, 1, norm)
+        else:
+            self.fine = nn.Conv2d(image_channels, width, 1)
         self.fuse = nn.Conv2d(width, width, 3, padding=1) if fuse else nn.Identity()
 
     def forward(self, feature: Tensor, image_feature: Tensor) -> Tensor:
@@ -167,6 +178,10 @@ def refined_mask_prediction_loss(
     return total
 
 
-def _conv_block(channels: int, width: int, size: int) -> nn.Sequential:
+def _conv_block(channels: int, width: int, size: int, norm: Norm) -> nn.Sequential:
     convolution = nn.Conv2d(channels, width, size, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.GroupNorm(_NORM_GROUPS, width), nn.ReLU())
+    return nn.Sequential(convolution, _make_norm(norm, width), nn.ReLU())
+
+
+def _make_norm(norm: Norm, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(_NORM_GROUPS, width)

@@ -120,8 +120,9 @@ def sample_images(
 def noise_reference(backbone: Backbone, clean: Tensor, noise: Tensor, timestep: int, config: SeasConfig) -> Tensor:
     """Return the noised normal images from which sampling starts, [B, C, h, w].
 
-    `reference: official` noises the unscaled latents to the last step of a schedule of 1500 steps, whatever the
-    timestep. For Stable Diffusion the weight of the normal image is then 1.4 times that at the last of 1000 steps.
+    `reference: paper` noises to the last step of a schedule of 1500 steps, whatever the timestep (appendix A.3). For
+    Stable Diffusion the weight of the normal image is then 0.018; at the last of 1000 steps it is 0.068.
+    `reference: official` does not multiply the latents by the VAE's scaling factor, which gives a weight of 0.098.
 
     Args:
         backbone: the backbone.
@@ -132,9 +133,10 @@ def noise_reference(backbone: Backbone, clean: Tensor, noise: Tensor, timestep: 
     """
     if config.reference == "official":
         clean = clean / backbone.vae.config.scaling_factor
-        alpha_cumprod = extended_alphas_cumprod(backbone.alphas_cumprod, _EXTENDED_STEPS)[-1]
-    else:
+    if config.reference == "schedule":
         alpha_cumprod = backbone.alphas_cumprod[timestep]
+    else:
+        alpha_cumprod = extended_alphas_cumprod(backbone.alphas_cumprod, _EXTENDED_STEPS)[-1]
     return add_noise(clean, noise, alpha_cumprod.expand(len(clean)))
 
 

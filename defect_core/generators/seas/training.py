@@ -1,7 +1,7 @@
 """Training of SeaS: separation and sharing fine-tuning (Dai et al. 2025, sec. 3.2), then the RMP branch (sec. 3.3)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from defect_core.backbones.load import Backbone
-from defect_core.data.augment import AugmentOptions
 from defect_core.diffusion.attention import control_attention
 from defect_core.diffusion.losses import map_mask_iou
 from defect_core.diffusion.schedule import add_noise, pred_original_sample
@@ -22,20 +21,15 @@ from defect_core.generators.seas.mask_features import capture_unet_features, dec
 from defect_core.generators.seas.prompt import UnbalancedAbnormalPrompt
 from defect_core.generators.seas.refined_mask_prediction import RefinedMaskPrediction, refined_mask_prediction_loss
 from defect_core.generators.trained import freeze_in_half_precision
-from defect_core.generators.views import View, augment_examples, encode_views, to_denoiser
+from defect_core.generators.views import ViewSource, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
 
-AUGMENTATIONS = {
-    "rotate_flip": AugmentOptions(rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0),
-    "none": AugmentOptions(False, False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0),
-    "full": None,
-}
 EVALUATION_VIEWS = 16  # largest number of defect views in `attention_iou`
 EVALUATION_TIMESTEPS = (0.1, 0.3, 0.5)  # fractions of the schedule in `attention_iou`
 
 
 class TrainingViews:
-    """Encoded views of defect examples and of at most `config.normals` normal examples, and mixed batches of them."""
+    """Views of defect examples and of at most `config.normals` normal examples, and mixed batches of them."""
 
     def __init__(
         self,
@@ -47,29 +41,23 @@ class TrainingViews:
     ) -> None:
         rng = np.random.default_rng(seed)
         chosen = [normal[i] for i in sorted(rng.permutation(len(normal))[: config.normals])]
-        context, min_side, options = config.context, config.min_side, AUGMENTATIONS[config.augmentation]
 
-        def augment_all(examples: Sequence[Example], variants: int, canvas: CanvasKind) -> list[View]:
-            return augment_examples(examples, variants, canvas, context, min_side, backbone.resolution, rng, options)
+        def views_of(examples: Sequence[Example], variants: int | None, *canvases: CanvasKind) -> ViewSource:
+            settings = config.context, config.min_side, rng, config.augmentation
+            return ViewSource(backbone, examples, variants, canvases, *settings)
 
-        defect_views = augment_all(defective, config.variants, config.canvas)
-        repeats = -(-len(defect_views) // len(chosen))
-        normal_views = augment_all(chosen, repeats, config.canvas)
-        if config.canvas == "local":  # `generate_normals` generates whole images, whatever the canvas of the defects.
-            normal_views += augment_all(chosen, repeats, "whole")
-        self.defects = [view.defect for view in defect_views]
-        self.masks = torch.from_numpy(np.stack([view.mask for view in defect_views]))[:, None]
-        self.defect_latents = encode_views(backbone, defect_views, self.defects).latents
-        self.normal_latents = encode_views(backbone, normal_views, self.defects).latents
+        self.defective = views_of(defective, config.variants, config.canvas)
+        repeats = None if config.variants is None else -(-len(self.defective.defects) // len(chosen))
+        # `generate_normals` generates whole images, whatever the canvas of the defects.
+        self.normal = views_of(chosen, repeats, *dict.fromkeys((config.canvas, "whole")))
 
     def sample_batch(self, size: int, timesteps: int, generator: torch.Generator) -> MixedBatch:
         """Return a random batch of `size` defect views and as many normal views, with timesteps below `timesteps`."""
-        rows = torch.randint(len(self.defect_latents), (size,), generator=generator)
-        normal_rows = torch.randint(len(self.normal_latents), (size,), generator=generator)
-        latents = torch.cat([self.defect_latents[rows], self.normal_latents[normal_rows]])
+        defective, normal = self.defective.batch(size, generator), self.normal.batch(size, generator)
+        latents = torch.cat([defective.latents, normal.latents])
         chosen = torch.randint(timesteps, (2 * size,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        return MixedBatch(latents, self.masks[rows].float(), [self.defects[int(row)] for row in rows], noise, chosen)
+        return MixedBatch(latents, defective.masks.float(), defective.defects, noise, chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +89,20 @@ class SeasTrainer:
             Loss of every step, and `attention_iou` before and after the training.
         """
         config, backbone = self.config, self.backbone
+        steps, _ = config.steps_of(len(set(self.views.defective.defects)))
         sides = select_aligned_sides(backbone.latent_size, self._encoder_attention_sides())
         trained = nn.ModuleDict({"denoiser": backbone.denoiser, "tokens": self.prompt}).requires_grad_(True)
         control = control_attention(backbone.denoiser)
 
-        def loss(_step: int, generator: torch.Generator) -> Tensor:
+        def loss(_step: int, generator: torch.Generator) -> Iterator[Tensor]:
             batch = self.views.sample_batch(config.batch_size, len(backbone.alphas_cumprod), generator)
-            return separation_and_sharing_loss(backbone, self.prompt, control, sides, batch, config).total
+            for part in batch.split(backbone.compute.accumulate):
+                terms = separation_and_sharing_loss(backbone, self.prompt, control, sides, part, config)
+                yield terms.total * (len(part.defects) / len(batch.defects))
 
         iou_before = self.attention_iou(sides)
         token_settings = {"learning_rate": config.token_learning_rate, "weight_decay": 0.0}
-        training = TrainingConfig(
-            config.steps, config.learning_rate, config.weight_decay, overrides={"tokens": token_settings}
-        )
+        training = self._training_config(config.learning_rate, steps, overrides={"tokens": token_settings})
         label = f"fine-tuning seas on {self.product}"
         losses = train(
             trained, loss, training, seed=self.seed, work_dir=work_dir, label=label, compute=backbone.compute
@@ -124,13 +113,17 @@ class SeasTrainer:
     def train_mask_branch(self, work_dir: Path) -> list[float]:
         """Train the RMP branch with checkpoints in `work_dir`, freeze it, and return the loss of every step."""
         config, backbone = self.config, self.backbone
-        defects = sorted(set(self.views.defects))
+        defects = sorted(set(self.views.defective.defects))
         with torch.no_grad():
             prompts = self.prompt.encode(backbone, [*((name,) for name in defects), ()]).states
         timesteps = max(1, round(config.mask_timestep_fraction * len(backbone.alphas_cumprod)))
 
-        def loss(_step: int, generator: torch.Generator) -> Tensor:
+        def loss(_step: int, generator: torch.Generator) -> Iterator[Tensor]:
             batch = self.views.sample_batch(config.batch_size, timesteps, generator)
+            for part in batch.split(backbone.compute.accumulate):
+                yield part_loss(part) * (len(part.defects) / len(batch.defects))
+
+        def part_loss(batch: MixedBatch) -> Tensor:
             count = len(batch.defects)
             rows = [defects.index(name) for name in batch.defects]
             texts = prompts[rows + [len(defects)] * (len(batch.latents) - count)]
@@ -148,7 +141,7 @@ class SeasTrainer:
             )
 
         self.branch.requires_grad_(True)
-        training = TrainingConfig(config.mask_steps, config.mask_learning_rate, config.weight_decay)
+        training = self._training_config(config.mask_learning_rate, config.steps_of(len(defects))[1])
         label = f"training the mask branch of seas on {self.product}"
         losses = train(
             self.branch, loss, training, seed=self.seed + 1, work_dir=work_dir, label=label, compute=backbone.compute
@@ -159,7 +152,7 @@ class SeasTrainer:
     def attention_iou(self, sides: Sequence[int]) -> float:
         """Return the mean IoU of masks and anomaly token attention at the largest of the sides, with fixed noise."""
         backbone, control, scores = self.backbone, control_attention(self.backbone.denoiser), []
-        count, size = min(EVALUATION_VIEWS, len(self.views.defects)), self.config.batch_size
+        count, size = min(EVALUATION_VIEWS, len(self.views.defective.defects)), self.config.batch_size
         with torch.no_grad():
             for fraction in EVALUATION_TIMESTEPS:
                 batch = self.views.sample_batch(count, 1, torch.Generator().manual_seed(self.seed))
@@ -171,6 +164,20 @@ class SeasTrainer:
                     side = max(terms.masks)
                     scores.append(map_mask_iou(terms.maps.anomaly[side], terms.masks[side]))
         return round(float(torch.cat(scores).mean()), 4)
+
+    def _training_config(
+        self, learning_rate: float, steps: int, overrides: Mapping[str, Mapping[str, float]] | None = None
+    ) -> TrainingConfig:
+        config = self.config
+        return TrainingConfig(
+            steps,
+            learning_rate,
+            config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            overrides=overrides or {},
+            schedule=config.schedule,
+            moments=config.moments,
+        )
 
     def _encoder_attention_sides(self) -> list[int]:
         """Return the sides of the encoder's cross-attention layers, observed in one call of the U-Net."""
