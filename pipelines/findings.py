@@ -12,7 +12,6 @@ from defect_core.data.manifest import ManifestRow, manifest_rows
 from defect_core.data.mask_sources import check_mask
 from defect_core.data.records import GOOD, load_image, load_mask, read_records, record_rows
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_capabilities
 from defect_core.graph.instances import Instance, instances
 from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project
@@ -150,7 +149,7 @@ def check_backgrounds(project: Project, instance: Instance) -> Findings:
     The measurements in the manifest are read for all pairs. The pixels of some pairs, evenly spaced, are compared with
     the normal image.
     """
-    if not generator_capabilities(instance.fields["generator"]).keeps_background:
+    if not project.params.capabilities(instance.fields["generator"]).keeps_background:
         return Findings([], 0)
     pairs = _accepted_pairs(project, instance)
     problems = [

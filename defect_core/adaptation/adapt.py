@@ -20,10 +20,10 @@ from torch import Tensor
 from defect_core.adaptation.best_weights import BestWeights
 from defect_core.adaptation.config import AdaptConfig
 from defect_core.backbones.load import Backbone
-from defect_core.data.augment import AugmentOptions
 from defect_core.diffusion.schedule import add_noise, noise_ratio
 from defect_core.generators.base import Example
 from defect_core.generators.canvas import CanvasKind
+from defect_core.generators.canvas_config import AugmentationConfig
 from defect_core.generators.trained import freeze_in_half_precision
 from defect_core.generators.views import augment_examples, encode_views, prompt_words, to_denoiser
 from defect_core.training.loop import TrainingConfig, train
@@ -43,7 +43,7 @@ ENCODER_PARAMETERS = "conv_in.", "down_blocks."
 
 _LOCAL, _WHOLE, _EMPTY = range(3)  # rows of the encoded prompts
 # An image that is rotated, shifted or relit in training would be generated so.
-_NO_AUGMENTATION = AugmentOptions(
+_NO_AUGMENTATION = AugmentationConfig(
     flips=False, rotate90=False, rotation=0, scale=0, shift=0, brightness=0, contrast=0, colour=0
 )
 

@@ -1,9 +1,11 @@
-"""The settings that the diffusion methods share: in which part of an image they generate, and how views are augmented."""
+"""The settings that the diffusion methods share: the part of an image that they generate, and their training views."""
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from defect_core.generators.registry import Capabilities
 from defect_core.generators.variants import VariantConfig
 from defect_core.settings import Settings
 
@@ -67,6 +69,10 @@ class CanvasConfig(VariantConfig):
         if value is None and not cls.HAS_NEW_VIEWS:
             raise ValueError("this method encodes its views before training; expected a number of views")
         return value
+
+    def capabilities(self, declared: Capabilities) -> Capabilities:
+        """Return the declared capabilities; without `paste` the background changes."""
+        return replace(declared, keeps_background=declared.keeps_background and getattr(self, "paste", True))
 
     @property
     def encoded_variants(self) -> int:

@@ -43,6 +43,14 @@ BUILT_IN = {
 class GeneratorConfig(Settings):
     """Base class of every generator's settings."""
 
+    def capabilities(self, declared: "Capabilities") -> "Capabilities":
+        """Return what the generator declares about itself with these settings.
+
+        Args:
+            declared: what its package declares, for the defaults.
+        """
+        return declared
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -50,6 +58,7 @@ class Capabilities:
 
     Attributes:
         scope: `product` is fitted once per product, `catalogue` once on all products; `none` is not fitted to defects.
+            The settings may choose, see `GeneratorConfig.capabilities`.
         keeps_background: pixels outside the returned mask equal the requested normal image exactly.
         predicts_mask: the returned mask may differ from the requested mask.
         needs_mask: a request must contain a mask.
@@ -85,9 +94,9 @@ def generator_code_path(name: str) -> str:
     return "defect_core/generators/registry.py"
 
 
-def generator_folder(product: str, name: str) -> str:
+def generator_folder(product: str, name: str, capabilities: "Capabilities") -> str:
     """Return the folder of a fitted generator in a project: one per product, or one for the catalogue."""
-    is_shared = generator_capabilities(name).scope == "catalogue"
+    is_shared = capabilities.scope == "catalogue"
     return f"data/generator/{'catalogue' if is_shared else product}/{name}"
 
 

@@ -17,7 +17,7 @@ from defect_core.data.foreground import has_texture_direction
 from defect_core.data.masks import downsample_mask
 from defect_core.generators.base import Example, Image, Mask
 from defect_core.generators.canvas import CanvasKind, choose_window, crop_image, crop_mask
-from defect_core.generators.canvas_config import AugmentationConfig
+from defect_core.generators.canvas_config import AugmentationConfig, CanvasConfig
 
 # Each view multiplies `context` by a random factor in this range (not from a paper).
 CONTEXT_JITTER = (0.8, 1.4)
@@ -78,12 +78,11 @@ class ViewSource:
     Args:
         backbone: gives the VAE.
         examples: real examples.
-        variants: views per example; None: new views in every batch.
-        canvases: kinds of canvas. Each example has `variants` views of each kind; new views have a random kind.
-        context: see `choose_window`.
-        min_side: see `choose_window`.
+        config: settings of the views.
         rng: source of the kept views.
-        augmentation: random changes; None: those of `AugmentationConfig`.
+        variants: views per example in place of `config.variants`.
+        canvases: kinds of canvas in place of `config.canvas`. Each example has `variants` views of each kind; new views
+            have a random kind.
         render: what is encoded instead of a view's image.
 
     Attributes:
@@ -95,24 +94,20 @@ class ViewSource:
         self,
         backbone: Backbone,
         examples: Sequence[Example],
-        variants: int | None,
-        canvases: Sequence[CanvasKind],
-        context: float,
-        min_side: int,
+        config: CanvasConfig,
         rng: np.random.Generator,
-        augmentation: AugmentationConfig | None = None,
+        variants: int | None = None,
+        canvases: Sequence[CanvasKind] = (),
         render: Callable[[View], Image] | None = None,
     ) -> None:
         self._backbone, self._examples, self._render = backbone, list(examples), render or (lambda view: view.image)
-        self._canvases, self._settings = canvases, (context, min_side, backbone.resolution)
-        self._augmentation = augmentation
+        self._config, self._canvases = config, tuple(canvases) or (config.canvas,)
         self.latents: Tensor | None = None
         self.defects = [example.defect for example in self._examples]
-        if variants is not None:
+        count = variants or config.variants
+        if count is not None:
             self._views = [
-                view
-                for canvas in canvases
-                for view in augment_examples(self._examples, variants, canvas, *self._settings, rng, augmentation)
+                view for canvas in self._canvases for view in self._augment(self._examples, count, canvas, rng)
             ]
             self.defects = [view.defect for view in self._views]
             self.latents = encode_images(backbone, [self._render(view) for view in self._views])
@@ -126,8 +121,15 @@ class ViewSource:
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         chosen = [self._examples[int(row)] for row in rows]
         canvas = self._canvases[int(rng.integers(len(self._canvases)))]
-        views = augment_examples(chosen, 1, canvas, *self._settings, rng, self._augmentation)
+        views = self._augment(chosen, 1, canvas, rng)
         return self._as_batch(encode_images(self._backbone, [self._render(view) for view in views]), views)
+
+    def _augment(
+        self, examples: Sequence[Example], count: int, canvas: CanvasKind, rng: np.random.Generator
+    ) -> list[View]:
+        config = self._config
+        size = config.context, config.min_side, self._backbone.resolution
+        return augment_examples(examples, count, canvas, *size, rng, config.augmentation)
 
     @staticmethod
     def _as_batch(latents: Tensor, views: Sequence[View]) -> ViewBatch:

@@ -11,7 +11,7 @@ from typing import Any
 
 from defect_core.data.placement_settings import ANY
 from defect_core.errors import InputError, suggest
-from defect_core.generators.registry import generator_capabilities, generator_code_path, generator_folder
+from defect_core.generators.registry import generator_code_path
 from defect_core.graph.code import shared_code, stage_code
 from defect_core.graph.table import STAGES, Stage
 from defect_core.project.arms import BASELINE_ARM, MIX_ARM
@@ -112,9 +112,9 @@ def axis_values(stage: Stage, params: Params) -> dict[str, tuple[str, ...]]:
     generators = params.generators
     if stage.scope:
         catalogue = stage.scope == "catalogue"
-        generators = tuple(g for g in generators if (generator_capabilities(g).scope == "catalogue") == catalogue)
+        generators = tuple(g for g in generators if (params.capabilities(g).scope == "catalogue") == catalogue)
     if stage.capability:
-        generators = tuple(g for g in generators if getattr(generator_capabilities(g), stage.capability))
+        generators = tuple(g for g in generators if getattr(params.capabilities(g), stage.capability))
     return {"product": params.products, "generator": generators, "arm": params.arms}
 
 
@@ -202,7 +202,7 @@ def _fields(cell: dict[str, str], params: Params) -> dict[str, str]:
         fields["source"] = params.sources[product].tracked_input(product)
     if "generator" in cell:
         fields["code"] = generator_code_path(cell["generator"])
-        fields["weights"] = generator_folder(cell.get("product", ""), cell["generator"])
+        fields["weights"] = params.generator_folder(cell.get("product", ""), cell["generator"])
     if {"product", "generator"} <= cell.keys():
         fields |= _generator_fields(cell, params)
     if {"product", "arm"} <= cell.keys():

@@ -16,7 +16,6 @@ from defect_core.data.manifest import ManifestRow, manifest_rows
 from defect_core.data.records import GOOD, Record, load_image, pixel_digest, record_rows
 from defect_core.errors import InputError
 from defect_core.generators.base import SampleRequest, read_description
-from defect_core.generators.registry import generator_capabilities, generator_folder
 from defect_core.lineage.git import commit_of
 from defect_core.lineage.lock import output_digest, read_lock, recorded_params
 from defect_core.project.examples import split_records_of
@@ -97,7 +96,7 @@ def verify_image(project: Project, image: Path) -> str:
         InputError: see `trace_image`.
     """
     folder, row = _find(project, image)
-    weights = generator_folder(row.product, row.generator)
+    weights = project.params.generator_folder(row.product, row.generator)
     if not project.path(weights).is_dir():
         return f"{weights} is missing; expected the weights of the image; run `dvc checkout` or `dvc pull`"
     if folder_digest(project.path(weights)) != row.model_digest:
@@ -207,7 +206,7 @@ def _record(project: Project, product: str, name: str | None, row: ManifestRow) 
 
 
 def _generator(project: Project, row: ManifestRow) -> dict[str, Any]:
-    weights = project.path(generator_folder(row.product, row.generator))
+    weights = project.path(project.params.generator_folder(row.product, row.generator))
     present = folder_digest(weights) if weights.is_dir() else None
     config = read_description(weights, row.generator)["config"] if present == row.model_digest else None
     return {"name": row.generator, "weights": row.model_digest, "weights_here": present, "config": config}
@@ -215,7 +214,7 @@ def _generator(project: Project, row: ManifestRow) -> dict[str, Any]:
 
 def _training_records(project: Project, row: ManifestRow) -> list[Record]:
     """Return the training images of the product, or of all products for a generator of scope `catalogue`."""
-    is_shared = generator_capabilities(row.generator).scope == "catalogue"
+    is_shared = project.params.capabilities(row.generator).scope == "catalogue"
     products = project.params.products if is_shared else (row.product,)
     return [record for product in products for record in split_records_of(project, product, "train")]
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from defect_core.backbones.load import Backbone, load_backbone
-from defect_core.generators.registry import generator_capabilities
 from defect_core.project.device import default_device
 from defect_core.project.paths import Project
 
@@ -14,7 +13,7 @@ def open_backbone(project: Project, product: str, generator: str) -> Backbone | 
     This is the backbone adapted to the product if the project adapts backbones, else the project's. A generator of
     scope `catalogue` uses the project's, because one adapted to a product would be wrong for the others.
     """
-    capabilities = generator_capabilities(generator)
+    capabilities = project.params.capabilities(generator)
     if not capabilities.uses_backbone:
         return None
     if project.params.adapt is None or capabilities.scope == "catalogue":

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from defect_core.errors import InputError, suggest
 from defect_core.generators.base import Example
-from defect_core.generators.registry import generator_folder
 from defect_core.project.examples import load_examples
 from defect_core.project.paths import Project, synthetic_folder
 from defect_core.project.synthesis import load_project_generator
@@ -25,9 +24,9 @@ class ProjectHandle(Project):
             InputError: an unknown product or generator, or one that is not trained.
         """
         self._check(product, generator)
-        if not self.path(generator_folder(product, generator)).is_dir():
+        if not self.path(self.params.generator_folder(product, generator)).is_dir():
             raise InputError(
-                f"{generator_folder(product, generator)}: missing; run `defectory run --product {product} "
+                f"{self.params.generator_folder(product, generator)}: missing; run `defectory run --product {product} "
                 f"--generator {generator}` first"
             )
         return DefectGenerator(load_project_generator(self, product, generator), self.examples(product))

@@ -22,9 +22,11 @@ from defect_core.evaluation.detection.config import DetectorConfig
 from defect_core.evaluation.release_config import ReleaseConfig
 from defect_core.evaluation.segmentation.config import SegmenterConfig, SegmentUnifiedConfig
 from defect_core.generators.registry import (
+    Capabilities,
     GeneratorConfig,
     generator_capabilities,
     generator_config,
+    generator_folder,
     generator_names,
 )
 from defect_core.metrics.config import ScoreConfig
@@ -86,6 +88,14 @@ class Params(Settings):
         if override is None:
             return generator_config(name, settings, where="params.yaml: finetune")
         return generator_config(name, {**settings, **override}, where=f"params.yaml: overrides.{product}")
+
+    def capabilities(self, name: str) -> Capabilities:
+        """Return what a generator declares about itself with its settings."""
+        return self.generator_settings(name).capabilities(generator_capabilities(name))
+
+    def generator_folder(self, product: str, name: str) -> str:
+        """Return the folder of a fitted generator: one per product, or one for the catalogue."""
+        return generator_folder(product, name, self.capabilities(name))
 
     def borrowed_defects(self, product: str, generator: str) -> tuple[ZeroShotConfig, ...]:
         """Return the zero-shot defects of a product; none for a generator without this capability."""
@@ -181,7 +191,7 @@ def _check_per_product(params: Params) -> None:
                     raise _ParamsError(
                         f"{field}.{product}.{name}: no such generator; {suggest(name, params.generators)}"
                     )
-                if field == "overrides" and generator_capabilities(name).scope == "catalogue":
+                if field == "overrides" and params.capabilities(name).scope == "catalogue":
                     raise _ParamsError(
                         f"overrides.{product}.{name}: is trained on all products at once; expected its settings "
                         f"in finetune.{name}"

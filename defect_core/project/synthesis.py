@@ -12,7 +12,7 @@ from defect_core.data.placement_settings import ANY, PlacementRule, rules_of
 from defect_core.data.regions import ROI, regions_by_defect
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, Generator, Mask
-from defect_core.generators.registry import generator_class, generator_folder
+from defect_core.generators.registry import generator_class
 from defect_core.project.backbones import open_backbone
 from defect_core.project.examples import load_examples, split_records_of
 from defect_core.project.paths import Project
@@ -48,7 +48,7 @@ def load_synthesis_job(project: Project, product: str, generator: str) -> Synthe
             for an unknown defect type, or a region that does not fit.
     """
     params = project.params
-    weights = project.path(generator_folder(product, generator))
+    weights = project.path(project.params.generator_folder(product, generator))
     settings = params.synthesize
     examples = load_examples(project, product, "train")
     examples += _borrowed_examples(project, product, generator, {example.defect for example in examples})
@@ -110,7 +110,7 @@ def load_project_generator(project: Project, product: str, name: str) -> Generat
     Raises:
         InputError: the generator was not trained, or was trained on another backbone.
     """
-    weights = project.path(generator_folder(product, name))
+    weights = project.path(project.params.generator_folder(product, name))
     return generator_class(name).load(weights, open_backbone(project, product, name))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from defect_core.generators.registry import generator_folder
 from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project, synthetic_folder
 from defect_core.report.adapted import mixed_sheet
@@ -171,7 +170,9 @@ def _generator_section(
     styles: Mapping[str, ArmStyle],
 ) -> dict[str, Any]:
     synthetic = project.path(synthetic_folder(product, generator))
-    training = json.loads(project.path(f"{generator_folder(product, generator)}/training.json").read_text())
+    training = json.loads(
+        project.path(f"{project.params.generator_folder(product, generator)}/training.json").read_text()
+    )
     row = next((row for row in rows if row["arm"] == generator), {})
     scores = [(name, format_number(value)) for name, value in (row.get("scores") or {}).items()]
     scores += [(name, f"undefined: {reason}") for name, reason in sorted((row.get("missing") or {}).items())]

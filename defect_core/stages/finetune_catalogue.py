@@ -1,7 +1,7 @@
 """finetune_catalogue: trains one generator on all products together, into `data/generator/catalogue/<generator>`."""
 
 from defect_core.data.files import folder_digest
-from defect_core.generators.registry import generator_capabilities, generator_class, generator_folder
+from defect_core.generators.registry import generator_capabilities, generator_class
 from defect_core.project.backbones import open_project_backbone
 from defect_core.project.examples import load_examples
 from defect_core.project.paths import Project
@@ -22,7 +22,7 @@ def run(project: Project, generator: str) -> None:
         "raw": {product: folder_digest(project.path(f"data/raw/{product}")) for product in params.products},
         "train": [[example.product, example.name] for example in examples],
     }
-    with project.building(generator_folder("", generator), key) as work:
+    with project.building(params.generator_folder("", generator), key) as work:
         trained = generator_class(generator).create(config, backbone)
         trained.fit(examples, project.checkpoints(work), derive_seed(params.seed, "", generator, "fit", 0))
         trained.save(work)

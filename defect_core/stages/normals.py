@@ -4,7 +4,6 @@ from defect_core.data.files import folder_digest, write_json
 from defect_core.data.manifest import manifest_rows
 from defect_core.data.records import GOOD, load_image
 from defect_core.errors import InputError
-from defect_core.generators.registry import generator_folder
 from defect_core.metrics.normal_images import score_normals
 from defect_core.metrics.store import FeatureStore
 from defect_core.project.examples import load_examples
@@ -24,7 +23,7 @@ def run(project: Project, product: str, generator: str) -> None:
     )
     if not train:
         raise InputError(f"product {product}: has no normal training images; expected at least one to start from")
-    digest = folder_digest(project.path(generator_folder(product, generator)))
+    digest = folder_digest(project.path(project.params.generator_folder(product, generator)))
     key = {
         "count": params.normals.count,
         "seed": params.seed,

@@ -4,6 +4,7 @@ Values that the paper does not state are those of the public code; the README sa
 """
 
 _BOTH = {
+    "scope": "catalogue",  # sec. 3.2: the encoder is shared among all anomalies
     "canvas": "whole",
     "variants": None,
     "batch_size": 4,  # app. C.1

@@ -55,7 +55,7 @@ def _capture_training(monkeypatch, backbone, examples, tmp_path, denoiser=None, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "train", record)
         generator.fit(examples, tmp_path, 1)
-    return generator, captured["loss"], captured["trained"]
+    return generator, lambda *args: sum(captured["loss"](*args)), captured["trained"]
 
 
 def _first_random_numbers(views, batch, shape, seed, step=0):
@@ -107,7 +107,9 @@ def test_the_loss_depends_only_on_the_noise_inside_the_mask(backbone, examples, 
     denoiser = _Denoiser(backbone.denoiser)
     sources = []
     real = module.ViewSource
-    monkeypatch.setattr(module, "ViewSource", lambda *args: sources.append(real(*args)) or sources[-1])
+    monkeypatch.setattr(
+        module, "ViewSource", lambda *args, **kwargs: sources.append(real(*args, **kwargs)) or sources[-1]
+    )
     _, loss, _ = _capture_training(monkeypatch, backbone, examples, tmp_path, denoiser)
     _, noise = _first_random_numbers(12, 2, (4, 8, 8), 1)
     masks = sources[0].batch(2, step_generator(1, 0)).masks

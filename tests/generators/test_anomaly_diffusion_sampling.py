@@ -222,12 +222,10 @@ def test_the_unconditional_prediction_is_not_reweighted(backbone, normal):
     trajectory = make_trajectory(backbone.alphas_cumprod, 3)
     with torch.no_grad():
         plain = sample_blended(normal, conditional, trajectory, _stream(normal))
-        guided = sample_blended(
-            normal, conditional, trajectory, _stream(normal), unconditional=unconditional, guidance_scale=5.0
-        )
+        guided = sample_blended(normal, conditional, trajectory, _stream(normal), guidance=(5.0, unconditional))
         tokens = torch.ones(2, 24, dtype=torch.bool)
         reweighting = Reweighting("official", control, tokens, backbone.decode, 0.1)
-        sample_blended(normal, conditional, trajectory, _stream(normal), 1.0, reweighting, unconditional, 5.0)
+        sample_blended(normal, conditional, trajectory, _stream(normal), 1.0, reweighting, (5.0, unconditional))
     assert torch.allclose(plain, guided, atol=1e-4)
     assert is_reweighted and not any(is_reweighted)
 

@@ -65,7 +65,7 @@ def test_schedule_of_1500_steps_ends_at_the_level_of_the_public_code():
     assert float(extended_alphas_cumprod(alphas_cumprod, 1500)[-1]) == pytest.approx(3.18e-4, abs=1e-6)
 
 
-def test_a_reference_has_the_weight_of_appendix_a3_of_the_public_code_or_of_the_schedule():
+def test_each_kind_of_reference_has_its_weight():
     backbone = tiny_backbone()
     clean, noise = torch.randn((2, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
 

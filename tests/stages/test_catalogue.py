@@ -9,7 +9,6 @@ import pytest
 from defect_core.data.manifest import manifest_rows
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SyntheticPair
-from defect_core.generators.registry import generator_folder
 from defect_core.graph.instances import active_stages, find_instance, instances, stage_named
 from defect_core.project import synthesis
 from defect_core.project.params import Params, load_params
@@ -53,7 +52,24 @@ def test_a_generator_is_trained_on_each_product_or_on_all_of_them(tmp_path):
     }
     for product in ("bolt", "nut"):
         assert "data/generator/catalogue/defectdiffu" in cells[f"synthesize@{product}-defectdiffu"].inputs
-    assert generator_folder("nut", "defectdiffu") == "data/generator/catalogue/defectdiffu"
+    assert params.generator_folder("nut", "defectdiffu") == "data/generator/catalogue/defectdiffu"
+
+
+def test_the_setting_scope_trains_anomaly_diffusion_on_each_product_or_on_all(tmp_path):
+    text = TEXT.replace("defectdiffu", "anomaly-diffusion") + "overrides: {}\n"
+    for scope, weights in (("product", "nut"), ("catalogue", "catalogue")):
+        params = _load(tmp_path, text + f"finetune: {{anomaly-diffusion: {{scope: {scope}, paste: false}}}}\n")
+        cells = {cell.address: cell for stage in active_stages(params) for cell in instances(stage, params)}
+        assert ("finetune_catalogue@anomaly-diffusion" in cells) == (scope == "catalogue")
+        assert ("finetune@nut-anomaly-diffusion" in cells) == (scope == "product")
+        folder = f"data/generator/{weights}/anomaly-diffusion"
+        assert folder in cells["synthesize@nut-anomaly-diffusion"].inputs
+        assert params.generator_folder("nut", "anomaly-diffusion") == folder
+        assert not params.capabilities("anomaly-diffusion").keeps_background
+    with pytest.raises(InputError, match=r"overrides.nut.anomaly-diffusion: is trained on all products at once"):
+        override = "overrides: {nut: {anomaly-diffusion: {steps: 3}}}\n"
+        scoped = "finetune: {anomaly-diffusion: {scope: catalogue}}\n"
+        _load(tmp_path, text.replace("overrides: {}\n", override) + scoped)
 
 
 def test_without_a_catalogue_generator_its_stage_does_not_exist():

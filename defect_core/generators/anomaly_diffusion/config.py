@@ -1,6 +1,7 @@
 """Settings and capabilities of AnomalyDiffusion."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -69,6 +70,7 @@ class MaskModelConfig(GeneratorConfig):
 
 _GEOMETRY_ONLY = {"rotate90": False, "scale": 0.0, "brightness": 0.0, "contrast": 0.0, "colour": 0.0, "keep": 0.95}
 _BOTH = {
+    "scope": "catalogue",
     "canvas": "whole",
     "variants": None,
     "batch_size": 4,
@@ -121,6 +123,8 @@ class AnomalyDiffusionConfig(CanvasConfig):
     VARIANTS: ClassVar[Mapping[str, Mapping[str, Any]]] = _VARIANTS
     HAS_NEW_VIEWS: ClassVar[bool] = True
 
+    scope: Literal["product", "catalogue"] = "product"
+    """`catalogue`: one spatial encoder for all products of the project (paper). `product`: one for each product."""
     anomaly_tokens: int = Field(default=8, ge=1)
     """k, tokens per defect type for its appearance. Paper: 8. Public code: 4."""
     spatial_tokens: int = Field(default=4, ge=1)
@@ -179,6 +183,10 @@ class AnomalyDiffusionConfig(CanvasConfig):
     generated."""
     mask_model: MaskModelConfig = MaskModelConfig()
     """Settings of the mask model."""
+
+    def capabilities(self, declared: Capabilities) -> Capabilities:
+        """Return the declared capabilities with the scope and the pasting of these settings."""
+        return replace(super().capabilities(declared), scope=self.scope)
 
     @field_validator("prompts")
     @classmethod

@@ -55,7 +55,9 @@ class SpatialEncoder(nn.Module):
             features = stage(features)
             stage_features.append(features)
         fused = None
-        for feature, lateral in zip(reversed(stage_features[-len(self.lateral) :]), reversed(self.lateral), strict=True):
+        for feature, lateral in zip(
+            reversed(stage_features[-len(self.lateral) :]), reversed(self.lateral), strict=True
+        ):
             part = lateral(feature)
             fused = part if fused is None else part + F.interpolate(fused, size=part.shape[-2:], mode="bilinear")
         fused = self.smooth(fused)

@@ -29,7 +29,15 @@ from defect_core.generators.anomaly_diffusion.mask_model import (
     render_mask,
 )
 from defect_core.generators.anomaly_diffusion.sampling import NormalCanvases, Reweighting, sample_blended
-from defect_core.generators.base import CheckedRequest, Example, Image, Mask, SampleRequest, SyntheticPair, check_request
+from defect_core.generators.base import (
+    CheckedRequest,
+    Example,
+    Image,
+    Mask,
+    SampleRequest,
+    SyntheticPair,
+    check_request,
+)
 from defect_core.generators.canvas import choose_window, crop_image, crop_mask, resize_to_window
 from defect_core.generators.composite import composite
 from defect_core.generators.trained import (
@@ -74,6 +82,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         self, backbone: Backbone, config: AnomalyDiffusionConfig, concepts: Sequence[tuple[str, str]] = ()
     ) -> None:
         super().__init__(backbone, config)
+        self.capabilities = config.capabilities(CAPABILITIES)
         self.concepts = tuple(concepts)
         self.training = {"loss": [], "mask_loss": []}
         self._control = control_attention(backbone.denoiser)
@@ -213,9 +222,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         """Return views of the examples, of one concept if a key is given."""
         config = self.config
         chosen = [example for example in examples if key in (None, example.defect)]
-        rng = np.random.default_rng(seed)
-        settings = config.variants, (config.canvas,), config.context, config.min_side
-        return ViewSource(self.backbone, chosen, *settings, rng, config.augmentation, render)
+        return ViewSource(self.backbone, chosen, config, np.random.default_rng(seed), render=render)
 
     def _fit_tokens(self, views: ViewSource, work_dir: Path, seed: int) -> list[float]:
         """Train with masked textual inversion (eq. 5 and 6), on the noise inside the mask; return the losses."""
@@ -299,9 +306,9 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
         def denoiser(text: Tensor) -> Denoiser[Tensor]:
             return lambda z, time: backbone.denoiser(z, time.to(z.device), text).sample.to(z.dtype)
 
-        unconditional = None
+        guidance = None
         if config.guidance_scale != 1:
-            unconditional = denoiser(backbone.encode_text([""]).expand(len(keys), -1, -1))
+            guidance = config.guidance_scale, denoiser(backbone.encode_text([""]).expand(len(keys), -1, -1))
         with inference_autocast(backbone.denoiser, compute=backbone.compute):
             latents = sample_blended(
                 normal,
@@ -310,8 +317,7 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
                 NoiseStream([request.seed for request in requests], normal.latents.shape[1:]),
                 config.eta,
                 self._reweighting(encoded),
-                unconditional,
-                config.guidance_scale,
+                guidance,
                 config.blend_result,
             )
         return to_pixels(backbone.decode(latents))

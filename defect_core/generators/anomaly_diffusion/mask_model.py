@@ -43,7 +43,7 @@ def fit_mask_tokens(
 ) -> list[float]:
     """Train each concept's mask tokens e_m on ‖ε − ε_θ(z_t, t, e_m)‖² and return the loss of every step.
 
-    The networks stay frozen. With `steps_per_defect` each concept is trained in a run of its own, as in the paper.
+    The networks stay frozen. With `steps_per_defect` each concept is trained in a separate run, as in the paper.
 
     Args:
         backbone: the frozen networks.

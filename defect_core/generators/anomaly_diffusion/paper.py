@@ -29,8 +29,10 @@ COMPONENTS = (
         paper="ResNet-50 + FPN over four stages; the sizes of pyramid and heads are not stated",
         official="IR-50 + FPN over three stages; its last layer is equalised, ours normalised",
         test=f"{_TESTS}_paper.py::test_the_papers_encoder_is_resnet_50_with_a_feature_pyramid",
-        settings=tuple(
-            f"encoder.{key}" for key in ("architecture", "norm", "side", "channels", "depths", "width", "head_width")
+        settings=(
+            "scope",
+            *(f"encoder.{key}" for key in ("architecture", "norm", "side")),
+            *(f"encoder.{key}" for key in ("channels", "depths", "width", "head_width")),
         ),
     ),
     Component(
@@ -64,7 +66,7 @@ COMPONENTS = (
         "app. B",
         "views.ViewSource",
         paper="crop, translation and rotation; their ranges are not stated",
-        official="rotation of 0 to 20 degrees with black corners, one crop for the whole batch; here mirrored, per image",
+        official="rotation of 0 to 20 degrees with black corners, one crop for a batch; here mirrored, per image",
         test=f"{_TESTS}_paper.py::test_the_parts_of_the_augmentation_switch_separately",
         settings=(
             "canvas",

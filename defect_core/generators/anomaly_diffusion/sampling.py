@@ -65,8 +65,7 @@ def sample_blended(
     noise: NoiseStream,
     eta: float = 1.0,
     reweighting: Reweighting | None = None,
-    unconditional: Denoiser[Tensor] | None = None,
-    guidance_scale: float = 1.0,
+    guidance: tuple[float, Denoiser[Tensor]] | None = None,
     blend_result: bool = True,
 ) -> Tensor:
     """Return z_0 with a defect inside the mask and the normal latent outside.
@@ -84,8 +83,8 @@ def sample_blended(
         noise: the randomness of the samples.
         eta: stochasticity of DDIM.
         reweighting: None disables it and consumes the same noise.
-        unconditional: predicts the noise under the empty prompt, never re-weighted; None disables guidance.
-        guidance_scale: weight of classifier-free guidance.
+        guidance: weight of classifier-free guidance, and what predicts the noise under the empty prompt, which is never
+            re-weighted; None disables guidance.
         blend_result: whether to blend the result with the clean normal latent; the public code does not.
     """
     steps = _BlendedSteps(normal, trajectory, noise, reweighting)
@@ -93,9 +92,10 @@ def sample_blended(
     def guided_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
         with steps.reweighted(latents):
             conditional = denoiser(latents, timestep)
-        if unconditional is None:
+        if guidance is None:
             return conditional
-        return combine_guidance(unconditional(latents, timestep), (guidance_scale, conditional))
+        scale, unconditional = guidance
+        return combine_guidance(unconditional(latents, timestep), (scale, conditional))
 
     latents = sample(
         steps.noise(),

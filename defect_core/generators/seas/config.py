@@ -1,6 +1,7 @@
 """Settings and capabilities of SeaS (Dai et al. 2025)."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +25,34 @@ class RotateFlip(AugmentationConfig):
     colour: float = 0.0
 
 
+_BOTH = {
+    "steps_per_defect": 800,
+    "schedule": "constant",
+    "max_grad_norm": None,
+    "learning_rate": 4e-6,
+    "token_learning_rate": 4e-5,
+    "noise_weighting": "noise",
+    "balance": "image",
+    "alignment_weight": 1.0,
+    "canvas": "whole",
+    "variants": None,
+    "mask_learning_rate": 5e-4,
+    "mask_width": 192,
+    "mask_timestep_fraction": 1.0,
+    "mask_norm": "batch",
+    "ref_strength": 0.0,
+    "guidance_scale": 8.0,
+    "normal_guidance_scale": 8.0,
+    "mask_dilation": None,
+    "residual": False,
+    "paste": False,
+}
+_VARIANTS = {
+    "paper": {**_BOTH, "batch_size": 2, "alignment": "paper", "reference": "paper"},
+    "official": {**_BOTH, "moments": "bf16", "refinement": "official", "reference": "official"},
+}
+
+
 class SeasConfig(CanvasConfig):
     """Settings of SeaS. The defaults suit the embedded backbone on a CPU.
 
@@ -31,6 +60,7 @@ class SeasConfig(CanvasConfig):
     `official` selects what that code does where it differs from the paper.
     """
 
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, Any]]] = _VARIANTS
     HAS_NEW_VIEWS: ClassVar[bool] = True
 
     steps: int = Field(default=700, ge=1)
@@ -51,7 +81,8 @@ class SeasConfig(CanvasConfig):
     weight_decay: float = Field(default=1e-2, ge=0)
     """Weight decay of AdamW in both training stages. Public code: 1e-2."""
     batch_size: int = Field(default=4, ge=1)
-    """Number of defect images per step; as many normal images are added. Paper: 2."""
+    """Number of defect images per step; as many normal images are added. Paper: 2. Public code: 4, as two accumulated
+    parts of 2 (`compute.accumulate: 2`)."""
     anomaly_tokens: int = Field(default=4, ge=1)
     """Number N of anomaly tokens per defect. Paper: 4."""
     normal_init_word: str = "object"
@@ -63,7 +94,8 @@ class SeasConfig(CanvasConfig):
     balance: Literal["image", "equal"] = "equal"
     """`image`: mean over a defect image (paper). `equal`: mask and background weigh the same (not in the paper)."""
     alignment: Literal["paper", "official"] = "official"
-    """Form of the DA loss: `paper` is eq. 3, `official` is that of the public code."""
+    """Form of the DA loss: `paper` is eq. 3, `official` that of the public code. Eq. 3 with its softmax over tokens is
+    too weak beside the noise loss to move the attention; the tables need `official`."""
     alignment_weight: float = Field(default=2.0, ge=0)
     """Weight of the DA loss. Paper: 1."""
     normals: int = Field(default=60, ge=1)

@@ -54,9 +54,7 @@ class RefinedMaskPrediction(nn.Module):
             nn.TransformerEncoderLayer(width, _HEADS, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(layers)
         )
-        self.stems = nn.ModuleList(
-            _conv_block(c, width, 3, norm) if stems else nn.Identity() for c in image_channels
-        )
+        self.stems = nn.ModuleList(_conv_block(c, width, 3, norm) if stems else nn.Identity() for c in image_channels)
         self.refinements = nn.ModuleList(
             MaskRefinementModule(width if stems else c, width, fuse, norm, normalise_image) for c in image_channels
         )

@@ -42,14 +42,11 @@ class TrainingViews:
         rng = np.random.default_rng(seed)
         chosen = [normal[i] for i in sorted(rng.permutation(len(normal))[: config.normals])]
 
-        def views_of(examples: Sequence[Example], variants: int | None, *canvases: CanvasKind) -> ViewSource:
-            settings = config.context, config.min_side, rng, config.augmentation
-            return ViewSource(backbone, examples, variants, canvases, *settings)
-
-        self.defective = views_of(defective, config.variants, config.canvas)
+        self.defective = ViewSource(backbone, defective, config, rng)
         repeats = None if config.variants is None else -(-len(self.defective.defects) // len(chosen))
         # `generate_normals` generates whole images, whatever the canvas of the defects.
-        self.normal = views_of(chosen, repeats, *dict.fromkeys((config.canvas, "whole")))
+        canvases: tuple[CanvasKind, ...] = ("whole",) if config.canvas == "whole" else ("local", "whole")
+        self.normal = ViewSource(backbone, chosen, config, rng, repeats, canvases)
 
     def sample_batch(self, size: int, timesteps: int, generator: torch.Generator) -> MixedBatch:
         """Return a random batch of `size` defect views and as many normal views, with timesteps below `timesteps`."""

@@ -1,4 +1,4 @@
-"""Run the mutations: each in a process of its own, forked from one that has imported torch and diffusers."""
+"""Run the mutations: each in a new process, forked from one that has imported torch and diffusers."""
 
 import contextlib
 import importlib
@@ -11,15 +11,15 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tests import mutations
-from tests.mutations.mutation import ROOT, Mutation, apply, link_tree, revert
+from benchmarks import mutations
+from benchmarks.mutations.mutation import ROOT, Mutation, apply, link_tree, revert
 
 TABLE = ROOT / "docs" / "research" / "mutations.md"
 HEADER = """# Mutations
 
 Each row is a deliberate fault in a component of a method, and the test that fails because of it. The tests pass without
-the fault. The table is written by `python -m tests.mutations`, which applies each fault to a copy of the source tree and
-runs the test there; it also runs as a slow test, `tests/mutations/test_mutations.py`.
+the fault. `python -m benchmarks.mutations` writes the table: it applies each fault to a copy of the source tree and
+runs the test there. A slow test does the same.
 """
 COLUMNS = "| # | method | component | fault | caught by |\n|---|---|---|---|---|"
 
@@ -30,6 +30,14 @@ def main(arguments: list[str]) -> int:
     if "--list" in arguments:
         print("\n".join(f"{method}: {each.component}: {each.fault}" for method, each in selected))
         return 0
+    if "--table" in arguments:
+        TABLE.write_text(render_table(selected), encoding="utf-8")
+        return 0
+    if "--check" in arguments:
+        problems = [problem for _, each in selected if (problem := _problem(each))]
+        is_current = TABLE.is_file() and TABLE.read_text(encoding="utf-8") == render_table(selected)
+        print("\n".join(problems) or ("" if is_current else f"{TABLE.name} is old; run python -m benchmarks.mutations"))
+        return len(problems) or int(not is_current)
     faulty = [problem for _, each in selected if (problem := _problem(each))]
     if faulty:
         print("\n".join(faulty))
@@ -70,7 +78,7 @@ def render_table(rows: list[tuple[str, Mutation]]) -> str:
 def _all_mutations() -> list[tuple[str, Mutation]]:
     found = []
     for info in pkgutil.iter_modules(mutations.__path__):
-        module = importlib.import_module(f"tests.mutations.{info.name}") if not info.name.startswith("test_") else None
+        module = importlib.import_module(f"benchmarks.mutations.{info.name}") if info.name != "__main__" else None
         for each in getattr(module, "MUTATIONS", ()):
             found.append((info.name.replace("_", "-"), each))
     return found
@@ -128,7 +136,18 @@ def _run_in_this_process(target: Path, tests: list[str], log: Path) -> int:
         del sys.modules[name]
     sys.dont_write_bytecode = True
     output = io.StringIO()
-    options = ["-q", "-x", "-rfE", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-m", "", f"--rootdir={target}"]
+    options = [
+        "-q",
+        "-x",
+        "-rfE",
+        "--no-header",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "",
+        f"--rootdir={target}",
+    ]
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main([*options, *tests])
     log.write_text(output.getvalue(), encoding="utf-8")
