@@ -299,6 +299,7 @@ def _overfit(tmp_path, steps):
     return generator.training["loss"], images, mask
 
 
+@pytest.mark.slow
 def test_overfitting_generates_each_defect_inside_the_mask_only(tmp_path):
     losses, images, mask = _overfit(tmp_path, 130)
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
