@@ -66,10 +66,10 @@ def test_the_setting_scope_trains_anomaly_diffusion_on_each_product_or_on_all(tm
         assert folder in cells["synthesize@nut-anomaly-diffusion"].inputs
         assert params.generator_folder("nut", "anomaly-diffusion") == folder
         assert not params.capabilities("anomaly-diffusion").keeps_background
+    wrong = text.replace("overrides: {}\n", "overrides: {nut: {anomaly-diffusion: {steps: 3}}}\n")
+    wrong += "finetune: {anomaly-diffusion: {scope: catalogue}}\n"
     with pytest.raises(InputError, match=r"overrides.nut.anomaly-diffusion: is trained on all products at once"):
-        override = "overrides: {nut: {anomaly-diffusion: {steps: 3}}}\n"
-        scoped = "finetune: {anomaly-diffusion: {scope: catalogue}}\n"
-        _load(tmp_path, text.replace("overrides: {}\n", override) + scoped)
+        _load(tmp_path, wrong)
 
 
 def test_without_a_catalogue_generator_its_stage_does_not_exist():
