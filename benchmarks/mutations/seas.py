@@ -54,7 +54,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise loss of defect images",
-        "the defect has no weight of its own",
+        "the defect has no weight",
         LOSSES,
         "return (mask_loss + background_loss) / 2",
         "return background_loss + 0 * mask_loss",
