@@ -23,7 +23,7 @@ from PIL import Image
 
 from defect_core.generators.base import Example, SampleRequest, SyntheticPair
 from defect_core.generators.canvas import choose_window, crop_image, crop_mask
-from defect_core.generators.registry import generator_class
+from defect_core.generators.registry import generator_class, generator_folder
 from defect_core.project.backbones import open_backbone
 from defect_core.project.examples import load_examples
 from defect_core.project.paths import Project
@@ -43,7 +43,7 @@ def main(
 ) -> None:
     """Print the numbers and save the sheet."""
     project = Project.find()
-    folder = project.path(project.params.generator_folder(product, generator))
+    folder = project.path(generator_folder(product, generator))
     print_training(folder / "training.json")
     trained = generator_class(generator).load(folder, open_backbone(project, product, generator))
     examples = load_examples(project, product, "train")

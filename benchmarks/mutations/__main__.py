@@ -21,6 +21,7 @@ Each row is a deliberate fault in a component of a method, and the test that fai
 the fault. `python -m benchmarks.mutations` writes the table: it applies each fault to a copy of the source tree and
 runs the test there. A slow test does the same.
 """
+_IGNORED = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that are imported before the fork
 COLUMNS = "| # | method | component | fault | caught by |\n|---|---|---|---|---|"
 
 

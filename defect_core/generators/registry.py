@@ -94,9 +94,15 @@ def generator_code_path(name: str) -> str:
     return "defect_core/generators/registry.py"
 
 
-def generator_folder(product: str, name: str, capabilities: "Capabilities") -> str:
-    """Return the folder of a fitted generator in a project: one per product, or one for the catalogue."""
-    is_shared = capabilities.scope == "catalogue"
+def generator_folder(product: str, name: str, capabilities: Capabilities | None = None) -> str:
+    """Return the folder of a fitted generator in a project: one per product, or one for the catalogue.
+
+    Args:
+        product: name of the product.
+        name: a registered generator.
+        capabilities: with the settings of the project; None: for the default settings.
+    """
+    is_shared = (capabilities or generator_capabilities(name)).scope == "catalogue"
     return f"data/generator/{'catalogue' if is_shared else product}/{name}"
 
 
