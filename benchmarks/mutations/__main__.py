@@ -145,6 +145,8 @@ def _run_in_this_process(target: Path, tests: list[str], log: Path) -> int:
         "--tb=line",
         "-p",
         "no:cacheprovider",
+        "-W",
+        _IGNORED,
         "-m",
         "",
         f"--rootdir={target}",
