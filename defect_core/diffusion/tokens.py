@@ -37,7 +37,7 @@ class ConceptTokens(nn.Module):
 
     @classmethod
     def from_init_word(cls, backbone: Backbone, counts: Mapping[str, int], word: str) -> "ConceptTokens":
-        """Return concepts whose tokens are all initialised with the embedding of one word.
+        """Return concepts whose tokens are all initialised with the embedding of one word, on the backbone's device.
 
         Args:
             backbone: its tokenizer and token table are used.
@@ -50,8 +50,8 @@ class ConceptTokens(nn.Module):
         ids = backbone.tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids:
             raise InputError(f"initial word {word!r} has no token in the backbone's tokenizer; expected a word")
-        table = token_embedding(backbone).weight.detach().float().cpu()
-        initial = table[torch.tensor(ids)].mean(0)
+        table = token_embedding(backbone).weight.detach().float()
+        initial = table[torch.tensor(ids, device=table.device)].mean(0)
         return cls({name: initial.expand(count, -1) for name, count in counts.items()})
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from defect_core.backbones.load import Backbone
 from defect_core.data.foreground import find_foreground
+from defect_core.diffusion.checkpointing import enable_gradient_checkpointing
 from defect_core.errors import InputError
 from defect_core.generators.base import (
     CheckedRequest,
@@ -93,6 +94,8 @@ class TrainedGenerator(Generator, Generic[ConfigT]):
 
     def __init__(self, backbone: Backbone, config: ConfigT) -> None:
         self.backbone, self.config = backbone, config
+        if backbone.compute.gradient_checkpointing:
+            enable_gradient_checkpointing(backbone.denoiser)  # this one works together with captured attention
         self.training: dict[str, list[float]] = {"loss": []}
 
     @classmethod

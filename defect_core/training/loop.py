@@ -1,4 +1,4 @@
-"""The training loop: AdamW and Muon, accumulation of gradients, checkpoints, exact resume.
+"""The training loop: accelerate, AdamW and Muon, accumulation of gradients, checkpoints, exact resume.
 
 The randomness of step i comes from a generator seeded with (seed, i). A run that is killed and started again therefore
 ends with the same weights as an uninterrupted run.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from defect_core.training.checkpoint import allocate_moments, load_checkpoint, o
 from defect_core.training.half_moments import HalfMomentsAdamW
 from defect_core.training.muon import Muon, select_hidden_weights
 from defect_core.training.precision import compute_dtype
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MUON_EVERY, MUON_MOMENTUM = 2, 0.9  # see `Muon`; found by our own trials (docs/research/trials.md)
 
@@ -94,11 +97,16 @@ def train(
         ValueError: the parameters are on several devices.
     """
     checkpoint = work_dir / "checkpoint.safetensors"
-    optimizers = _Optimizers(module, config, compute)
+    from accelerate import Accelerator
+
+    # The caller has chosen the device, which may differ from the one that accelerate would choose.
+    accelerator = Accelerator(device_placement=False)
+    optimizers = _Optimizers(module, config, compute, accelerator)
     stored = load_checkpoint(checkpoint, optimizers.state()) or {"step": 0, "losses": []}
     done, losses = stored["step"], stored["losses"]
     optimizers.scaler.load_state_dict(stored.get("scaler", {}) or optimizers.scaler.state_dict())
     recent: list[Tensor] = []
+    module, optimizers.adamw = accelerator.prepare(module, optimizers.adamw)
     module.train()
     for step in track(range(done, config.steps), label):
         recent.append(optimizers.backward(loss(step, step_generator(seed, step))))
@@ -129,7 +137,10 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 class _Optimizers:
     """Muon for the matrices inside the network, if it is used, and AdamW for all other parameters."""
 
-    def __init__(self, module: nn.Module, config: TrainingConfig, compute: ComputeConfig) -> None:
+    def __init__(
+        self, module: nn.Module, config: TrainingConfig, compute: ComputeConfig, accelerator: "Accelerator"
+    ) -> None:
+        self.accelerator = accelerator
         parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         # Running statistics, for example of batch norms. Buffers that `state_dict` omits are constants.
         stored = module.state_dict().keys()
@@ -152,7 +163,7 @@ class _Optimizers:
         """Add the gradients of one loss, or of its parts one after the other, and return the loss of the step."""
         total: Tensor | None = None
         for value in [values] if isinstance(values, Tensor) else values:
-            self.scaler.scale(value).backward()
+            self.accelerator.backward(self.scaler.scale(value))
             total = value.detach() if total is None else total + value.detach()
         if total is None:
             raise ValueError("the loss has no parts; expected at least one")
@@ -175,7 +186,7 @@ class _Optimizers:
             group["lr"] = group["peak"] * factor
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.adamw)
-            nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
+            self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
         self.scaler.step(self.adamw)
         self.scaler.update()
         if self.muon is not None:

@@ -52,8 +52,8 @@ class DelayedFocusScheduler:
         Args:
             focus: α of this step, [B].
         """
-        exceeds = focus.cpu() > self.threshold
-        self.active = exceeds | self.active if self.is_latched else exceeds
+        exceeds = focus > self.threshold  # stays on the device, so that a step does not wait for it
+        self.active = exceeds | self.active.to(exceeds.device) if self.is_latched else exceeds
         return self.active
 
 

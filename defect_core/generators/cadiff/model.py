@@ -81,6 +81,7 @@ class CADiffModel(nn.Module):
         if config.tune_denoiser:
             self.denoiser = backbone.denoiser
         self.config, self.defect_count = config, defect_count
+        self.to(backbone.device)
         self._backbone = [backbone]  # A list keeps torch from registering the backbone's networks as submodules.
 
     @property

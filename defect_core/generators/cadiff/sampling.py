@@ -140,7 +140,8 @@ class ReweightedDenoiser:
         """Re-weight the attention to the k-th defect's token of each request until `stack` is closed."""
         mask, active = self.defect_masks[k], self.schedulers[k].active
         other_masks = [other for index, other in enumerate(self.defect_masks) if index != k]
-        if not other_masks and not active.any():
+        # On a GPU this question would wait for it; weights of 1 have no effect.
+        if not other_masks and active.device.type == "cpu" and not active.any():
             return
         focus_weights = masked_focus_weights(mask, self.strengths, active, self.config.masked_focus)
 

@@ -119,7 +119,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
         self.transformer, self.encoder = transformer, encoder
         self.model, self.schedule = transformer.model.to(backbone.device), transformer.schedule
         self.products, self.defects = tuple(products), tuple(defects)
-        self.model.gradient_checkpointing = config.gradient_checkpointing
+        self.model.gradient_checkpointing = config.gradient_checkpointing or backbone.compute.gradient_checkpointing
         if self.model.channels != backbone.latent_channels:
             raise InputError(
                 f"defectdiffu: dit {config.dit!r} has latents of {self.model.channels} channels, the backbone "
