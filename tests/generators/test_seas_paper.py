@@ -11,6 +11,7 @@ from tiny_seas import PAPER, QUICK, seas_examples
 from tiny_unet import tiny_backbone
 from toy_vae import ToyVAE
 
+from defect_core.backbones.compute import ComputeConfig
 from defect_core.diffusion.attention import control_attention
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.registry import generator_config
@@ -52,6 +53,24 @@ def test_accumulated_parts_have_the_gradient_of_the_batch(monkeypatch):
 
     whole, halves = gradient(1), gradient(2)
     assert torch.allclose(whole, halves, atol=1e-5) and float(whole.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("alignment", ["paper", "official"])
+def test_gradient_checkpointing_works_while_attention_is_captured(alignment, tmp_path):
+    """The gradient and the fit are those without checkpointing."""
+    fits = []
+    for enabled in (False, True):
+        backbone = dataclasses.replace(tiny_backbone(), compute=ComputeConfig(gradient_checkpointing=enabled))
+        config = SeasConfig(**{**QUICK, "alignment": alignment, "mask_layers": 0, "batch_size": 1})
+        generator = Seas.create(config, backbone)
+        generator.fit(seas_examples(), tmp_path / str(enabled), 1)
+        is_enabled = [getattr(module, "gradient_checkpointing", False) for module in backbone.denoiser.modules()]
+        assert any(is_enabled) == enabled
+        fits.append(generator)
+    plain, checkpointed = fits
+    assert plain.training == checkpointed.training
+    other = checkpointed.backbone.denoiser.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in plain.backbone.denoiser.state_dict().items())
 
 
 def test_steps_per_defect_multiply_with_the_number_of_defects():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from defect_core.backbones.load import Backbone
 from defect_core.diffusion.attention import check_text_width, control_attention
+from defect_core.diffusion.checkpointing import enable_gradient_checkpointing
 from defect_core.diffusion.losses import noise_loss, resize_mask
 from defect_core.diffusion.samplers import Denoiser, NoiseStream
 from defect_core.diffusion.schedule import add_noise, make_trajectory
@@ -241,6 +242,8 @@ class AnomalyDiffusion(TrainedGenerator[AnomalyDiffusionConfig]):
             },
             schedule=config.schedule,
         )
+        if backbone.compute.gradient_checkpointing:
+            enable_gradient_checkpointing(backbone.denoiser)
         label = f"learning tokens for the defects of {self._products()}"
         compute = self.backbone.compute
         loss = self._make_loss(views)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from defect_core.backbones.load import Backbone
 from defect_core.diffusion.attention import control_attention
+from defect_core.diffusion.checkpointing import enable_gradient_checkpointing
 from defect_core.diffusion.losses import map_mask_iou
 from defect_core.diffusion.schedule import add_noise, pred_original_sample
 from defect_core.generators.base import Example
@@ -97,6 +98,8 @@ class SeasTrainer:
                 terms = separation_and_sharing_loss(backbone, self.prompt, control, sides, part, config)
                 yield terms.total * (len(part.defects) / len(batch.defects))
 
+        if backbone.compute.gradient_checkpointing:
+            enable_gradient_checkpointing(backbone.denoiser)
         iou_before = self.attention_iou(sides)
         token_settings = {"learning_rate": config.token_learning_rate, "weight_decay": 0.0}
         training = self._training_config(config.learning_rate, steps, overrides={"tokens": token_settings})
