@@ -278,6 +278,26 @@ def score(
 
 
 @app.command()
+def weights(
+    action: Annotated[str, typer.Argument(help="pull")],
+    mirror: Annotated[str | None, typer.Option(help="URL of a folder with the same files.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Copy from a folder, without network.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A backbone to fetch from the hub, too.")] = None,
+) -> None:
+    """Fetch the weights of FID, KID, Inception Score and LPIPS, and a backbone."""
+    from defect_core.cli.pull_weights import missing_files, pull_weights
+
+    if action != "pull":
+        raise InputError(f"weights {action}: unknown; expected pull")
+    for path in pull_weights(missing_files(), mirror, source):
+        print(path)
+    if backbone is not None:
+        from defect_core.backbones.load import load_backbone
+
+        print(load_backbone(backbone).folder)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Print what is installed, which weights are available, and whether the project is consistent."""
     from defect_core.cli.doctor import check_environment

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from defect_core.cli.git_setup import describe_git
+from defect_core.cli.pull_weights import FILES, missing_files
 from defect_core.errors import InputError
 from defect_core.graph.dvcfile import render
 from defect_core.project.paths import Project
@@ -21,6 +22,10 @@ def check_environment() -> dict[str, str]:
     facts["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; the CPU is used"
     weights = os.environ.get("DEFECTORY_WEIGHTS")
     facts["DEFECTORY_WEIGHTS"] = "not set" if not weights else "found" if Path(weights).is_dir() else "not a folder"
+    for file in FILES:
+        facts[f"weights of {file.about}"] = "found"
+    for file in missing_files():
+        facts[f"weights of {file.about}"] = f"missing; `defectory weights pull` fetches {file.megabytes} MB"
     try:
         project = Project.find()
         params = project.params

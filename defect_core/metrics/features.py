@@ -322,18 +322,19 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 def _find_weights(network: str, file: str, hub_file: str) -> tuple[dict[str, Tensor], bool]:
     """The state in float32, and whether it is from torch hub's cache."""
-    folder = os.environ.get("DEFECTORY_WEIGHTS")
-    if folder and (Path(folder) / file).is_file():
-        from safetensors.torch import load_file
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for folder in (os.environ.get("DEFECTORY_WEIGHTS"), cache):
+        if folder and (Path(folder) / file).is_file():
+            from safetensors.torch import load_file
 
-        state = load_file(Path(folder) / file)
-        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, False
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / hub_file
+            state = load_file(Path(folder) / file)
+            return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, False
+    cached = cache / hub_file
     if cached.is_file():
         return torch.load(cached, weights_only=True, map_location="cpu"), True
     raise InputError(
-        f"{network}: weights {file} not found in DEFECTORY_WEIGHTS; set it to the folder that has the file, "
-        f"or let torch hub fetch {hub_file}"
+        f"{network}: weights {file} not found in DEFECTORY_WEIGHTS, nor {hub_file} in torch hub's cache; "
+        "`defectory weights pull` fetches them"
     )
 
 
