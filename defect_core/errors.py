@@ -31,6 +31,10 @@ class InputErrors(InputError):  # noqa: N818 - the plural of InputError
         super().__init__("\n".join(self.problems))
 
 
+class NonFiniteError(InputError):
+    """A loss, gradient, weight, pixel or score is NaN or infinite; the settings or the images must change."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return what a misspelt name should be: `did you mean 'seas'? expected one of cadiff, seas`.
 

@@ -1,6 +1,5 @@
 """Sampling of normal images of a product from noise, by its adapted backbone."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from defect_core.adaptation.adapt import WHOLE_PROMPT
 from defect_core.adaptation.sensor_noise import add_sensor_noise
 from defect_core.backbones.load import Backbone
 from defect_core.data.files import write_json
+from defect_core.data.guarded import read_json, read_tensors
 from defect_core.diffusion.guidance import combine_guidance
 from defect_core.diffusion.samplers import Denoiser, NoiseStream, make_ddim_step, sample
 from defect_core.diffusion.schedule import Trajectory, add_noise, make_trajectory
@@ -124,10 +124,14 @@ class NormalSampler:
             guidance_backbone: see `NormalSampler`.
             examples: normal training images of the product.
         """
-        stored = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        kernel = load_file(folder / SENSOR_NOISE_FILE)["kernel"] if (folder / SENSOR_NOISE_FILE).is_file() else None
+        stored = read_json(folder / CONFIG_FILE)
+        kernel = (
+            read_tensors(folder / SENSOR_NOISE_FILE, ("kernel",))[0]["kernel"]
+            if (folder / SENSOR_NOISE_FILE).is_file()
+            else None
+        )
         if (folder / DENOISER_FILE).is_file():
-            backbone.denoiser.load_state_dict(load_file(folder / DENOISER_FILE))
+            backbone.denoiser.load_state_dict(read_tensors(folder / DENOISER_FILE)[0])
         config = SamplerConfig(**{field: stored[field] for field in SamplerConfig._fields})
         return replace(cls.from_examples(backbone, guidance_backbone, examples), config=config, sensor_noise=kernel)
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defect_core.data.guarded import CURE, inside
+from defect_core.data.records import check_name
 from defect_core.data.tables import Schema, frame_rows, read_frame, read_rows, write_table
+from defect_core.errors import InputError, InputErrors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,3 +109,36 @@ def manifest_rows(source: "Path | pd.DataFrame") -> list[ManifestRow]:
     """
     rows = read_rows(Path(source), _SCHEMA) if isinstance(source, (str, Path)) else frame_rows(source, _SCHEMA)
     return [ManifestRow(**row) for row in rows]
+
+
+def accepted_rows(folder: Path) -> list[ManifestRow]:
+    """Return the accepted rows of the set in a folder, after a check of their names and files.
+
+    Args:
+        folder: folder of a synthetic set, with its manifest.
+
+    Raises:
+        InputErrors: a name is unusable, or the image or mask of a row is missing or not inside the folder, or the two
+            have different sizes.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(folder) / "manifest.parquet"
+    rows, problems = [row for row in manifest_rows(path) if row.accepted], []
+    for row in rows:
+        try:
+            check_name(row.defect, "defect")
+            check_name(row.sample_id, "sample_id")
+            sizes = set()
+            for file in (row.image, row.mask):
+                with Image.open(inside(folder, file or "")) as image:
+                    sizes.add(image.size)
+            if len(sizes) > 1:
+                problems.append(f"{path}: {row.sample_id}: image and mask have different sizes; {CURE}")
+        except InputError as error:
+            problems.append(f"{path}: {row.sample_id}: {error}")
+        except (OSError, ValueError, UnidentifiedImageError) as error:
+            problems.append(f"{path}: {row.sample_id}: {' '.join(str(error).split())}; {CURE}")
+    if problems:
+        raise InputErrors(problems[:20])
+    return rows

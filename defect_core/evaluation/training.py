@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn, optim
 
 from defect_core.progress import track
+from defect_core.training.guard import FiniteGuard
 
 CURVE_POINTS = 10
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -63,13 +64,20 @@ def train_model(
         label: shown with the progress.
         scheduler: advanced after each step.
         validation: scores the model at each of the `CURVE_POINTS` points of the curve.
+
+    Raises:
+        NonFiniteError: a loss or a weight is not finite.
     """
     points = {steps * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
     curve: list[dict[str, Any]] = []
     values: list[float] = []
     best: ModelT | None = None
     best_score = float("-inf")
+    guard = FiniteGuard(label, next(model.parameters()).device)
+    guard.begin_step()
     for step, loss in enumerate(track(losses, label, total=steps), start=1):
+        guard.end_step(step - 1, loss=loss)
+        guard.begin_step()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -87,4 +95,5 @@ def train_model(
                 best, best_score = copy.deepcopy(model).eval(), score
         curve.append(point)
         model.train()
+    guard.check_weights(model.state_dict().items(), steps)
     return TrainedModel(model.eval(), curve, best)

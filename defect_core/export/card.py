@@ -1,10 +1,10 @@
 """Dataset card of an exported set: contents, generators, scores and limits."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from defect_core.data.files import folder_digest, write_text
+from defect_core.data.guarded import read_json
 from defect_core.data.records import GOOD
 from defect_core.errors import InputError
 from defect_core.generators.registry import generator_capabilities
@@ -141,7 +141,7 @@ def _percent(entry: dict[str, Any], name: str) -> str:
 
 def _read(project: Project, relative: str) -> dict[str, Any]:
     path = project.path(relative)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

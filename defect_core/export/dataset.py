@@ -1,13 +1,14 @@
 """Export of released sets: one folder per product in the layout of another tool, and a dataset card."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from defect_core.data.manifest import manifest_rows, read_manifest
+from defect_core.data.files import atomic_path
+from defect_core.data.guarded import read_json
+from defect_core.data.manifest import accepted_rows
 from defect_core.data.records import GOOD, record_rows
 from defect_core.errors import InputError, suggest
 from defect_core.export.card import write_card
@@ -51,15 +52,19 @@ def export_dataset(
         raise InputError(
             f"{', '.join(missing)}: nothing is released; see metrics/release, and the section release of params.yaml"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     counts: dict[str, dict[str, int]] = {}
-    for product, release in releases.items():
-        original = _originals(project, product) if original_depth else None
-        items = [*_normal_items(project, product, original), *_synthetic_items(project, product, release, original)]
-        FORMATS[layout](items, folder / product)
-        write_marker(items, layout, product, folder / product)
-        counts[product] = dict(Counter(item.defect for item in items))
-    write_card(project, layout, releases, counts, folder)
+    if folder.is_dir():
+        folder.rmdir()
+    with atomic_path(folder, concurrent=True) as new:
+        new.mkdir()
+        for product, release in releases.items():
+            original = _originals(project, product) if original_depth else None
+            items = [*_normal_items(project, product, original), *_synthetic_items(project, product, release, original)]
+            FORMATS[layout](items, new / product)
+            write_marker(items, layout, product, new / product)
+            counts[product] = dict(Counter(item.defect for item in items))
+        write_card(project, layout, releases, counts, new)
     return counts
 
 
@@ -67,7 +72,7 @@ def _read_release(project: Project, product: str) -> dict[str, Any] | None:
     path = project.path(f"data/release/{product}/release.json")
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, ("arm", "sets"))
     return content if content["arm"] else None
 
 
@@ -91,8 +96,7 @@ def _synthetic_items(
 ) -> Iterator[ExportItem]:
     for generator in release["sets"]:
         folder = project.path(f"data/release/{product}/{generator}")
-        manifest = read_manifest(folder / "manifest.parquet")
-        for row in manifest_rows(manifest.loc[manifest.accepted]):
+        for row in accepted_rows(folder):
             image, mask = folder / str(row.image), folder / str(row.mask)
             values = None if original is None else partial(original.generated, image, row.source_image)
             suffix = ".png" if original is None else original.suffix(row.source_image)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.data.files import write_json
+from defect_core.data.guarded import read_json
 from defect_core.errors import InputError
 from defect_core.generators.registry import Capabilities, GeneratorConfig
 
@@ -203,7 +205,7 @@ def check_config(name: str, config: GeneratorConfig, config_class: type[ConfigT]
 def write_description(folder: Path, name: str, config: GeneratorConfig, **metadata: Any) -> None:
     """Write `generator.json` with sorted keys: the generator's name, its settings and further JSON values."""
     description = {"generator": name, "config": config.model_dump(mode="json"), **metadata}
-    (folder / "generator.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+    write_json(folder / "generator.json", description, ensure_ascii=True)
 
 
 def read_description(folder: Path, name: str) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "generator.json"
     if not path.is_file():
         raise InputError(f"{folder}: generator.json is missing; expected a folder written by the finetune stage")
-    description: dict[str, Any] = json.loads(path.read_text())
+    description = read_json(path, ("generator", "config"))
     if description["generator"] != name:
         raise InputError(f"{path}: was written by {description['generator']!r}; expected {name!r}")
     return description
@@ -227,15 +229,15 @@ def saved_generator_name(folder: Path) -> str:
     Raises:
         InputError: the folder has no readable `generator.json`.
     """
-    try:
-        return str(json.loads((folder / "generator.json").read_text())["generator"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder}: has no generator.json; expected a folder that a generator saved") from None
+    path = folder / "generator.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: has no generator.json; expected a folder that a generator saved")
+    return str(read_json(path, ("generator",))["generator"])
 
 
 def write_training(folder: Path, training: dict[str, list[float]]) -> None:
     """Write `training.json`: the values recorded during the fit, such as `loss` of every step."""
-    (folder / "training.json").write_text(json.dumps(training) + "\n")
+    (folder / "training.json").write_text(json.dumps(training, allow_nan=False) + "\n")
 
 
 def check_request(request: SampleRequest, fitted: Sequence[str]) -> CheckedRequest:

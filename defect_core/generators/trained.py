@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from defect_core.backbones.load import Backbone
 from defect_core.data.foreground import find_foreground
+from defect_core.data.guarded import read_tensors, require_keys
 from defect_core.diffusion.checkpointing import enable_gradient_checkpointing
-from defect_core.errors import InputError
+from defect_core.errors import InputError, NonFiniteError
 from defect_core.generators.base import (
     CheckedRequest,
     ConfigT,
@@ -24,6 +25,7 @@ from defect_core.generators.base import (
     write_training,
 )
 from defect_core.generators.registry import GeneratorConfig
+from defect_core.training.guard import first_non_finite
 
 
 class SavedGenerator(NamedTuple):
@@ -39,7 +41,7 @@ class SavedGenerator(NamedTuple):
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of `<name>.safetensors` on the CPU, numbers as float32."""
-        stored = load_file(self.folder / f"{name}.safetensors")
+        stored, _ = read_tensors(self.folder / f"{name}.safetensors")
         return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in stored.items()}
 
 
@@ -108,6 +110,11 @@ class TrainedGenerator(Generator, Generic[ConfigT]):
         folder.mkdir(parents=True, exist_ok=True)
         for name, state in self.state_dicts().items():
             halves = {key: _as_half(tensor).contiguous() for key, tensor in state.items()}
+            broken = first_non_finite(halves.items())
+            if broken is not None:
+                raise NonFiniteError(
+                    f"{self.name}: the weight {name}.{broken} is not finite in half precision; lower the learning rate"
+                )
             save_file(halves, folder / f"{name}.safetensors")
         backbone = {"name": self.backbone.name, "digest": self.backbone.digest}
         write_description(folder, self.name, self.config, **self.describe(), backbone=backbone)
@@ -118,10 +125,11 @@ class TrainedGenerator(Generator, Generic[ConfigT]):
         """Return the generator that `save` wrote; see `Generator.load`."""
         backbone = cls._check_backbone(backbone)
         description = read_description(folder, cls.name)
+        require_keys(description, folder / "generator.json", "backbone")
         fitted_on = description["backbone"]
-        if fitted_on["digest"] != backbone.digest:
+        if fitted_on.get("digest") != backbone.digest:
             raise InputError(
-                f"{folder}: was fitted on backbone {fitted_on['name']!r} with other weights; "
+                f"{folder}: was fitted on backbone {fitted_on.get('name')!r} with other weights; "
                 f"expected those of {backbone.name!r}: run the finetune stage again"
             )
         config = cls.config_class.model_validate(description["config"])

@@ -15,6 +15,7 @@ from defect_core.backbones.load import Backbone
 from defect_core.data.augment import AugmentOptions, augment_pair
 from defect_core.data.foreground import has_texture_direction
 from defect_core.data.masks import downsample_mask
+from defect_core.errors import NonFiniteError
 from defect_core.generators.base import Example, Image, Mask
 from defect_core.generators.canvas import CanvasKind, choose_window, crop_image, crop_mask
 from defect_core.generators.canvas_config import AugmentationConfig, CanvasConfig
@@ -227,8 +228,18 @@ def to_tensor(images: Sequence[Image]) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """Return images float [B, 3, R, R] in [-1, 1] as float [B, R, R, 3] in 0 to 255, not rounded."""
-    return ((images.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+    """Return images float [B, 3, R, R] in [-1, 1] as float [B, R, R, 3] in 0 to 255, not rounded.
+
+    Raises:
+        NonFiniteError: a pixel is not finite.
+    """
+    pixels = ((images.float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise NonFiniteError(
+            "generated image: a pixel is not finite; train the generator again with a lower learning rate, or set "
+            "compute.dtype to fp32"
+        )
+    return pixels
 
 
 def to_denoiser(backbone: Backbone, tensor: Tensor) -> Tensor:

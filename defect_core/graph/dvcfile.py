@@ -8,6 +8,7 @@ it depends on their digests in `code.json`, which `sync` updates.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from defect_core.data.files import write_json, write_text
 from defect_core.errors import InputError
@@ -40,10 +41,18 @@ def sync(project: Project) -> list[str]:
         changed.append("dvc.yaml")
     digests = code_digests(project)
     path = project.path(CODE_FILE)
-    if digests is not None and (not path.is_file() or json.loads(path.read_text()) != digests):
+    if digests is not None and _read_digests(path) != digests:
         write_json(path, digests)
         changed.append(CODE_FILE)
     return changed
+
+
+def _read_digests(path: Path) -> Any:
+    """Return the content of code.json; None if there is none, or a damaged one, which is written again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def code_digests(project: Project) -> dict[str, str] | None:

@@ -46,14 +46,15 @@ def run_one(project: Project, name: str, **axes: str | None) -> None:
 def read_cost(project: Project, address: str) -> dict[str, Any] | None:
     """Return `seconds` and `device` of the last run of an instance on this machine; None if it never ran here."""
     path = _cost_file(project, address)
-    return json.loads(path.read_text()) if path.is_file() else None
+    return _load_cost(path)
 
 
 def costs_since(project: Project, since: int) -> dict[str, float]:
     """Return the seconds of all instances that ran since a time in nanoseconds, by address, in the order they ended."""
     files = [path for path in (project.state / COSTS).glob("*.json") if path.stat().st_mtime_ns >= since]
     files.sort(key=lambda path: path.stat().st_mtime_ns)
-    return {path.stem: json.loads(path.read_text())["seconds"] for path in files}
+    costs = {path.stem: _load_cost(path) for path in files}
+    return {address: cost["seconds"] for address, cost in costs.items() if cost is not None}
 
 
 def chosen_runner() -> Callable[[Project, Instance], None]:
@@ -150,6 +151,15 @@ def _check_sources(project: Project) -> None:
             raise InputError(f"params.yaml: sources.{product}.path: {path} does not exist; expected a folder of images")
     for product, problem in record_sources(project).items():
         raise InputError(f"params.yaml: sources.{product}.path: {problem}")
+
+
+def _load_cost(path: Path) -> dict[str, Any] | None:
+    """Return a recorded cost; None without a record, or with a damaged one, which only an estimate would miss."""
+    try:
+        cost = json.loads(path.read_text(encoding="utf-8"))
+        return {"device": str(cost["device"]), "seconds": float(cost["seconds"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _cost_file(project: Project, address: str) -> Path:

@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from defect_core.errors import InputError
 from defect_core.project.paths import Project
 
 LOCK_FILE = "dvc.lock"
@@ -16,10 +17,20 @@ def read_lock(project: Project) -> dict[str, Any]:
 
 
 def parse_lock(text: str) -> dict[str, Any]:
-    """Return the entries of the text of a dvc.lock by address."""
+    """Return the entries of the text of a dvc.lock by address. Raises InputError for a damaged text."""
     # The pure Python loader needs seconds for a few hundred instances.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return (yaml.load(text, Loader=loader) or {}).get("stages") or {}
+    try:
+        content = yaml.load(text, Loader=loader) or {}
+        stages = content.get("stages") or {}
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{LOCK_FILE}: damaged ({reason}); restore it with `git checkout {LOCK_FILE}`") from None
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        raise InputError(
+            f"{LOCK_FILE}: damaged (its stages are no mappings); restore it with `git checkout {LOCK_FILE}`"
+        )
+    return stages
 
 
 def output_digest(lock: dict[str, Any], address: str, path: str) -> str | None:

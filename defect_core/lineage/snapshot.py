@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from defect_core.data.guarded import read_json
 from defect_core.errors import InputError
 from defect_core.lineage.git import git
 from defect_core.lineage.lock import LOCK_FILE, parse_lock
@@ -107,7 +108,7 @@ def _workspace(project: Project) -> Snapshot:
         commit=None,
         params=project.raw_params,
         lock=parse_lock(lock.read_text(encoding="utf-8")) if lock.is_file() else {},
-        metrics={path.relative_to(project.root).as_posix(): json.loads(path.read_text()) for path in metrics},
+        metrics={path.relative_to(project.root).as_posix(): read_json(path) for path in metrics},
         tree=tree,
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defect_core.data.manifest import ManifestRow, manifest_rows
+from defect_core.data.manifest import ManifestRow, accepted_rows
 from defect_core.data.masks import component_widths
 from defect_core.data.records import Record, image_groups, load_mask
 from defect_core.errors import InputError
@@ -55,7 +55,7 @@ def load_arm_data(
     ordered = [r for r in test if r.mask is not None] + [r for r in test if r.mask is None]
     defects, normal = [r for r in train if r.mask is not None], [r for r in train if r.mask is None]
     tested = [rows[0] for rows in image_groups(ordered)]
-    pairs = [(accepted_rows(project, folder), folder) for folder in folders]
+    pairs = [(require_pairs(project, folder), folder) for folder in folders]
     if isinstance(size, int):
         return _load_resized(raw, (defects, normal, ordered), pairs, size), tested
     return _load_cropped(raw, (defects, normal, ordered), pairs, scale or product_scale(project, product)), tested
@@ -75,13 +75,13 @@ def product_scale(project: Project, product: str) -> WorkingScale:
     )
 
 
-def accepted_rows(project: Project, folder: Path) -> list[ManifestRow]:
+def require_pairs(project: Project, folder: Path) -> list[ManifestRow]:
     """Return the manifest rows of the accepted pairs in a synthetic set.
 
     Raises:
         InputError: there is none.
     """
-    rows = [row for row in manifest_rows(folder / "manifest.parquet") if row.accepted]
+    rows = accepted_rows(folder)
     if not rows:
         relative = folder.relative_to(project.root).as_posix()
         raise InputError(f"{relative}: has no accepted pair; expected at least one (see manifest.parquet for reasons)")

@@ -1,6 +1,5 @@
 """Test of realism for the reader: real normal images and generated ones of the adapted backbone, mixed on one sheet."""
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from defect_core.data.guarded import read_json_list
 from defect_core.data.records import load_image
 from defect_core.project.examples import split_records_of
 from defect_core.project.paths import Project
@@ -42,7 +42,7 @@ def mixed_sheet(project: Project, product: str) -> MixedSheet | None:
     raw = project.path(f"data/raw/{product}")
     real = [Image.fromarray(load_image(raw / records[i].image)).resize(size, Image.Resampling.BICUBIC) for i in chosen]
     images, positions = shuffle_together([np.asarray(image) for image in real], generated, rng)
-    curve = json.loads((folder / "adaptation.json").read_text(encoding="utf-8"))
+    curve = read_json_list(folder / "adaptation.json")
     return MixedSheet(images, positions, [(point["step"], point["held_out"]) for point in curve])
 
 

@@ -1,6 +1,5 @@
 """Contact sheets of the report: real images, synthetic images, generated normal images and score maps."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.data.guarded import read_json
 from defect_core.data.manifest import manifest_rows
 from defect_core.data.records import GOOD, load_image, load_mask, save_png
 from defect_core.project.examples import split_records_of
@@ -71,7 +71,7 @@ def normals_section(project: Project, product: str, generator: str, folder: Path
     metrics = project.path(f"metrics/normals/{product}/{generator}.json")
     if project.params.normals is None or not metrics.is_file():
         return None
-    content = json.loads(metrics.read_text(encoding="utf-8"))
+    content = read_json(metrics)
     rows = _evenly_spaced(manifest_rows(source / "manifest.parquet"), COLUMNS)
     real = [load_image(project.path(f"data/raw/{product}") / str(row.source_image)) for row in rows]
     images = [*real, *_blank(COLUMNS - len(rows)), *(load_image(source / str(row.image)) for row in rows)]
@@ -90,7 +90,7 @@ def score_map_sheet(project: Project, product: str, folder: Path) -> dict[str, s
     masks = {record.image: record.mask for record in split_records_of(project, product, "test")}
     arms = project.params.arms
     folders = {arm: project.path(f"data/segment/{product}/{arm}") for arm in arms}
-    maps = {arm: json.loads((folders[arm] / "maps.json").read_text(encoding="utf-8")) for arm in arms}
+    maps = {arm: read_json(folders[arm] / "maps.json") for arm in arms}
     shown = [name for _, name in _evenly_spaced(sorted(maps[arms[0]].items()), COLUMNS)]
     if not shown:
         return None

@@ -1,9 +1,9 @@
 """The leaderboard: scores of every downstream model for every arm, collected from the metrics of a project."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from defect_core.data.guarded import read_json
 from defect_core.errors import InputError
 from defect_core.metrics.spread import gain_over
 from defect_core.project.arms import BASELINE_ARM
@@ -210,4 +210,4 @@ def _read(project: Project, relative: str) -> dict[str, Any]:
     path = project.path(relative)
     if not path.is_file():
         raise InputError(f"{relative} is missing; expected a finished run; run `defectory run`")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)

@@ -1,12 +1,12 @@
 """Checks of a synthetic set for the report: its nearest training images, and its mask sizes beside real ones."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defect_core.data.guarded import read_json
 from defect_core.data.images import open_image
 from defect_core.data.manifest import ManifestRow, manifest_rows
 from defect_core.data.records import load_image, load_mask
@@ -47,7 +47,7 @@ class MaskAreas(NamedTuple):
 
 def nearest_pairs(project: Project, product: str, generator: str) -> NearestPairs:
     """Return the two pairs of each defect with the smallest feature distance, the nearest first."""
-    scores = json.loads(project.path(f"metrics/score/{product}/{generator}.json").read_text(encoding="utf-8"))
+    scores = read_json(project.path(f"metrics/score/{product}/{generator}.json"))
     synthetic, raw = project.path(synthetic_folder(product, generator)), project.path(f"data/raw/{product}")
     pairs = NearestPairs([], [], [])
     for _, spaces in sorted(scores.get("nearest", {}).items()):

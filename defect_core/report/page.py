@@ -1,12 +1,12 @@
 """The HTML report: leaderboard tables, charts and contact sheets of every product."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from defect_core.data.guarded import read_json, read_json_list
 from defect_core.project.arms import BASELINE_ARM
 from defect_core.project.paths import Project, synthetic_folder
 from defect_core.report.adapted import mixed_sheet
@@ -170,9 +170,8 @@ def _generator_section(
     styles: Mapping[str, ArmStyle],
 ) -> dict[str, Any]:
     synthetic = project.path(synthetic_folder(product, generator))
-    training = json.loads(
-        project.path(f"{project.params.generator_folder(product, generator)}/training.json").read_text()
-    )
+    folder_of_weights = project.path(project.params.generator_folder(product, generator))
+    training = read_json(folder_of_weights / "training.json", ("loss",))
     row = next((row for row in rows if row["arm"] == generator), {})
     scores = [(name, format_number(value)) for name, value in (row.get("scores") or {}).items()]
     scores += [(name, f"undefined: {reason}") for name, reason in sorted((row.get("missing") or {}).items())]
@@ -182,7 +181,7 @@ def _generator_section(
         "sheets": synthetic_sheets(project, product, generator, folder),
         "loss": line_chart(losses, styles, f"training loss of {generator}, moving average"),
         "scores": scores,
-        "summary": json.loads((synthetic / "summary.json").read_text(encoding="utf-8")),
+        "summary": read_json(synthetic / "summary.json"),
         "normals": normals_section(project, product, generator, folder),
         "nearest": nearest_sheet(project, product, generator, folder),
         "areas": mask_areas(project, product, generator),
@@ -194,7 +193,7 @@ def _detector_section(project: Project, product: str) -> dict[str, Any] | None:
     metrics = project.path(f"metrics/detect/{product}.json")
     if project.params.detect is None or not metrics.is_file():
         return None
-    rows = json.loads(metrics.read_text(encoding="utf-8"))["rows"]
+    rows = read_json(metrics, ("rows",))["rows"]
     names = {name: label for name, label in SEGMENT_COLUMNS.items() if name in rows[0]["mean"]}
     cells = [
         (
@@ -213,7 +212,7 @@ def _training_curves(project: Project, product: str) -> dict[str, list[tuple[flo
     curves = {}
     for arm in project.params.arms:
         path = project.path(f"data/segment/{product}/{arm}/curves.json")
-        points = json.loads(path.read_text(encoding="utf-8"))[0]["points"]
+        points = read_json_list(path)[0]["points"]
         curves[arm] = [(point["step"], point["loss"]) for point in points]
     return curves
 

@@ -9,7 +9,7 @@ from typing import Any
 from defect_core.data.files import write_json, write_text
 from defect_core.data.records import Record, image_groups
 from defect_core.errors import InputError
-from defect_core.project.arm_data import accepted_rows, arm_folders
+from defect_core.project.arm_data import arm_folders, require_pairs
 from defect_core.project.device import default_device
 from defect_core.project.examples import split_records_of
 from defect_core.project.paths import Project
@@ -48,7 +48,7 @@ def run(project: Project, product: str, arm: str) -> None:
                 synthetic=[
                     view
                     for folder in arm_folders(project, product, chosen)
-                    for view in load_views(accepted_rows(project, folder), folder, classes, config)
+                    for view in load_views(require_pairs(project, folder), folder, classes, config)
                 ],
                 test=load_views(test, raw, classes, config),
             )

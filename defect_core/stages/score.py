@@ -4,10 +4,10 @@ Distances between distributions use the test images, which no generator has seen
 training images. A zero-shot defect type is scored on its own, against the test images if the product has any of it.
 """
 
-import json
 from typing import Any
 
 from defect_core.data.files import write_json
+from defect_core.data.guarded import read_json
 from defect_core.data.manifest import manifest_rows
 from defect_core.data.records import load_image, load_mask
 from defect_core.errors import InputError
@@ -46,7 +46,7 @@ def run(project: Project, product: str, generator: str) -> None:
             entry |= {"scores": scored["scores"]["pooled"], "missing": scored["missing"]}
         result.setdefault("zero_shot", {})[defect] = entry
     result["product"], result["generator"] = product, generator
-    result["acceptance"] = json.loads((folder / "summary.json").read_text())
+    result["acceptance"] = read_json(folder / "summary.json", ("acceptance_rate",))
     write_json(project.path(f"metrics/score/{product}/{generator}.json"), result)
 
 

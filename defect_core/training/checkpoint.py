@@ -1,17 +1,19 @@
 """Checkpoints: named tensors in one safetensors file, which replaces the earlier one in one step. No pickle."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from defect_core.data.files import atomic_path
 
+logger = logging.getLogger(__name__)
 MOMENTS = "exp_avg", "exp_avg_sq"
 
 
@@ -29,7 +31,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], **metadata: Any) 
 
 
 def load_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Copy the tensors of a checkpoint into existing ones and return its metadata; None if there is no checkpoint.
+    """Copy the tensors of a checkpoint into existing ones and return its metadata.
+
+    None if there is no checkpoint, or a damaged one, which counts as absent.
 
     Args:
         path: a file that `save_checkpoint` wrote.
@@ -37,10 +41,19 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     """
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as stored, torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(stored.get_tensor(name))
-        return {name: json.loads(value) for name, value in (stored.metadata() or {}).items()}
+    try:
+        with safe_open(path, "pt") as stored, torch.no_grad():
+            # Everything is checked before the first weight is overwritten.
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+            metadata = {name: json.loads(value) for name, value in (stored.metadata() or {}).items()}
+            if any(shapes.get(name) != tuple(tensor.shape) for name, tensor in tensors.items()) or not metadata:
+                raise ValueError("its tensors are not those of this training")
+            for name, tensor in tensors.items():
+                tensor.copy_(stored.get_tensor(name))
+            return metadata
+    except (SafetensorError, OSError, ValueError) as error:
+        logger.warning("%s: cannot be used (%s); the training starts again", path.name, " ".join(str(error).split()))
+        return None
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:

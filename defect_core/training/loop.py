@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from defect_core.backbones.compute import DEFAULT_COMPUTE, ComputeConfig
 from defect_core.progress import track
 from defect_core.training.checkpoint import allocate_moments, load_checkpoint, optimizer_state, save_checkpoint
+from defect_core.training.guard import FiniteGuard
 from defect_core.training.half_moments import HalfMomentsAdamW
 from defect_core.training.muon import Muon, select_hidden_weights
 from defect_core.training.precision import compute_dtype
@@ -94,6 +95,7 @@ def train(
         compute: number type, which decides whether gradients are scaled, and the interval of the checkpoints.
 
     Raises:
+        NonFiniteError: a loss, the norm of the gradients or a weight is not finite. The last checkpoint is kept.
         ValueError: the parameters are on several devices.
     """
     checkpoint = work_dir / "checkpoint.safetensors"
@@ -107,17 +109,22 @@ def train(
     optimizers.scaler.load_state_dict(stored.get("scaler", {}) or optimizers.scaler.state_dict())
     recent: list[Tensor] = []
     module, optimizers.adamw = accelerator.prepare(module, optimizers.adamw)
+    guard = FiniteGuard(label, optimizers.device, done)
     module.train()
     for step in track(range(done, config.steps), label):
+        guard.begin_step()
         recent.append(optimizers.backward(loss(step, step_generator(seed, step))))
-        optimizers.step(step)
+        guard.end_step(step, loss=recent[-1], norm_of_the_gradients=optimizers.step(step))
         module.zero_grad(set_to_none=True)
         if after_step is not None and after_step(step + 1):
             break
         if (step + 1) % compute.checkpoint_every == 0 and step + 1 < config.steps:
+            guard.check_weights(optimizers.parameters.items(), step + 1)
+            guard.last_checkpoint = step + 1
             losses += _to_numbers(recent)
             state = optimizers.scaler.state_dict()
             save_checkpoint(checkpoint, optimizers.state(), step=step + 1, losses=losses, scaler=state)
+    guard.check_weights(optimizers.parameters.items(), config.steps)
     module.eval()
     return losses + _to_numbers(recent)
 
@@ -149,7 +156,7 @@ class _Optimizers:
         if len(devices) > 1:
             raise ValueError(f"parameters on {' and '.join(sorted(map(str, devices)))}; expected one device")
         device = next(iter(devices))
-        self.parameters, self.config = parameters, config
+        self.parameters, self.config, self.device = parameters, config, device
         self.inner = select_hidden_weights(parameters) if config.use_muon else {}
         self.outer = {name: parameter for name, parameter in parameters.items() if name not in self.inner}
         self.adamw = _make_adamw(_parameter_groups(self.outer, config), config)
@@ -179,19 +186,25 @@ class _Optimizers:
             **{f"buffer.{name}": value for name, value in self.buffers.items()},
         }
 
-    def step(self, step: int) -> None:
-        """Clip the gradients and update the parameters with the learning rate of this step."""
+    def step(self, step: int) -> Tensor | None:
+        """Clip the gradients, update the parameters with the learning rate of this step, and return the norm.
+
+        Returns:
+            The norm before clipping; None where it may overflow by design, with scaled gradients, or is not computed.
+        """
+        norm: Tensor | None = None
         factor = self.config.learning_rate_factor(step)
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * factor
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.adamw)
-            self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
         self.scaler.step(self.adamw)
         self.scaler.update()
         if self.muon is not None:
             self.rate.fill_(self.config.learning_rate * factor)
             self.muon.step(step)
+        return None if self.scaler.is_enabled() else norm
 
 
 def _make_adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from defect_core.data.guarded import read_tensors
 from defect_core.errors import InputError
 from defect_core.evaluation.batches import hold_out
 from defect_core.evaluation.classification.config import ClassifierConfig
@@ -141,7 +142,7 @@ def load_weights(model: Classifier, file: Path) -> None:
         InputError: the file is not a safetensors file, or a layer is missing or has another shape.
     """
     try:
-        state = load_file(file)
+        state, _ = read_tensors(file)
     except Exception as error:  # safetensors raises exceptions of several types.
         raise InputError(f"{file.name}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
     layers = model.network.state_dict()

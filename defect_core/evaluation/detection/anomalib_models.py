@@ -22,6 +22,7 @@ from defect_core.errors import InputError
 from defect_core.evaluation.detection.config import DetectorConfig, DetectorName
 from defect_core.evaluation.weights import find_weights
 from defect_core.progress import track
+from defect_core.training.guard import FiniteGuard
 
 LITE0 = "tf_efficientnet_lite0"
 EXPECTED_WEIGHTS = "embedded, none, imagenet or a safetensors file with timm's names"
@@ -145,8 +146,9 @@ def _fit_draem(normal: Images, config: DetectorConfig, seed: int, device: str, l
     milestones = [round(fraction * config.steps) for fraction in DRAEM_MILESTONES]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=DRAEM_RATE_FACTOR)
     rng = np.random.default_rng(seed)
+    guard = FiniteGuard(label, torch.device(device))
     model.train()
-    for _ in track(range(config.steps), label):
+    for step in track(range(config.steps), label):
         clean = detector.to_batch(normal[rng.integers(len(normal), size=config.batch_size)])
         defective, mask = simulate(clean)
         reconstruction, prediction = model(defective)
@@ -155,6 +157,8 @@ def _fit_draem(normal: Images, config: DetectorConfig, seed: int, device: str, l
         loss.backward()
         optimizer.step()
         schedule.step()
+        guard.end_step(step, loss=loss)
+    guard.check_weights(model.state_dict().items(), config.steps)
     return detector
 
 

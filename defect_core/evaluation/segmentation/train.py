@@ -1,6 +1,6 @@
 """Training of the segmenter: the same number of steps and the same normal images for every arm."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ from defect_core.errors import InputError
 from defect_core.evaluation.batches import hold_out
 from defect_core.evaluation.segmentation.augment import augment_batch
 from defect_core.evaluation.segmentation.config import SegmenterConfig
-from defect_core.evaluation.segmentation.data import Sample, plan_batches
+from defect_core.evaluation.segmentation.data import BatchPlan, Sample, plan_batches
 from defect_core.evaluation.segmentation.model import Segmenter
 from defect_core.evaluation.training import TrainedModel, Validation, train_model
 from defect_core.metrics.curves import average_precision, ranking_curve
+from defect_core.training.guard import note_batch
 
 # A pretrained encoder is trained at a third of the decoder's learning rate.
 ENCODER_RATE_DIVISOR = 3
@@ -66,7 +67,7 @@ def train_segmenter(
     generator = torch.Generator().manual_seed(seed + 1)
 
     def losses() -> Iterator[Tensor]:
-        for plan in plan_batches(config, len(train_normal), len(train_real), len(synthetic), seed):
+        for plan in _noted(plan_batches(config, len(train_normal), len(train_real), len(synthetic), seed)):
             batch = torch.cat([pool[rows] for pool, rows in zip(pools, plan, strict=True) if rows]).float()
             images, masks = augment_batch(batch[:, :3], batch[:, 3:], generator)
             yield segmentation_loss(model(images), masks)
@@ -81,6 +82,14 @@ def train_segmenter(
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, config.steps)),
         validation=Validation("val_pixel_ap", lambda: _pixel_ap(model, held)) if held_real else None,
     )
+
+
+def _noted(plans: Iterable[BatchPlan]) -> Iterator[BatchPlan]:
+    """Yield the rows of each batch, and record them for the error of the numerical guard."""
+    for plan in plans:
+        for kind, rows in zip(("normal", "real", "synthetic"), plan, strict=True):
+            note_batch(f"{kind} training image {row}" for row in rows)
+        yield plan
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
