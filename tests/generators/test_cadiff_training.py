@@ -75,13 +75,13 @@ def test_with_tune_denoiser_the_unet_is_trained_and_saved(examples, tmp_path):
 
 
 def test_normal_images_replace_defect_images_and_keep_their_masks(examples, tmp_path, monkeypatch):
-    batches, loss = [], CADiffModel.loss
+    batches, loss = [], CADiffModel.part_losses
 
     def record(model, batch, *args, **kwargs):
         batches.append(batch)
         return loss(model, batch, *args, **kwargs)
 
-    monkeypatch.setattr(CADiffModel, "loss", record)
+    monkeypatch.setattr(CADiffModel, "part_losses", record)
     config = CADiffConfig(**{**QUICK, "batch_size": 4}, normal_fraction=0.5, canvas="whole")
     generator = CADiff.create(config, tiny_backbone())
     generator.fit(examples, tmp_path / "both", seed=1)

@@ -13,9 +13,9 @@ from torch import Tensor
 from defect_core.diffusion.losses import resize_mask
 
 
-def sample_strength(seed: int, low: float, high: float) -> float:
-    """Return the intensity w ~ U[low, high] of a sample, from a separate random stream."""
-    return float(np.random.default_rng((seed, 1)).uniform(low, high))
+def sample_strength(seed: int, low: float, high: float, number: int = 0) -> float:
+    """Return the intensity w ~ U[low, high] of the n-th defect of a sample, from a separate random stream."""
+    return float(np.random.default_rng((seed, 1 + number)).uniform(low, high))
 
 
 def attention_focus(maps: Tensor, masks: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Settings and capabilities of CADiff (Tong et al. 2026)."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +14,29 @@ CAPABILITIES = Capabilities(scope="product", keeps_background=True, needs_mask=T
 SLOTS = ("{context}", "{anomaly}")
 MAX_STRENGTH = 2.0  # the paper's range of the intensity w is [-2, 2]
 
+# The guidance scale, the temperature and the prompts are not in the paper (see `paper.py`).
+_PAPER = {
+    "epochs": 1000,
+    "learning_rate": 1e-5,
+    "token_learning_rate": 1e-5,
+    "schedule": "constant",
+    "max_grad_norm": None,
+    "batch_size": 16,
+    "normal_fraction": 0.0,
+    "balance": "image",
+    "localising": "paper",
+    "localising_weight": 1e-3,
+    "contrast_views": 16,
+    "self_adaptive_interaction": "attention",
+    "tune_denoiser": False,
+    "canvas": "whole",
+    "sampling_steps": 50,
+    "guidance_scale": 7.5,
+    "start": "noise",
+    "paste": False,
+    "focus_latched": False,
+}
+
 
 class CADiffConfig(CanvasConfig):
     """Settings of CADiff. The defaults suit the embedded backbone on a CPU.
@@ -20,10 +44,20 @@ class CADiffConfig(CanvasConfig):
     "Paper" is the value of the paper for Stable Diffusion 1.5. There is no public code.
     """
 
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": _PAPER}
+
     steps: int = Field(default=300, ge=1)
-    """Optimiser steps for all defects of the product together. Paper: 1000 epochs."""
+    """Optimiser steps for all defects of the product together; `epochs` replaces them."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the defect images; null: `steps`. Paper: 1000."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` with warm-up (not in the paper), or a `constant` learning rate. Paper: `constant`."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; null: no clipping, as in ControlNet. Paper: null."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Number type of the moments of AdamW; `bf16` halves their memory (not in the paper)."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Learning rate of the control branch, with warm-up and cosine decay. Paper: 1e-5, constant."""
+    """Learning rate of the control branch. Paper: 1e-5."""
     token_learning_rate: float = Field(default=1e-2, gt=0)
     """Learning rate of the tokens. Paper: 1e-5."""
     weight_decay: float = Field(default=1e-2, ge=0)
@@ -47,7 +81,10 @@ class CADiffConfig(CanvasConfig):
     )
     """Prompts with {context} and {anomaly}; sampling uses the first (not in the paper)."""
     balance: Literal["image", "equal"] = "equal"
-    """`image`: mean over the image (paper). `equal`: mask and background weigh the same (not in the paper)."""
+    """`image`: mean over the image. Paper: `image`.
+
+    `equal`: mask and background of every image weigh the same, so small and large defects do, too (not in the paper).
+    """
     localising_weight: float = Field(default=1.0, ge=0)
     """Weight γ of the localizing masked loss. Paper: 1e-3."""
     localising: Literal["balanced", "token", "paper"] = "balanced"
@@ -79,6 +116,17 @@ class CADiffConfig(CanvasConfig):
     """
     strength_range: tuple[float, float] = (0.5, 1.5)
     """Range of the intensity w of a request without a strength, uniform. Paper: 0.5 to 1.5."""
+    strength_ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """The same for single defect types, such as `{scratch: [1.0, 1.5]}` (not in the paper)."""
+    intensity: Literal["attention", "guidance"] = "attention"
+    """`attention` scales the attention to the anomaly token by w (eq. 11). Paper: `attention`.
+
+    `guidance` scales the change of the predicted noise that this attention makes inside the mask (not in the paper).
+    It needs one more call of the networks per step and defect.
+    """
+    combine: dict[str, str] = Field(default_factory=dict)
+    """Defect type -> a second one that its samples show in a part of the mask, such as `{dent: scratch}`. The sample
+    is still labelled with the first."""
     focus_threshold: float = Field(default=0.75, ge=0, le=1)
     """Threshold α_thr of the delayed focus scheduler. Paper: 0.75."""
     focus_latched: bool = True
@@ -95,6 +143,19 @@ class CADiffConfig(CanvasConfig):
             if any(template.count(slot) != 1 for slot in SLOTS):
                 raise ValueError(f"expected {{context}} and {{anomaly}} once in each template, not {template!r}")
         return templates
+
+    @field_validator("strength_ranges")
+    @classmethod
+    def _check_ranges(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        return {defect: cls._check_range(limits) for defect, limits in ranges.items()}
+
+    @field_validator("combine")
+    @classmethod
+    def _check_combinations(cls, pairs: dict[str, str]) -> dict[str, str]:
+        for first, second in pairs.items():
+            if first == second:
+                raise ValueError(f"expected two different defect types, not {first!r} twice")
+        return pairs
 
     @field_validator("strength_range")
     @classmethod

@@ -64,6 +64,7 @@ class CADiff(TrainedGenerator[CADiffConfig]):
         normal = [example for example in examples if example.mask is None]
         self.product = defective[0].product
         self.defects = tuple(sorted({example.defect for example in defective}))
+        self._check_combinations()
         views = TrainingViews(self.backbone, self.config, defective, normal, self.defects, seed)
         self.model = CADiffModel(self.backbone, self.config, len(self.defects), seed)
         label = f"fitting {self.name} to {self.product}"
@@ -93,6 +94,15 @@ class CADiff(TrainedGenerator[CADiffConfig]):
         load_frozen(generator.model, saved.state_dict("model"))
         return generator
 
+    def _check_combinations(self) -> None:
+        """Check that the second defect of each combination on this product is one of its defects."""
+        for first, second in self.config.combine.items():
+            if first in self.defects and second not in self.defects:
+                raise InputError(
+                    f"cadiff: combine: {first} names {second!r}, which {self.product} does not have; "
+                    f"expected one of {', '.join(self.defects)}"
+                )
+
     def _plan(self, request: SampleRequest) -> SamplePlan:
         """Return everything that sampling needs for a request.
 
@@ -100,27 +110,35 @@ class CADiff(TrainedGenerator[CADiffConfig]):
             InputError: the request cannot be answered.
         """
         names = split_defect_names(request.defect, self.defects)
+        if len(names) == 1 and names[0] in self.config.combine:
+            names.append(self.config.combine[names[0]])
         checked, *_ = [check_request(dataclasses.replace(request, defect=name), self.defects) for name in names]
         if len(set(names)) < len(names):
             raise InputError(f"request {request.sample_id}: defect {request.defect!r} names one defect twice")
         check_on_product(checked)
-        strength = request.strength
-        if strength is None:
-            strength = sample_strength(request.seed, *self.config.strength_range)
-        if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
-            raise InputError(f"request {request.sample_id}: strength {strength:g}; expected -2 to 2, 1 is unchanged")
         config, resolution = self.config, self.backbone.resolution
         window = choose_window(checked.mask, config.canvas, config.context, config.min_side)
         mask = crop_mask(checked.mask, window, resolution)
         return SamplePlan(
             checked,
             [self.defects.index(name) for name in names],
-            strength,
+            self._strengths(request, names),
             window,
             crop_image(checked.normal_image, window, resolution),
             mask,
             split_mask(mask, len(names)),
         )
+
+    def _strengths(self, request: SampleRequest, names: Sequence[str]) -> list[float]:
+        """Return the intensity of each defect: the requested one, or one from the range of its defect type."""
+        if request.strength is not None:
+            if not -MAX_STRENGTH <= request.strength <= MAX_STRENGTH:
+                raise InputError(
+                    f"request {request.sample_id}: strength {request.strength:g}; expected -2 to 2, 1 is unchanged"
+                )
+            return [request.strength] * len(names)
+        ranges = [self.config.strength_ranges.get(name, self.config.strength_range) for name in names]
+        return [sample_strength(request.seed, *limits, number) for number, limits in enumerate(ranges)]
 
     def _make_pair(self, plan: SamplePlan, canvas: NDArray[np.floating]) -> SyntheticPair:
         """Return the pair of one request from its canvas, [R, R, 3] in 0 to 255."""
@@ -131,7 +149,10 @@ class CADiff(TrainedGenerator[CADiffConfig]):
             image = composite(request.normal_image, full, request.mask, self.config.feather)
         else:
             image = np.clip(np.rint(full), 0, 255).astype(np.uint8)
-        metadata = {"prompt": self._prompt_text(plan.defects), "strength": plan.strength}
+        metadata: dict[str, Any] = {"prompt": self._prompt_text(plan.defects), "strength": plan.strengths[0]}
+        if len(plan.defects) > 1:
+            names = [self.defects[index] for index in plan.defects]
+            metadata["strengths"] = dict(zip(names, plan.strengths, strict=True))
         return SyntheticPair(request.sample_id, image, request.mask.copy(), None, metadata)
 
     def _prompt_text(self, defects: Sequence[int]) -> str:

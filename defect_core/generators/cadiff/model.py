@@ -1,6 +1,6 @@
 """Trained networks of CADiff (tokens, control branch, optionally the U-Net) and the loss of a training step (eq. 8)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from defect_core.backbones.load import Backbone
 from defect_core.diffusion.attention import AttentionMaps, control_attention
-from defect_core.diffusion.losses import noise_loss
+from defect_core.diffusion.losses import mean_over_samples, noise_loss
 from defect_core.diffusion.schedule import add_noise
 from defect_core.diffusion.tokens import ConceptTokens, EncodedPrompts, encode_prompts
 from defect_core.generators.cadiff.attention_reweighting import masked_focus_weights
@@ -105,20 +105,46 @@ class CADiffModel(nn.Module):
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator, use_bf16: bool = False) -> Tensor:
         """Return L = L_CALDM + γ·L_loc + β·L_contrastive (eq. 8), a scalar; arguments as in `loss_terms`."""
-        terms = self.loss_terms(batch, generator, use_bf16)
+        return self._weighted_sum(self.loss_terms(batch, generator, use_bf16))
+
+    def part_losses(
+        self, batch: TrainingBatch, generator: torch.Generator, parts: int, use_bf16: bool = False
+    ) -> Iterator[Tensor]:
+        """Yield the losses of consecutive parts of a batch, which add up to `loss` of the batch.
+
+        Args:
+            batch: images of the step.
+            generator: as in `loss_terms`.
+            parts: number of parts; at most as many as images are used.
+            use_bf16: as in `loss_terms`.
+        """
+        for rows in torch.arange(len(batch.latents)).chunk(parts):
+            part = batch.select(int(rows[0]), int(rows[-1]) + 1)
+            yield self._weighted_sum(self.loss_terms(part, generator, use_bf16, batch, has_contrast=int(rows[0]) == 0))
+
+    def _weighted_sum(self, terms: LossTerms) -> Tensor:
         return (
             terms.noise
             + self.config.localising_weight * terms.localising
             + self.config.contrast_weight * terms.contrast
         )
 
-    def loss_terms(self, batch: TrainingBatch, generator: torch.Generator, use_bf16: bool = False) -> LossTerms:
+    def loss_terms(
+        self,
+        batch: TrainingBatch,
+        generator: torch.Generator,
+        use_bf16: bool = False,
+        whole: TrainingBatch | None = None,
+        has_contrast: bool = True,
+    ) -> LossTerms:
         """Return the terms of the loss of one training step.
 
         Args:
             batch: images of the step.
             generator: chooses the templates of the contrastive disentanglement loss.
-            use_bf16: run the U-Net in bfloat16 where the device supports it.
+            use_bf16: run the U-Net in half precision where the device supports it.
+            whole: the batch of which `batch` is a part: the terms of all parts add up to those of the batch.
+            has_contrast: False leaves out the contrastive loss, which does not depend on the images.
         """
         config, backbone = self.config, self.backbone
         noised = self._add_noise(batch)
@@ -136,12 +162,15 @@ class CADiffModel(nn.Module):
                 autocast = training_autocast(backbone.device, backbone.latent_size, compute=backbone.compute)
                 stack.enter_context(autocast)
             predicted = self.predict_noise(noised, batch.timesteps, encoded.states, batch.canvas_masks).float()
-        noise = self._noise_loss(batch, predicted)
+        whole = batch if whole is None else whole
+        noise = self._noise_loss(batch, predicted, whole)
         localising = contrast = predicted.new_zeros(())
-        if config.localising_weight > 0:
+        if config.localising_weight > 0 and batch.is_defective.any():
+            fraction = float(batch.is_defective.sum() / whole.is_defective.sum())
             defective = AttentionMaps([(name, part[batch.is_defective]) for name, part in maps.layers])
-            localising = localizing_masked_loss(defective, batch.masks[batch.is_defective], config.localising)
-        if config.contrast_weight > 0:
+            masks = batch.masks[batch.is_defective]
+            localising = fraction * localizing_masked_loss(defective, masks, config.localising)
+        if config.contrast_weight > 0 and has_contrast:
             contrast = self._contrastive_loss(generator)
         return LossTerms(noise, localising, contrast)
 
@@ -169,12 +198,14 @@ class CADiffModel(nn.Module):
         alphas_cumprod = self.backbone.alphas_cumprod[batch.timesteps.cpu()]
         return add_noise(batch.latents, batch.noise, alphas_cumprod)
 
-    def _noise_loss(self, batch: TrainingBatch, predicted: Tensor) -> Tensor:
-        """Return the mean over the image, or the mean of the means inside and outside the mask (see `balance`)."""
+    def _noise_loss(self, batch: TrainingBatch, predicted: Tensor, whole: TrainingBatch) -> Tensor:
+        """Return the mean over the image, or the mean of the means inside and outside each mask (see `balance`)."""
         if self.config.balance == "image":
-            return noise_loss(batch.noise, predicted)
+            return noise_loss(batch.noise, predicted) * (len(batch.latents) / len(whole.latents))
+        squares = (batch.noise - predicted) ** 2
         inside, outside = (
-            noise_loss(batch.noise, predicted, region, "masked_mean") for region in (batch.masks, 1 - batch.masks)
+            mean_over_samples(region * squares, region, whole_region)
+            for region, whole_region in ((batch.masks, whole.masks), (1 - batch.masks, 1 - whole.masks))
         )
         return (inside + outside) / 2
 

@@ -34,7 +34,7 @@ class SamplePlan:
     Attributes:
         request: the request.
         defects: indices of its defects.
-        strength: intensity w.
+        strengths: intensity w of each defect.
         window: window of the normal image that the canvas shows.
         image: normal image on the canvas, uint8 [R, R, 3].
         mask: mask on the canvas, bool [R, R].
@@ -43,7 +43,7 @@ class SamplePlan:
 
     request: CheckedRequest
     defects: list[int]
-    strength: float
+    strengths: list[float]
     window: Window
     image: Image
     mask: Mask
@@ -112,20 +112,31 @@ class ReweightedDenoiser:
             to_denoiser(backbone, latent_masks(backbone, [(*plan.defect_masks, *[empty] * slots)[k] for plan in plans]))
             for k in range(slots)
         ]
-        self.strengths = torch.tensor([plan.strength for plan in plans])
+        self.strengths = torch.tensor([[*plan.strengths, *[1.0] * slots][:slots] for plan in plans])
         self.schedulers = [
             DelayedFocusScheduler(len(plans), config.focus_threshold, config.focus_latched) for _ in range(slots)
         ]
 
     def predict_noise(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Return the predicted noise of one step, [B, C, h, w], and update the delayed focus schedulers."""
+        noise = self._predict(latents, timestep)
+        if self.config.intensity == "attention":
+            return noise
+        changed = noise
+        for k, mask in enumerate(self.defect_masks):
+            # eps + (w - 1) (eps - eps without the defect), inside the mask of the defect
+            weights = (self.strengths[:, k] - 1).to(noise).view(-1, 1, 1, 1) * mask
+            changed = changed + weights * (noise - self._predict(latents, timestep, absent=k))
+        return changed
+
+    def _predict(self, latents: Tensor, timestep: Tensor, absent: int | None = None) -> Tensor:
         count = len(latents)
         inputs = torch.cat([latents, latents]) if self.is_guided else latents
         with ExitStack() as stack:
             groups = self._conditional_only(self.groups)
             maps = stack.enter_context(self.control.capture(groups, sides={self.focus_side}))
             for k in range(len(self.defect_masks)):
-                self._reweight(stack, k)
+                self._reweight(stack, k, absent)
             timesteps = timestep.to(latents.device).expand(len(inputs))
             noise = self.model.predict_noise(inputs, timesteps, self.text, self.canvas_masks).to(latents.dtype)
         attention = maps.mean(self.focus_side)[:count]
@@ -136,14 +147,22 @@ class ReweightedDenoiser:
             return noise
         return combine_guidance(noise[count:], (self.config.guidance_scale, noise[:count]))
 
-    def _reweight(self, stack: ExitStack, k: int) -> None:
-        """Re-weight the attention to the k-th defect's token of each request until `stack` is closed."""
+    def _reweight(self, stack: ExitStack, k: int, absent: int | None) -> None:
+        """Re-weight the attention to the k-th defect's token of each request until `stack` is closed.
+
+        With `intensity: guidance` its weight in its mask is 0 if k is `absent`, else 1.
+        """
         mask, active = self.defect_masks[k], self.schedulers[k].active
         other_masks = [other for index, other in enumerate(self.defect_masks) if index != k]
         # On a GPU this question would wait for it; weights of 1 have no effect.
-        if not other_masks and active.device.type == "cpu" and not active.any():
+        is_on_gpu = active.device.type != "cpu"
+        is_changed = k == absent if self.config.intensity == "guidance" else is_on_gpu or bool(active.any())
+        if not other_masks and not is_changed:
             return
-        focus_weights = masked_focus_weights(mask, self.strengths, active, self.config.masked_focus)
+        strengths = self.strengths[:, k]
+        if self.config.intensity == "guidance":
+            strengths, active = torch.zeros_like(strengths), torch.full_like(active, k == absent)
+        focus_weights = masked_focus_weights(mask, strengths, active, self.config.masked_focus)
 
         def weights(side: int) -> Tensor:
             value = focus_weights(side)

@@ -1,6 +1,7 @@
 """Training of CADiff on one product: tokens, control branch and, with `tune_denoiser`, the U-Net (joint training)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from defect_core.backbones.load import Backbone
+from defect_core.diffusion.checkpointing import enable_gradient_checkpointing
 from defect_core.diffusion.losses import map_mask_iou, resize_mask
 from defect_core.generators.base import Example
 from defect_core.generators.cadiff.config import CADiffConfig
@@ -39,7 +41,7 @@ class TrainingViews:
             )
 
         views = augment_all(defective, config.encoded_variants)
-        self.backbone, self.config = backbone, config
+        self.backbone, self.config, self.image_count = backbone, config, len(defective)
         self.normal_count = round(config.normal_fraction * config.batch_size) if normal else 0
         self.defect_views = encode_views(backbone, views, defects)
         self.canvas_masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
@@ -85,20 +87,37 @@ def train_model(
     """
     config = model.config
 
-    def loss(_step: int, generator: torch.Generator) -> Tensor:
+    compute = model.backbone.compute
+
+    def loss(_step: int, generator: torch.Generator) -> Iterator[Tensor]:
         batch = views.sample_batch(config.batch_size, views.normal_count, generator)
-        return model.loss(batch, generator, use_bf16=True)
+        return model.part_losses(batch, generator, compute.accumulate, use_bf16=True)
 
     iou_before = attention_iou(model, views, attention_side, seed)
     if config.tune_denoiser:
         model.backbone.denoiser.requires_grad_(True)
+    if compute.gradient_checkpointing:
+        enable_gradient_checkpointing(model.backbone.denoiser, model.control.net)
     token_settings = {"learning_rate": config.token_learning_rate, "weight_decay": 0.0}
     training = TrainingConfig(
-        config.steps, config.learning_rate, config.weight_decay, overrides={"tokens": token_settings}
+        training_steps(config, views.image_count),
+        config.learning_rate,
+        config.weight_decay,
+        overrides={"tokens": token_settings},
+        max_grad_norm=config.max_grad_norm,
+        schedule=config.schedule,
+        moments=config.moments,
     )
-    losses = train(model, loss, training, seed=seed, work_dir=work_dir, label=label, compute=model.backbone.compute)
+    losses = train(model, loss, training, seed=seed, work_dir=work_dir, label=label, compute=compute)
     freeze_in_half_precision(model)
     return {"loss": losses, "attention_iou": [iou_before, attention_iou(model, views, attention_side, seed)]}
+
+
+def training_steps(config: CADiffConfig, image_count: int) -> int:
+    """Return the optimiser steps: those of `epochs` over the defect images, or `steps`."""
+    if config.epochs is None:
+        return config.steps
+    return config.epochs * math.ceil(image_count / config.batch_size)
 
 
 @torch.no_grad()
