@@ -96,6 +96,7 @@ class SyntheticPair:
         mask: bool [H, W], with at least one defect pixel.
         soft_mask: float32 [H, W] in [0, 1], for methods that predict one.
         metadata: JSON values about this sample. `prompt` and `strength` become columns of the manifest.
+        reject_reason: why the generator rejects its own attempt, such as `no mask`; empty if it does not.
     """
 
     sample_id: str
@@ -103,6 +104,7 @@ class SyntheticPair:
     mask: Mask
     soft_mask: NDArray[np.float32] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    reject_reason: str = ""
 
 
 class Generator(ABC):

@@ -86,7 +86,7 @@ def measure_pair(
     Args:
         pair: the generated image and mask.
         normal: uint8 [H, W, 3], the normal image of the request.
-        limits: what an accepted pair must satisfy.
+        limits: what an accepted pair must satisfy, besides having no reason of its generator to reject it.
         index: real defects of the same type; None: no distance is measured.
         allowed: bool [H, W], region of the normal image that must hold the whole mask; None: all of it.
     """
@@ -96,8 +96,10 @@ def measure_pair(
     outside = float(change[~pair.mask].mean()) if area < pair.mask.size else 0.0
     on_product = float(find_foreground(normal)[pair.mask].mean()) if area else 0.0
     nearest, distance = index.nearest(pair.image, pair.mask) if index and area else (None, None)
-    reason = ""
-    if area < limits.min_area:
+    reason = pair.reject_reason
+    if reason:
+        pass
+    elif area < limits.min_area:
         reason = f"mask of {area} px, below {limits.min_area}"
     elif allowed is not None and (pair.mask & ~allowed).any():
         reason = f"part of the mask outside its region {(pair.mask & ~allowed).sum() / area:.2f}"

@@ -11,9 +11,12 @@ from defect_core.backbones.load import load_backbone
 from defect_core.errors import InputError
 from defect_core.generators.base import Example, SampleRequest
 from defect_core.generators.defectdiffu import generator as generator_module
+from defect_core.generators.defectdiffu import view_bank
 from defect_core.generators.defectdiffu.config import DefectDiffuConfig
 from defect_core.generators.defectdiffu.generator import DefectDiffu
 from defect_core.generators.defectdiffu.view_bank import encode_bank
+from defect_core.synthesis.config import FilterLimits
+from defect_core.synthesis.filter import measure_pair
 
 QUICK = {"steps": 2, "batch_size": 4, "variants": 2, "normal_variants": 1, "sampling_steps": 4}
 SHAPE = (64, 80)
@@ -154,6 +157,25 @@ def test_training_batches_have_uniform_products_and_defects(bank):
         assert fractions[product, "good"] == pytest.approx(0.4 / 3, abs=0.02)
 
 
+def test_a_bank_in_files_is_that_in_memory_and_never_holds_all_views(fitted, catalogue, bank, tmp_path, monkeypatch):
+    sizes, encode = [], view_bank.encode_images
+
+    def count_images(backbone, images):
+        sizes.append(len(images))
+        return encode(backbone, images)
+
+    monkeypatch.setattr(view_bank, "encode_images", count_images)
+    monkeypatch.setattr(view_bank, "ENCODING_BATCH_SIZE", 5)
+    stored = encode_bank(
+        fitted.backbone, fitted.config, catalogue, fitted.resolution, fitted.latent_size, 0, tmp_path / "views"
+    )
+    assert max(sizes) == 5 and sum(sizes) == 2 * len(bank.names)
+    assert (tmp_path / "views" / "latents.bin").stat().st_size == 4 * bank.latents.numel()
+    for name in ("latents", "masks", "mask_latents"):
+        assert torch.allclose(getattr(stored, name), getattr(bank, name), atol=1e-4)
+    assert stored.names == bank.names
+
+
 def test_training_masks_are_empty_for_normal_views_only(bank):
     for row, (_, defect) in enumerate(bank.names):
         assert bool(bank.masks[row].any()) == (defect != "good")
@@ -187,7 +209,7 @@ def record_batches(monkeypatch):
     """Replace the training loss by one that records the batches."""
     batches = []
 
-    def record(model, schedule, batch, weights):
+    def record(model, schedule, batch, weights, compute):
         batches.append(batch)
         return model.text.weight.square().mean()
 
@@ -280,6 +302,7 @@ def test_a_predicted_mask_of_low_contrast_is_rejected(fitted, request_disc, cont
     soft_mask = _soft_mask(0.25, 0.75, slice(40, 60), slice(40, 60))  # The two classes differ by 0.5.
     pair = _make_pair(fitted, request, soft_mask, mask_contrast=contrast)
     assert pair.metadata["mask"].startswith(origin)
+    assert pair.reject_reason == ("no mask" if origin == "requested" else "")
     assert (pair.mask == request.mask).all() == (origin == "requested")
     assert pair.soft_mask.max() == pytest.approx(0.75, abs=0.1)
 
@@ -304,7 +327,11 @@ def test_a_mask_outside_the_requested_one_is_rejected(fitted, request_disc):
     request = request_disc()
     pair = _make_pair(fitted, request, _soft_mask(0.1, 0.9, slice(-4, None), slice(-4, None)), mask_dilation=0.0)
     assert (pair.mask == request.mask).all()
-    assert pair.metadata["mask"].startswith("requested")
+    assert pair.reject_reason == "mask outside the request"
+    limits = FilterLimits(min_change=0, min_on_product=0)
+    assert measure_pair(pair, request.normal_image, limits).reason == "mask outside the request"
+    accepted = dataclasses.replace(pair, reject_reason="")
+    assert measure_pair(accepted, request.normal_image, limits).reason == ""
 
 
 @pytest.mark.parametrize("mask", [None, np.eye(*SHAPE, dtype=bool)], ids=["no mask", "mask"])

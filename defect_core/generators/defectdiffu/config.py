@@ -1,6 +1,7 @@
 """Settings and capabilities of DefectDiffu."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +12,38 @@ CAPABILITIES = Capabilities(
     scope="catalogue", keeps_background=True, predicts_mask=True, has_strength=True, zero_shot=True, uses_backbone=True
 )
 
+_COMMON = {
+    "text_vector": "projected",
+    "split": (10, 10, 8),
+    "epochs": 1501,
+    "learning_rate": 1e-5,
+    "added_learning_rate": 1e-5,
+    "schedule": "constant",
+    "max_grad_norm": None,
+    "batch_size": 2,
+    "region_fraction": 0.0,
+    "mask_weight": 0.2,
+    "weight_cap": 1.0,
+    "canvas": "whole",
+    "residual": False,
+    "sampling_steps": 50,
+    "start": "noise",
+    "strength_range": (0.5, 2.5),
+    "mask_dilation": None,
+    "paste": False,
+}
+# Where the paper has no value, `paper` has that of the public code (see `paper.py`).
+_PAPER = {**_COMMON, "dit": "facebook/DiT-XL-2-512", "text": "openai/clip-vit-large-patch14"}
+_OFFICIAL = {
+    **_COMMON,
+    "dit": "facebook/DiT-XL-2-256",
+    "text": "timm/resnet50_clip.openai",
+    "drop_product": 0.0,
+    "alpha": 1e-4,
+    "detach_ratio": False,
+    "guidance": "two_branch",
+}
+
 
 class DefectDiffuConfig(CanvasConfig):
     """Settings of DefectDiffu. The defaults suit the embedded transformer.
@@ -18,14 +51,26 @@ class DefectDiffuConfig(CanvasConfig):
     The capability `keeps_background` holds for the default `paste: true`.
     """
 
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": _PAPER, "official": _OFFICIAL}
+
     dit: str = "embedded"
     """`embedded` (ships with the package), a folder as diffusers writes it, or a hub name. Paper: DiT-XL/2."""
     text: str = "hashed"
-    """`hashed` (no weights, not in the paper), or a folder with `text_encoder/` and `tokenizer/`. Paper: CLIP."""
+    """`hashed` (no weights, not in the paper), or a folder or hub name of CLIP. Paper: CLIP. Public code: CLIP RN50."""
+    text_vector: Literal["pooled", "projected"] = "pooled"
+    """CLIP's sentence vector: `projected` into the space of the images, or `pooled` before that. Paper: `projected`."""
     split: tuple[int, int, int] | None = None
     """Blocks of the background, defect and fusion part; null keeps the paper's proportions. Paper: 10, 10, 8."""
     steps: int = Field(default=700, ge=1)
-    """Optimiser steps over the whole catalogue. Public code: 1501 epochs."""
+    """Optimiser steps over the whole catalogue; `epochs` replaces them."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over all training images; null: `steps`. Public code: 1501."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` with warm-up (not in the paper), or a `constant` learning rate. Public code: `constant`."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; null: no clipping. Public code: null."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Number type of the moments of AdamW; `bf16` halves their memory (not in the paper)."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Learning rate of AdamW for the blocks of the DiT. Public code: 1e-5."""
     added_learning_rate: float = Field(default=2e-3, gt=0)
@@ -76,7 +121,7 @@ class DefectDiffuConfig(CanvasConfig):
     mask_average_fraction: float = Field(default=0.1, gt=0, le=1)
     """Fraction of the steps, the last ones, over which the mask is averaged. Paper: 0.1."""
     mask_contrast: float = Field(default=0.1, ge=0, le=1)
-    """A mask whose two classes differ by less (of 1) is rejected; 0 accepts all (not in the paper)."""
+    """A sample whose mask has two classes that differ by less (of 1) is rejected; 0 accepts all (not in the paper)."""
     mask_dilation: float | None = Field(default=2.0, ge=0)
     """Limits the mask to the requested mask dilated by this many canvas pixels; null: no limit (not in the paper)."""
     paste: bool = True

@@ -1,5 +1,7 @@
 """DefectDiffu (ECCV 2024) as a generator: one text-guided transformer for all products and defects of a catalogue."""
 
+import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defect_core.backbones.load import Backbone
+from defect_core.backbones.locate import find_model
 from defect_core.data.records import GOOD
 from defect_core.diffusion.mask_rules import isodata_threshold
 from defect_core.diffusion.samplers import NoiseStream
@@ -130,7 +133,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
     def create(cls, config: GeneratorConfig, backbone: Backbone | None) -> Self:
         """Return a generator that is not fitted; see `Generator.create`."""
         settings = cls._check_config(config)
-        encoder = _load_text_encoder(settings.text)
+        encoder = _load_text_encoder(settings)
         transformer = load_transformer(settings.dit, encoder.width, settings.split)
         return cls(cls._check_backbone(backbone), settings, transformer, encoder)
 
@@ -139,15 +142,19 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
         self.defects = tuple(sorted({example.defect for example in self.defective_examples(examples)}))
         self.products = tuple(sorted({example.product for example in examples}))
         config = self.config
-        bank = encode_bank(self.backbone, config, examples, self.resolution, self.latent_size, seed)
+        folder = work_dir / "views"
+        bank = encode_bank(self.backbone, config, examples, self.resolution, self.latent_size, seed, folder)
         self.model.requires_grad_(True)
         losses = train(
             self.model,
             self._make_loss(bank),
             TrainingConfig(
-                config.steps,
+                training_steps(config, len(examples)),
                 config.learning_rate,
                 config.weight_decay,
+                max_grad_norm=config.max_grad_norm,
+                schedule=config.schedule,
+                moments=config.moments,
                 overrides={part: {"learning_rate": config.added_learning_rate} for part in ADDED_PREFIXES},
             ),
             seed=seed,
@@ -156,6 +163,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
             compute=self.backbone.compute,
         )
         self.training = {"loss": losses}
+        shutil.rmtree(folder)
         freeze_in_half_precision(self.model)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[SyntheticPair]:
@@ -191,7 +199,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
         description, dit = saved.description, saved.description["dit"]
         model = rebuild_transformer(dit["config"], saved.state_dict("transformer"), tuple(dit["split"]))
         transformer = LoadedTransformer(model, make_schedule(dit["schedule"]), dit["schedule"], dit["digest"])
-        encoder = _load_text_encoder(config.text)
+        encoder = _load_text_encoder(config)
         return cls(backbone, config, transformer, encoder, description["products"], description["defects"])
 
     @property
@@ -303,8 +311,10 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
         mask = self._binarise(soft)
         if mask is not None and request.mask is not None and config.mask_dilation is not None:
             mask &= dilate_in_window(request.mask, window, config.mask_dilation, self.resolution)
+        reject_reason = ""
         if mask is None or not mask.any():
             metadata["mask"] = "requested: the predicted mask has low contrast or is outside the requested region"
+            reject_reason = "no mask" if mask is None else "mask outside the request"
             mask = np.ones(soft.shape, bool) if request.mask is None else request.mask[window.slices]
         shape = task.normal_image.shape[:2]
         full_mask, full_soft = np.zeros(shape, bool), np.zeros(shape, np.float32)
@@ -316,7 +326,7 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
             image = composite(task.normal_image, generated, full_mask, config.feather)
         else:
             image = np.clip(np.rint(generated), 0, 255).astype(np.uint8)
-        return SyntheticPair(request.sample_id, image, full_mask, full_soft, metadata)
+        return SyntheticPair(request.sample_id, image, full_mask, full_soft, metadata, reject_reason)
 
     def _make_loss(self, bank: ViewBank) -> Loss:
         """Return the loss of one training step as a function of the step and its generator."""
@@ -327,7 +337,9 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
         )
         device = next(model.parameters()).device
 
-        def loss(step: int, generator: torch.Generator) -> Tensor:
+        accumulate = self.backbone.compute.accumulate
+
+        def loss(step: int, generator: torch.Generator) -> Iterator[Tensor]:
             rows = bank.choose(config.batch_size, config.defect_fraction, generator)
             names = [bank.names[row] for row in rows.tolist()]
             names = drop_conditions(names, config.drop_product, config.drop_defect, generator)
@@ -340,7 +352,9 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
             conditions = table.lookup(names).to(latents)
             region = masks * has_region.to(masks).view(-1, 1, 1, 1)
             batch = TrainingBatch(latents, masks, mask_latents, conditions, timesteps.to(device), noise, region)
-            return training_loss(model, self.schedule, batch, weights)
+            for part in batch.split(accumulate):
+                fraction = len(part.latents) / len(rows)
+                yield fraction * training_loss(model, self.schedule, part, weights, self.backbone.compute)
 
         return loss
 
@@ -365,5 +379,21 @@ class DefectDiffu(TrainedGenerator[DefectDiffuConfig]):
 GENERATOR = DefectDiffu
 
 
-def _load_text_encoder(name: str) -> TextEncoder:
-    return HashedTextEncoder() if name == "hashed" else ClipTextEncoder(Path(name))
+def training_steps(config: DefectDiffuConfig, image_count: int) -> int:
+    """Return the optimiser steps: those of `epochs` over all images, or `steps`."""
+    return config.steps if config.epochs is None else config.epochs * math.ceil(image_count / config.batch_size)
+
+
+def _load_text_encoder(config: DefectDiffuConfig) -> TextEncoder:
+    if config.text == "hashed":
+        return HashedTextEncoder()
+    patterns = ["text_encoder/*", "tokenizer/*", "*.json", "merges.txt", "model.safetensors", "open_clip_model.*"]
+    folder = find_model(
+        "text",
+        config.text,
+        Path(config.text),
+        "text_encoder/ and tokenizer/",
+        allow_patterns=patterns,
+        ignore_patterns=["*.bin"],
+    )
+    return ClipTextEncoder(folder, config.text_vector)

@@ -1,11 +1,14 @@
 """Training loss of DefectDiffu: noise, defect region and mask prediction losses, with the adaptive loss ratio."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defect_core.backbones.compute import DEFAULT_COMPUTE, ComputeConfig
 from defect_core.diffusion.schedule import add_noise, pred_original_sample
 from defect_core.generators.defectdiffu.ancestral import LearnedVarianceSchedule
 from defect_core.generators.defectdiffu.model import DefectDiT, Prediction, region_logit_bias
@@ -56,9 +59,27 @@ class TrainingBatch:
     noise: Tensor
     region: Tensor | None = None
 
+    def split(self, parts: int) -> "Iterator[TrainingBatch]":
+        """Yield consecutive parts of the batch; at most as many as it has samples."""
+        for rows in torch.arange(len(self.latents)).chunk(parts):
+            span = slice(int(rows[0]), int(rows[-1]) + 1)
+            yield TrainingBatch(
+                self.latents[span],
+                self.masks[span],
+                self.mask_latents[span],
+                Conditions(*(each[span] for each in self.conditions)),
+                self.timesteps[span],
+                self.noise[span],
+                None if self.region is None else self.region[span],
+            )
+
 
 def training_loss(
-    model: DefectDiT, schedule: LearnedVarianceSchedule, batch: TrainingBatch, weights: LossWeights
+    model: DefectDiT,
+    schedule: LearnedVarianceSchedule,
+    batch: TrainingBatch,
+    weights: LossWeights,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
 ) -> Tensor:
     """Return the loss of eq. 11 plus the variational bound for the learned variance, a scalar.
 
@@ -69,11 +90,12 @@ def training_loss(
         schedule: noise levels of all training timesteps.
         batch: see `TrainingBatch`.
         weights: see `LossWeights`.
+        compute: number type and attention.
     """
     masks, noise = batch.masks, batch.noise
     alphas_cumprod = schedule.alphas_cumprod[batch.timesteps.cpu()]
     noised = add_noise(batch.latents, noise, alphas_cumprod)
-    with training_autocast(batch.latents.device):
+    with training_autocast(batch.latents.device, compute=compute):
         prediction = model(noised, batch.timesteps, batch.conditions, batch.region)
     prediction = Prediction(*(part.float() for part in prediction))
     maps = prediction.attention_maps

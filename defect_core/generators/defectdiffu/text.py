@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from defect_core.data.records import GOOD
 from defect_core.errors import InputError
+from defect_core.generators.defectdiffu.conversion import read_open_clip_text
 from defect_core.generators.views import prompt_words
 
 NULL = ""  # the null condition ∅ of the paper
@@ -94,30 +95,44 @@ class HashedTextEncoder:
 
 
 class ClipTextEncoder:
-    """CLIP's text encoder; the embedding is the pooled vector, normalised to 1.
+    """CLIP's text encoder; the embedding is one vector per prompt, normalised to 1.
 
     Args:
-        folder: contains `text_encoder/` and `tokenizer/`, as a Stable Diffusion folder does.
+        folder: `text_encoder/` and `tokenizer/` as in a Stable Diffusion folder; a CLIP model of transformers with its
+            tokenizer; or an open_clip folder, such as that of CLIP RN50.
+        vector: `projected` is the vector that CLIP compares with images (`CLIPTextModelWithProjection`), `pooled` that
+            before the projection.
 
     Raises:
-        InputError: a part is missing or cannot be read.
+        InputError: a part is missing or cannot be read, or the folder has no projection.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from transformers.models.clip.modeling_clip import CLIPTextModel
+    name = "clip"
+
+    def __init__(self, folder: Path, vector: Literal["pooled", "projected"] = "pooled") -> None:
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-        for part in ("text_encoder/config.json", "tokenizer/tokenizer_config.json"):
-            if not (folder / part).is_file():
-                raise InputError(f"text: {folder}: {part} is missing; expected text_encoder/ and tokenizer/")
+        is_open_clip = (folder / "open_clip_config.json").is_file()
+        is_nested = not is_open_clip and not (folder / "config.json").is_file()
+        model_folder, tokenizer_folder = (
+            (folder / "text_encoder", folder / "tokenizer") if is_nested else (folder, folder)
+        )
+        required = [] if is_open_clip else [model_folder / "config.json"]
+        required.append(tokenizer_folder / "tokenizer_config.json")
+        for path in required:
+            if not path.is_file():
+                raise InputError(
+                    f"text: {folder}: {path.relative_to(folder)} is missing; expected text_encoder/ and tokenizer/"
+                )
+        self.vector = vector
         try:
-            self._model = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).float().eval()
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+            self._model = _load_open_clip(folder) if is_open_clip else _load_clip(model_folder, vector)
+            self._tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
         except Exception as error:  # transformers raises errors of many types
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"text: {folder}: cannot be loaded ({reason}); expected CLIP's text encoder") from error
-        self.name = "clip"
-        self.width = int(self._model.config.hidden_size)
+        config = self._model.config
+        self.width = int(config.projection_dim if vector == "projected" else config.hidden_size)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of `prompts`, [B, W], of norm 1."""
@@ -126,8 +141,12 @@ class ClipTextEncoder:
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         with torch.no_grad():
-            pooled = self._model(input_ids=tokens.input_ids).pooler_output
-        return pooled / pooled.norm(dim=-1, keepdim=True)
+            if self.vector == "projected":
+                vectors = self._model(input_ids=tokens.input_ids).text_embeds
+            else:
+                text_model = getattr(self._model, "text_model", self._model)
+                vectors = text_model(input_ids=tokens.input_ids).pooler_output
+        return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
 def consistency_prompts(product: str, defect: str) -> tuple[str, str, str]:
@@ -176,3 +195,27 @@ def drop_conditions(
         (NULL if product[i] < drop_product else name[0], GOOD if defect[i] < drop_defect else name[1])
         for i, name in enumerate(names)
     ]
+
+
+def _load_clip(folder: Path, vector: str) -> Any:
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+    if vector == "pooled":
+        return CLIPTextModel.from_pretrained(folder, use_safetensors=True).float().eval()
+    loaded: Any = CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    model, info = loaded
+    if info["missing_keys"]:
+        raise ValueError(f"no weight named {min(info['missing_keys'])}, which text_vector: projected needs")
+    return model.float().eval()
+
+
+def _load_open_clip(folder: Path) -> Any:
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+
+    config, weights = read_open_clip_text(folder)
+    model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+    missing, _ = model.load_state_dict(weights, strict=False)
+    if missing:
+        raise ValueError(f"no weight named {min(missing)}")
+    return model.eval()

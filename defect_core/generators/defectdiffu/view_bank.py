@@ -1,6 +1,9 @@
-"""Training data in memory: encoded views of the examples, and the text embeddings of all conditions."""
+"""Training data: encoded views of the examples in files, and the text embeddings of all conditions."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +16,8 @@ from defect_core.generators.base import Example
 from defect_core.generators.defectdiffu.config import DefectDiffuConfig
 from defect_core.generators.defectdiffu.text import NULL, ConditionNames, Conditions, TextEncoder, encode_conditions
 from defect_core.generators.views import View, augment_examples, encode_images, max_pool_masks
+
+ENCODING_BATCH_SIZE = 16
 
 
 class ViewBank(NamedTuple):
@@ -78,8 +83,9 @@ def encode_bank(
     resolution: int,
     latent_size: int,
     seed: int,
+    folder: Path | None = None,
 ) -> ViewBank:
-    """Return the encoded augmented views of the examples.
+    """Return the encoded augmented views of the examples. Only one batch of images is in memory at a time.
 
     Args:
         backbone: gives the VAE.
@@ -88,21 +94,49 @@ def encode_bank(
         resolution: side of a view in pixels.
         latent_size: side of its latents.
         seed: the only source of randomness.
+        folder: the encoded views are in files there, 8 bytes per latent value and view; None keeps them in memory.
     """
     rng = np.random.default_rng(seed)
-    views: list[View] = []
-    names: list[ConditionNames] = []
-    for example in examples:
-        count = config.normal_variants if example.mask is None else config.encoded_variants
-        views += augment_examples([example], count, config.canvas, config.context, config.min_side, resolution, rng)
-        names += [(example.product, GOOD if example.mask is None else example.defect)] * count
-    mask_images = [np.repeat(view.mask[..., None], 3, -1).astype(np.uint8) * 255 for view in views]
-    return ViewBank(
-        encode_images(backbone, [view.image for view in views]).float(),
-        max_pool_masks([view.mask for view in views], latent_size),
-        encode_images(backbone, mask_images).float(),
+    counts = [config.normal_variants if example.mask is None else config.encoded_variants for example in examples]
+    total, channels = sum(counts), backbone.latent_channels
+    names = [
+        (example.product, GOOD if example.mask is None else example.defect)
+        for example, count in zip(examples, counts, strict=True)
+        for _ in range(count)
+    ]
+
+    def make_views() -> Iterator[View]:
+        for example, count in zip(examples, counts, strict=True):
+            yield from augment_examples(
+                [example], count, config.canvas, config.context, config.min_side, resolution, rng
+            )
+
+    latent_shape = (channels, latent_size, latent_size)
+    bank = ViewBank(
+        _create_tensor(folder, "latents", (total, *latent_shape)),
+        _create_tensor(folder, "masks", (total, 1, latent_size, latent_size)),
+        _create_tensor(folder, "mask_latents", (total, *latent_shape)),
         names,
     )
+    views = make_views()
+    for start in range(0, total, ENCODING_BATCH_SIZE):
+        batch = list(islice(views, ENCODING_BATCH_SIZE))
+        rows = slice(start, start + len(batch))
+        mask_images = [np.repeat(view.mask[..., None], 3, -1).astype(np.uint8) * 255 for view in batch]
+        bank.latents[rows] = encode_images(backbone, [view.image for view in batch]).float()
+        bank.masks[rows] = max_pool_masks([view.mask for view in batch], latent_size)
+        bank.mask_latents[rows] = encode_images(backbone, mask_images).float()
+    return bank
+
+
+def _create_tensor(folder: Path | None, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return an uninitialised float32 tensor in memory, or in a file that the system reads as needed."""
+    if folder is None:
+        return torch.empty(shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.bin"
+    path.unlink(missing_ok=True)
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
 
 
 def encode_condition_table(encoder: TextEncoder, products: Sequence[str], defects: Sequence[str]) -> ConditionTable:

@@ -13,12 +13,13 @@ from defect_core.backbones.save import save_network
 from defect_core.data.files import write_json
 from defect_core.errors import InputError
 from defect_core.generators.defectdiffu.ancestral import LearnedVarianceSchedule
+from defect_core.generators.defectdiffu.conversion import safe_dit_folder
 from defect_core.generators.defectdiffu.model import DefectDiT
 
 EMBEDDED_DIT = Path(__file__).parent / "embedded"
 ADDED_FILE = "defectdiffu.safetensors"
 ADDED_PREFIXES = ("text.", "cross.", "mask_head.")
-LAYOUT = "transformer/ with config.json and *.safetensors, as diffusers writes a DiT"
+LAYOUT = "transformer/ with config.json and weights, as diffusers writes a DiT"
 DIT_SCHEDULE = {  # Peebles and Xie (2023), section 4
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -53,7 +54,7 @@ def load_transformer(name: str, text_width: int, split: tuple[int, int, int] | N
     Args:
         name: `embedded`; a folder that contains `transformer/` or is one; or a hub name such as
             `facebook/DiT-XL-2-256`. A hub name is searched in DEFECTORY_WEIGHTS, in the hub's cache and on the hub.
-            The weights must be safetensors.
+            A pickled `.bin` or `.pt` file is converted to safetensors once (see `conversion.py`).
         text_width: W, the length of the text embeddings.
         split: see `DefectDiT`.
 
@@ -61,9 +62,10 @@ def load_transformer(name: str, text_width: int, split: tuple[int, int, int] | N
         InputError: nothing is found, or a part is missing or cannot be read.
     """
     root = find_model(
-        "dit", name, EMBEDDED_DIT, LAYOUT, allow_patterns=["transformer/*", "scheduler/*"], ignore_patterns=["*.bin"]
+        "dit", name, EMBEDDED_DIT, LAYOUT, allow_patterns=["transformer/*", "scheduler/*"], ignore_patterns=[]
     )
     part = root / "transformer" if (root / "transformer" / "config.json").is_file() else root
+    part = safe_dit_folder(part, f"dit {name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = DefectDiT(_load_dit(part, name), text_width, split)
