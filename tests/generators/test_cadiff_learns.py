@@ -15,6 +15,7 @@ from defect_core.diffusion.schedule import add_noise, make_trajectory
 from defect_core.generators.cadiff.config import CADiffConfig
 from defect_core.generators.cadiff.model import CADiffModel, TrainingBatch
 from defect_core.generators.cadiff.sampling import ReweightedDenoiser, SamplePlan
+from defect_core.generators.cadiff.training import training_steps
 from defect_core.training.loop import TrainingConfig, train
 
 SHIFT = 2.0  # of the first latent channel in a defect
@@ -63,7 +64,7 @@ def _errors(model):
 def learned(tmp_path_factory):
     """A model after a short training, and its errors before and after."""
     backbone = tiny_backbone()
-    config = CADiffConfig(localising_weight=0.1, contrast_weight=0, tune_denoiser=True, sampling_steps=12)
+    config = CADiffConfig(localising_weight=0.1, contrast_weight=0.0, tune_denoiser=True, sampling_steps=12)
     model = CADiffModel(backbone, config, 1, seed=1)
     backbone.denoiser.requires_grad_(True)
     before = _errors(model)
@@ -143,3 +144,9 @@ def test_the_losses_of_the_parts_of_a_batch_add_up(settings):
         for count in (2, 5):
             parts = [float(part) for part in model.part_losses(batch, torch.Generator().manual_seed(1), count)]
             assert len(parts) == count and sum(parts) == pytest.approx(whole, rel=1e-4)
+
+
+def test_epochs_are_passes_over_the_defect_images():
+    config = CADiffConfig.model_validate({"variant": "paper"})
+    assert training_steps(config, 33) == 1000 * 3 and training_steps(config, 32) == 1000 * 2
+    assert training_steps(CADiffConfig(steps=7), 33) == 7
