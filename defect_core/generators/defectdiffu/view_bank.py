@@ -111,11 +111,10 @@ def encode_bank(
                 [example], count, config.canvas, config.context, config.min_side, resolution, rng
             )
 
-    latent_shape = (channels, latent_size, latent_size)
     bank = ViewBank(
-        _create_tensor(folder, "latents", (total, *latent_shape)),
+        _create_tensor(folder, "latents", (total, channels, latent_size, latent_size)),
         _create_tensor(folder, "masks", (total, 1, latent_size, latent_size)),
-        _create_tensor(folder, "mask_latents", (total, *latent_shape)),
+        _create_tensor(folder, "mask_latents", (total, channels, latent_size, latent_size)),
         names,
     )
     views = make_views()
@@ -129,14 +128,19 @@ def encode_bank(
     return bank
 
 
-def _create_tensor(folder: Path | None, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return an uninitialised float32 tensor in memory, or in a file that the system reads as needed."""
+def _create_tensor(folder: Path | None, name: str, shape: tuple[int, int, int, int]) -> Tensor:
+    """Return an uninitialised float32 tensor in memory, or in a file that the system reads as needed.
+
+    It has the memory layout of the VAE's outputs (channels last), which decides the rounding of the first layer.
+    """
     if folder is None:
-        return torch.empty(shape)
+        return torch.empty(shape, memory_format=torch.channels_last)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.bin"
     path.unlink(missing_ok=True)
-    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
+    flat = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32)
+    count, channels, height, width = shape
+    return flat.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def encode_condition_table(encoder: TextEncoder, products: Sequence[str], defects: Sequence[str]) -> ConditionTable:
