@@ -1,4 +1,3 @@
-# pyright: reportCallIssue=false  # the defaults of annotated fields are not seen by the type checker
 """CADiff learns: the loss falls inside and outside the mask, and the strength moves a defect that is inside only."""
 
 import copy
