@@ -160,7 +160,7 @@ class _Dispatch(TorchDispatchMode):
                 traffic.where.append(name)
             if name.startswith(("aten.index.", "aten.index_put")):
                 for index in args[1]:
-                    if index is not None and index.dtype == torch.bool:
+                    if isinstance(index, FakeCudaTensor) and index.dtype == torch.bool:
                         traffic.synchronisations += 1
                         traffic.where.append(f"{name} with a boolean mask")
                     elif index is not None and not isinstance(index, FakeCudaTensor) and index.dim() > 0:

@@ -32,7 +32,7 @@ class TrainingBatch(NamedTuple):
         noise: standard normal noise ε, [B, C, h, w].
         timesteps: int64 [B].
         templates: prompt template of each image.
-        is_defective: bool [B]. False is a normal image, conditioned on the defect at intensity 0.
+        is_defective: bool [B], on the CPU. False is a normal image, conditioned on the defect at intensity 0.
     """
 
     latents: Tensor

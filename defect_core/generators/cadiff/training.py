@@ -73,7 +73,7 @@ class TrainingViews:
             to_denoiser(backbone, noise),
             to_denoiser(backbone, timesteps),
             [templates[index] for index in template_indices],
-            to_denoiser(backbone, is_defective),
+            is_defective,
         )
 
 

@@ -60,7 +60,8 @@ def decoupled_anomaly_alignment_terms(
             normal_terms.append(((normal * mask) ** 2).sum((1, 2, 3)).mean())
             continue
         anomaly_terms.append(((_scale_to_unit_range(anomaly) - mask) ** 2).mean())
-        inside = mask == 1 if (mask == 1).any() else mask > 0
+        full = mask == 1
+        inside = torch.where(full.any(), full, mask > 0)  # a Python condition would wait for the device
         squares = torch.where(inside, _scale_to_unit_range(normal) ** 2, 0.0)
         normal_terms.append(squares.sum() / inside.sum().clamp(min=1))
     return torch.stack(anomaly_terms).sum(), torch.stack(normal_terms).sum()
