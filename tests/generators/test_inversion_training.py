@@ -120,7 +120,8 @@ def test_the_loss_of_a_step_is_eq_5_of_the_two_branches():
     with torch.no_grad():
         defect = denoiser.predict_defect(noised, timesteps)
         background = denoiser.predict_background((1 - masks) * noised, timesteps)
-    assert value == pytest.approx(float(disentanglement_loss(noise, defect, background, masks)), rel=1e-4)
+    expected = ((noise - masks * defect - (1 - masks) * background) ** 2).mean()  # the second form of eq. 5
+    assert value == pytest.approx(float(expected), rel=1e-4)
     swapped = _denoiser(backbone, config, masks, 1 - bank.defects[rows])
     with torch.no_grad():
         other = swapped.predict_defect(noised, timesteps)
@@ -263,6 +264,11 @@ def test_a_sample_comes_from_the_unet_of_its_defect_in_any_batch(per_defect):
     generator._unets = {"dent": wrong["scratch"], "scratch": wrong["dent"]}
     generator._current_unet = None
     assert any((a.image != b.image).any() for a, b in zip(mixed, generator.sample(requests), strict=True))
+    loads = []
+    generator._unets = {name: lambda name=name: loads.append(name) or wrong[name]() for name in wrong}
+    generator._current_unet = None
+    list(generator.sample(requests))
+    assert loads == ["dent", "scratch"]
     generator._unets, generator._current_unet = wrong, None
 
 
