@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import dagster as dg
-import yaml
 
 from defect_core.data.layouts.remote import is_url, list_source
 from defect_core.errors import InputError
@@ -50,7 +49,7 @@ def build_report_sensor(project: Project) -> dg.SensorDefinition:
             return dg.SkipReason(f"run {running[0]} is running and reports its own work")
         try:
             result = Reporter(current, context.instance).report(context.log.info, REPORT_BUDGET_S)
-        except (OSError, KeyError, yaml.YAMLError) as error:
+        except (OSError, KeyError, InputError) as error:
             return dg.SkipReason(f"DVC is running: {error}")
         if result.pending:
             return dg.SkipReason(f"reported {len(result.reported)} instances; {result.pending} pending")

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from defect_core.data.files import write_text
+from defect_core.data.guarded import damaged
 from defect_core.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -48,8 +49,9 @@ class BestWeights:
         return sum(done > max(best, self._patience_from) for done in self._checks) >= self._patience
 
     def restore(self) -> None:
-        """Copy the best weights into the module."""
-        load_checkpoint(self._weights, self._module.state_dict())
+        """Copy the best weights into the module. Raises InputError if their file is missing or damaged."""
+        if load_checkpoint(self._weights, self._module.state_dict()) is None:
+            raise damaged(self._weights, "the best weights cannot be read")
 
     def curve(self, losses: list[float]) -> list[dict[str, float | None]]:
         """Return one dict per check: `step`, `loss` (mean training loss since the last check), and `held_out`.

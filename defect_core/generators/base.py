@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defect_core.data.files import write_json
-from defect_core.data.guarded import read_json
+from defect_core.data.guarded import read_json, require_keys
 from defect_core.errors import InputError
 from defect_core.generators.registry import Capabilities, GeneratorConfig
 
@@ -219,9 +219,10 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "generator.json"
     if not path.is_file():
         raise InputError(f"{folder}: generator.json is missing; expected a folder written by the finetune stage")
-    description = read_json(path, ("generator", "config"))
+    description = read_json(path, ("generator",))
     if description["generator"] != name:
         raise InputError(f"{path}: was written by {description['generator']!r}; expected {name!r}")
+    require_keys(description, path, "config")
     return description
 
 

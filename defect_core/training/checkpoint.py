@@ -46,7 +46,7 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]
             # Everything is checked before the first weight is overwritten.
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
             metadata = {name: json.loads(value) for name, value in (stored.metadata() or {}).items()}
-            if any(shapes.get(name) != tuple(tensor.shape) for name, tensor in tensors.items()) or not metadata:
+            if any(shapes.get(name) != tuple(tensor.shape) for name, tensor in tensors.items()):
                 raise ValueError("its tensors are not those of this training")
             for name, tensor in tensors.items():
                 tensor.copy_(stored.get_tensor(name))

@@ -56,7 +56,9 @@ def test_the_registry_finds_the_example_only_when_it_is_installed(site_packages)
 def test_the_registry_finds_the_example_through_its_entry_point():
     assert generator_names()[-1] == "stain"
     assert generator_capabilities("stain").keeps_background
-    with pytest.raises(InputError, match=r"stain\.dark: unknown key; expected one of darkness, blur"):
+    with pytest.raises(
+        InputError, match=r"stain\.dark: unknown key; did you mean 'darkness'\? expected one of blur, darkness"
+    ):
         generator_config("stain", {"dark": 1})
 
 

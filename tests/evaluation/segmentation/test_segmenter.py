@@ -96,7 +96,7 @@ def test_score_maps_do_not_depend_on_the_batch_size(trained):
 
 
 def test_an_evaluation_contains_its_protocol_and_reasons(trained):
-    scores, maps, _ = evaluate_segmenter(trained.model, _toy(2, 3, False))
+    scores, maps, *_ = evaluate_segmenter(trained.model, _toy(2, 3, False))
     assert scores["protocol"]["normal_images"] == 3 and scores["protocol"]["defect_images"] == 0
     assert "5x5" in scores["protocol"]["image_score"]
     assert scores["pixel_ap"] is None and "no positives" in scores["reasons"]["pixel_ap"]
