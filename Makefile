@@ -15,7 +15,7 @@ demo: $(READY)  ## run the whole graph on the demo products; then open report/in
 	$(BIN)/defectory run
 
 test: $(READY)  ## the quick suite, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term:skip-covered
 
 browser: $(READY)  ## the UI and the report in a real browser; needs chromium
 	$(BIN)/python -m pytest -m browser

@@ -170,24 +170,6 @@ def image_groups(records: "Sequence[Record]") -> list[list[Record]]:
     return list(groups.values())
 
 
-def united_mask(root: Path, records: "Sequence[Record]") -> NDArray[np.bool_] | None:
-    """Return the union of the masks of one image's records, bool [H, W]; None for a normal image.
-
-    Args:
-        root: folder that the paths start from.
-        records: the records of one image.
-
-    Raises:
-        InputError: a mask cannot be read.
-    """
-    united: NDArray[np.bool_] | None = None
-    for record in records:
-        if record.mask is not None:
-            mask = load_mask(root / record.mask)
-            united = mask if united is None else united | mask
-    return united
-
-
 def save_png(array: NDArray[Any], path: Path) -> None:
     """Write a PNG file without metadata; the same array gives the same bytes, and missing folders are created.
 

@@ -36,7 +36,10 @@ def mask_to_polygons(mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
 
 
 def component_to_rle(component: Component, height: int, width: int) -> list[int]:
-    """Return `mask_to_rle` of a mask [height, width] that has this component only, in time proportional to its box."""
+    """Return COCO's uncompressed run-length encoding of a mask [height, width] that has this component only.
+
+    The runs go down the columns, False pixels first. The time is proportional to the box of the component.
+    """
     columns, rows = np.nonzero(component.mask.T)
     pixels = (columns + component.left) * height + rows + component.top
     breaks = np.flatnonzero(np.diff(pixels) > 1)
@@ -44,18 +47,3 @@ def component_to_rle(component: Component, height: int, width: int) -> list[int]
     lengths = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0).tolist()
     rest = height * width - int(ends[-1])
     return [*lengths, rest] if rest else lengths
-
-
-def mask_to_rle(mask: NDArray[np.bool_]) -> list[int]:
-    """Return COCO's uncompressed run-length encoding: lengths of runs down the columns, False pixels first.
-
-    Args:
-        mask: bool [H, W].
-
-    >>> mask_to_rle(np.array([[True, False], [True, False]]))
-    [0, 2, 2]
-    """
-    flat = np.asarray(mask, bool).ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    lengths = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
-    return [0, *lengths] if flat[0] else lengths

@@ -34,8 +34,6 @@ _CONNECTIVITY = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate
 
 _STRIP_PIXELS = 2**23  # of a large score map that are pooled at once
 
-FloatArray = NDArray[np.floating]
-
 
 def localisation_scores(
     score_maps: Iterable[ArrayLike],

@@ -57,11 +57,17 @@ def build_vae(latent_channels: int = LATENT_CHANNELS) -> "AutoencoderKL":
     )
 
 
-def build_denoiser(latent_channels: int = LATENT_CHANNELS) -> "UNet2DConditionModel":
+def build_denoiser(
+    latent_channels: int = LATENT_CHANNELS, widths: tuple[int, int, int] = (128, 192, 192)
+) -> "UNet2DConditionModel":
     """Return a UNet2DConditionModel on latents [B, C, 16, 16], with attention at 8 x 8 and 4 x 4 only.
 
-    It has one residual block per level on the way down and two on the way up. This is wide enough for 48 channels and
-    still fast on a CPU.
+    It has one residual block per level on the way down and two on the way up. The default widths are enough for 48
+    channels and still fast on a CPU.
+
+    Args:
+        latent_channels: channels of the latents.
+        widths: channels of the three levels, at 16 x 16, 8 x 8 and 4 x 4.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -71,7 +77,7 @@ def build_denoiser(latent_channels: int = LATENT_CHANNELS) -> "UNet2DConditionMo
         out_channels=latent_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(128, 192, 192),
+        block_out_channels=widths,
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=TEXT_WIDTH,

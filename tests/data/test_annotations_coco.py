@@ -6,12 +6,11 @@ import cv2
 import numpy as np
 import pytest
 from annotated_plates import CENTERS, CORNERS, HEIGHT, LEFT, SIZE, TOP, WIDTH, coco, flat, save_plate, spot, write
+from rle_encoding import compress_counts, mask_to_rle
 
 from defect_core.data.annotations import read_annotations
-from defect_core.data.annotations.rle import compress_counts, encode_runs
 from defect_core.data.problems import ProblemLog
 from defect_core.errors import InputError
-from defect_core.export.shapes import mask_to_rle
 
 POLYGON = {"segmentation": [flat(CORNERS)], "bbox": [LEFT, TOP, WIDTH, HEIGHT]}
 
@@ -63,7 +62,7 @@ def test_plain_run_lengths_of_a_crowd(root):
 def test_compressed_run_lengths_keep_a_hole(root):
     ring = spot()
     ring[TOP + 4 : TOP + 6, LEFT + 3 : LEFT + 5] = False
-    counts = compress_counts(encode_runs(ring.ravel(order="F")))
+    counts = compress_counts(mask_to_rle(ring))
     write(root / "coco.json", coco({"segmentation": {"size": list(SIZE), "counts": counts}}))
     assert np.array_equal(masks_of(root)["scratch"], ring)
 

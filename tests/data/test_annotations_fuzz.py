@@ -8,11 +8,11 @@ import pytest
 from annotated_plates import CENTERS, CORNERS, SIZE, coco, flat, save_plate, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rle_encoding import mask_to_rle
 
 from defect_core.data.annotations import read_annotations
 from defect_core.data.problems import ProblemLog
 from defect_core.errors import InputError
-from defect_core.export.shapes import mask_to_rle
 
 VALUES = st.recursive(
     st.none()

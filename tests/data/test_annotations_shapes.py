@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from rle_encoding import compress_counts, encode_runs
 
 from defect_core.data.annotations import PIXEL_CENTERS, PIXEL_CORNERS, Shapes, fill_polygon
 from defect_core.data.annotations.rle import (
-    compress_counts,
     decode_brush,
     decode_runs,
     decode_start_lengths,
     decompress_counts,
-    encode_runs,
 )
 from defect_core.data.annotations.shapes import Bitmap, Ellipse, Polygon, Rectangle
 from defect_core.errors import InputError

@@ -21,10 +21,10 @@ from annotated_plates import (
     write,
 )
 from PIL import Image
+from rle_encoding import encode_runs
 from test_annotations_shapes import encode_brush
 
 from defect_core.data.annotations import read_annotations
-from defect_core.data.annotations.rle import encode_runs
 from defect_core.data.layouts import ingest_source
 from defect_core.data.problems import ProblemLog
 from defect_core.data.records import load_mask, record_rows

@@ -9,7 +9,7 @@ from PIL import Image
 
 from defect_core.data.images import turn_upright
 from defect_core.data.layouts import ingest_source
-from defect_core.data.records import image_groups, load_image, load_mask, record_rows, united_mask
+from defect_core.data.records import image_groups, load_image, load_mask, record_rows
 from defect_core.data.splits import split_records
 from defect_core.errors import InputError, InputErrors
 
@@ -98,7 +98,6 @@ def test_an_image_with_several_defect_types_has_one_record_for_each(source, tmp_
         assert len({record.image for record in group}) == len({record.sha256 for record in group}) == 1
         masks = {record.label: load_mask(tmp_path / "raw" / record.mask) for record in group}
         assert np.array_equal(masks["scratch"], values == 1) and np.array_equal(masks["glue strip"], values == 3)
-        assert np.array_equal(united_mask(tmp_path / "raw", group), values > 0)
     divided = split_records(records, "first_third")
     assert all(len({record.split for record in group}) == 1 for group in image_groups(divided))
 

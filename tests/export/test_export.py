@@ -19,7 +19,7 @@ from defect_core.data.manifest import ManifestRow, write_manifest
 from defect_core.data.masks import components
 from defect_core.data.records import Record, load_image, load_mask, record_rows, save_png, write_records
 from defect_core.errors import InputError
-from defect_core.export import FORMATS, export_dataset, mask_to_polygons, mask_to_rle
+from defect_core.export import FORMATS, export_dataset, mask_to_polygons
 from defect_core.project.paths import Project
 
 PARAMS = """\
@@ -55,14 +55,6 @@ def test_polygons_of_rendered_defects_have_an_iou_of_099(product, defect):
         mask = ndimage.binary_fill_holes(render_demo_image(product, defect, 0, index).mask)
         union = np.any([_fill(polygon, mask.shape) for polygon in mask_to_polygons(mask)], axis=0)
         assert (union & mask).sum() / (union | mask).sum() >= 0.99
-
-
-@given(MASKS)
-def test_run_lengths_restore_the_mask(mask):
-    lengths = mask_to_rle(mask)
-    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    assert (values.reshape(mask.shape, order="F") == mask).all()
-    assert all(length > 0 for length in lengths[1:])
 
 
 @pytest.fixture

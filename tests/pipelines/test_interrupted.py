@@ -15,7 +15,7 @@ from defect_core.lineage.lock import read_lock
 from defect_core.project.paths import Project
 from pipelines.runner import LocalRunner, RunnerError
 
-PAIRS = 160
+PAIRS = 48
 
 
 def _bring_up_to_date(project, name, **axes):
@@ -35,25 +35,24 @@ def _copy(project, folder):
 
 
 def test_parallel_runs_execute_each_stage_once(project, tmp_path):
-    """Two runs of the same product and one of another: each stage runs once, and dvc.lock records all of them."""
+    """Two runs of the same product and one of another: each stage runs once, and dvc.lock records both."""
     alone = _copy(project, tmp_path / "alone")
-    for name in ("ingest", "split"):
-        _bring_up_to_date(alone, name, product="nut")
+    _bring_up_to_date(alone, "ingest", product="nut")
     for folder in ("data", ".dvc/cache"):  # DVC would restore the outputs from its cache.
         shutil.rmtree(project.path(folder))
     project.path("dvc.lock").unlink()
-    for name in ("ingest", "split"):
-        with ThreadPoolExecutor(3) as threads:
-            futures = [
-                threads.submit(_bring_up_to_date, project, name, product=product) for product in ("bolt", "nut", "nut")
-            ]
-            lines = [future.result() for future in futures]
-        assert _count_runs(lines[0]) == 1 and _count_runs(lines[1]) + _count_runs(lines[2]) == 1
-    assert read_lock(project) == read_lock(alone)
+    with ThreadPoolExecutor(3) as threads:
+        futures = [
+            threads.submit(_bring_up_to_date, project, "ingest", product=product) for product in ("bolt", "nut", "nut")
+        ]
+        lines = [future.result() for future in futures]
+    assert _count_runs(lines[0]) == 1 and _count_runs(lines[1]) + _count_runs(lines[2]) == 1
+    recorded = read_lock(alone)
+    assert read_lock(project) == {address: recorded[address] for address in ("ingest@bolt", "ingest@nut")}
     for product in ("bolt", "nut"):  # The lines of .gitignore beside them are in the order of the runs.
         raw = f"data/raw/{product}"
         assert folder_digest(project.path(raw)) == folder_digest(alone.path(raw))
-    assert not _count_runs(_bring_up_to_date(project, "split", product="nut"))
+    assert not _count_runs(_bring_up_to_date(project, "ingest", product="nut"))
 
 
 def _kill_after_first_batch(project, name, **axes):

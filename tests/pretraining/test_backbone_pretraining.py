@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,51 +12,33 @@ from safetensors.torch import load_file
 from defect_core.backbones import load_backbone
 from defect_core.pretraining import backbone as pretraining
 from defect_core.pretraining import corpus_store
-from defect_core.pretraining.architecture import LATENT_CHANNELS, alphas_cumprod
+from defect_core.pretraining.architecture import LATENT_CHANNELS, alphas_cumprod, build_denoiser
 from defect_core.pretraining.corpus_store import Corpus, prepare_corpus
 from defect_core.pretraining.learner import Learner, rate_factor
 
-SCENES = 40
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("work")
-    with prepare_corpus(folder, SCENES):
-        pass
-    return folder
-
 
 @pytest.fixture
-def work_copy(work: Path, tmp_path: Path) -> Path:
-    """A new work folder with links to the prepared files."""
-    for name in ("tokenizer", "vae", "corpus"):
-        (tmp_path / name).symlink_to(work / name)
-    return tmp_path
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the denoiser narrow and the batch small."""
+    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
+    monkeypatch.setattr(pretraining, "build_denoiser", partial(build_denoiser, widths=(112, 32, 32)))
 
 
-@pytest.fixture
-def corpus(work: Path) -> Corpus:
-    corpus = Corpus(work, SCENES, torch.device("cpu"))
-    corpus.load_shards()
-    return corpus
-
-
-def test_shapes_and_captions_of_the_corpus(corpus: Corpus) -> None:
-    assert len(corpus) == len(corpus.caption) == len(corpus.normal_caption) == 2 * SCENES
-    latents, mask = corpus.latents(torch.arange(2 * SCENES))
-    assert latents.shape == (2 * SCENES, LATENT_CHANNELS, 16, 16)
-    assert mask.shape == (2 * SCENES, 1, 16, 16)
+def test_shapes_and_captions_of_the_corpus(corpus: Corpus, scenes: int) -> None:
+    assert len(corpus) == len(corpus.caption) == len(corpus.normal_caption) == 2 * scenes
+    latents, mask = corpus.latents(torch.arange(2 * scenes))
+    assert latents.shape == (2 * scenes, LATENT_CHANNELS, 16, 16)
+    assert mask.shape == (2 * scenes, 1, 16, 16)
     differs = (corpus.caption != corpus.normal_caption).any(1)
     assert torch.equal(differs, corpus.mask.flatten(1).any(1))
     assert 0.8 < latents.std() < 1.2
 
 
-def test_corpus_latents_equal_those_of_the_autoencoder(corpus: Corpus, work: Path) -> None:
+def test_corpus_latents_equal_those_of_the_autoencoder(corpus: Corpus, prepared: Path) -> None:
     """The first eighth of a batch is neither rotated nor mirrored."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).eval()
+    vae = AutoencoderKL.from_pretrained(prepared / "vae", use_safetensors=True).eval()
     folded = torch.nn.functional.pixel_unshuffle(corpus.images[:3].permute(0, 3, 1, 2).float() / 127.5 - 1, 8)
     with torch.no_grad():
         mean = vae.encode(folded).latent_dist.mean
@@ -74,24 +57,24 @@ def test_a_batch_contains_all_eight_symmetries_of_image_and_mask(corpus: Corpus)
     assert torch.equal(mask[6, 0], cells.rot90(2, (0, 1)).flip(1))
 
 
-def test_the_number_of_shards_grows_with_the_step(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_shards_grows_with_the_step(prepared: Path, scenes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_store, "INITIAL_SHARDS", 1)
-    growing = Corpus(work, SCENES, torch.device("cpu"))
-    growing.shards = [replace(growing.shards[0], end=SCENES)] * 3
+    growing = Corpus(prepared, scenes, torch.device("cpu"))
+    growing.shards = [replace(growing.shards[0], end=scenes)] * 3
     for step, expected in ((0, 1), (corpus_store.STEPS_PER_SHARD, 2), (10 * corpus_store.STEPS_PER_SHARD, 3)):
         growing.load_shards(step)
         assert growing.loaded_shards == expected
 
 
-def test_only_missing_shards_are_rendered_again(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(work, tmp_path / "copy")
+def test_only_missing_shards_are_rendered_again(prepared: Path, scenes: int, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "copy")
     [shard] = (tmp_path / "copy" / "corpus").iterdir()
     content = shard.read_bytes()
     shard.unlink()
-    with prepare_corpus(tmp_path / "copy", SCENES) as pending:
+    with prepare_corpus(tmp_path / "copy", scenes) as pending:
         pending[shard].result()
     assert shard.read_bytes() == content
-    with prepare_corpus(tmp_path / "copy", SCENES) as pending:
+    with prepare_corpus(tmp_path / "copy", scenes) as pending:
         assert not pending
 
 
@@ -122,11 +105,11 @@ def test_the_learning_rate_warms_up_stays_constant_and_decays() -> None:
     assert factors[-1] == pytest.approx(0.02)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(work_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
-    pretraining.train(work_copy, SCENES, 4)
-    uninterrupted = load_file(work_copy / "checkpoint.safetensors")
-    (work_copy / "checkpoint.safetensors").unlink()
+@pytest.mark.usefixtures("small")
+def test_a_resumed_run_equals_an_uninterrupted_one(work: Path, scenes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretraining.train(work, scenes, 4)
+    uninterrupted = load_file(work / "checkpoint.safetensors")
+    (work / "checkpoint.safetensors").unlink()
 
     class StopError(Exception):
         pass
@@ -142,23 +125,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(work_copy: Path, monkeypatch:
         patch.setattr(pretraining, "CHECKPOINT_EVERY_S", -1.0)
         patch.setattr(pretraining, "_make_batch", stop_at_third_step)
         with pytest.raises(StopError):
-            pretraining.train(work_copy, SCENES, 4)
-    pretraining.train(work_copy, SCENES, 4)
-    resumed = load_file(work_copy / "checkpoint.safetensors")
+            pretraining.train(work, scenes, 4)
+    pretraining.train(work, scenes, 4)
+    resumed = load_file(work / "checkpoint.safetensors")
     assert resumed.keys() == uninterrupted.keys()
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
 
 
-def test_a_checkpoint_contains_weights_their_average_and_moments(
-    work_copy: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
+@pytest.mark.usefixtures("small")
+def test_a_checkpoint_contains_weights_their_average_and_moments(work: Path, corpus: Corpus) -> None:
     torch.manual_seed(0)
-    learner = Learner(pretraining._build_model(work_copy), torch.device("cpu"))
+    learner = Learner(pretraining._build_model(work), torch.device("cpu"))
     initial = {name: value.clone() for name, value in learner.model.state_dict().items()}
-    learner.step(_batch(corpus, work_copy, 0), step=0, rate_factor=1.0)
-    learner.save(work_copy, 1)
-    stored = load_file(work_copy / "checkpoint.safetensors")
+    learner.step(_batch(corpus, work, 0), step=0, rate_factor=1.0)
+    learner.save(work, 1)
+    stored = load_file(work / "checkpoint.safetensors")
     muon_weights = sum(name.startswith("momentum.") for name in stored)
     assert muon_weights > 100
     assert len(stored) == 2 * len(initial) + 3 * len(list(learner.model.parameters())) - 2 * muon_weights
@@ -172,13 +153,13 @@ def test_a_checkpoint_contains_weights_their_average_and_moments(
     assert changed > 0.7 * len(initial)
 
 
-def test_an_exported_folder_loads(work_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
+@pytest.mark.usefixtures("small")
+def test_an_exported_folder_loads(work: Path, scenes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "EMBEDDED_FOLDER", tmp_path / "package")
     for _ in range(2):  # the second export replaces the folder of the first
-        pretraining.main(["--work", str(work_copy), "--steps", "1", "--scenes", str(SCENES), "--export"])
+        pretraining.main(["--work", str(work), "--steps", "1", "--scenes", str(scenes), "--export"])
     backbone = load_backbone(tmp_path / "package")
-    stored = load_file(work_copy / "checkpoint.safetensors")
+    stored = load_file(work / "checkpoint.safetensors")
     for name, weight in backbone.denoiser.state_dict().items():
         assert torch.allclose(weight, stored[f"average.denoiser.{name}"], atol=1e-3, rtol=1e-3), name
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("package")) == ["package"]

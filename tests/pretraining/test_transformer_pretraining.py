@@ -8,24 +8,6 @@ from defect_core.generators.defectdiffu.text import HASHED_WIDTH, HashedTextEnco
 from defect_core.generators.defectdiffu.weights import load_transformer
 from defect_core.pretraining import transformer as pretraining
 from defect_core.pretraining.architecture import LATENT_CHANNELS, alphas_cumprod
-from defect_core.pretraining.corpus_store import Corpus, prepare_corpus
-
-SCENES = 12
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrain")
-    with prepare_corpus(folder, SCENES):
-        pass
-    return folder
-
-
-@pytest.fixture
-def corpus(work):
-    corpus = Corpus(work, SCENES, torch.device("cpu"))
-    corpus.load_shards()
-    return corpus
 
 
 @pytest.fixture
@@ -56,8 +38,8 @@ def test_black_and_white_have_different_latents(corpus):
 
 
 @pytest.mark.usefixtures("_small")
-def test_an_interrupted_training_equals_an_uninterrupted_one(work, tmp_path, monkeypatch):
-    pretraining.train(work, SCENES, 4)
+def test_an_interrupted_training_equals_an_uninterrupted_one(work, scenes, monkeypatch):
+    pretraining.train(work, scenes, 4)
     uninterrupted = load_file(work / pretraining.CHECKPOINT)
     (work / pretraining.CHECKPOINT).unlink()
     original = pretraining._make_batch
@@ -70,16 +52,16 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(work, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(pretraining, "_make_batch", stop_at_step_2)
         with pytest.raises(KeyboardInterrupt):
-            pretraining.train(work, SCENES, 4)
-    pretraining.train(work, SCENES, 4)
+            pretraining.train(work, scenes, 4)
+    pretraining.train(work, scenes, 4)
     resumed = load_file(work / pretraining.CHECKPOINT)
     assert resumed.keys() == uninterrupted.keys()
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
 
 
 @pytest.mark.usefixtures("_small")
-def test_the_exported_folder_loads(work, tmp_path):
-    pretraining.train(work, SCENES, 4)
+def test_the_exported_folder_loads(work, scenes, tmp_path):
+    pretraining.train(work, scenes, 4)
     average = load_file(work / pretraining.CHECKPOINT)["average.mask_head.layers.1.weight"]
     pretraining.export(work, tmp_path / "embedded")
     loaded = load_transformer(str(tmp_path / "embedded"), HASHED_WIDTH)

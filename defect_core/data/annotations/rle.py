@@ -4,7 +4,6 @@ All functions check that the runs fit the mask before they allocate it.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,22 +87,6 @@ def decompress_counts(text: str) -> list[int]:
     return counts
 
 
-def compress_counts(counts: Sequence[int]) -> str:
-    """Return run lengths in COCO's compressed notation, the inverse of `decompress_counts`.
-
-    >>> compress_counts([5, 2, 2, 2, 5])
-    '52203'
-    """
-    characters = []
-    for index, count in enumerate(counts):
-        value, more = count - (counts[index - 2] if index > 2 else 0), True
-        while more:
-            group, value = value & 31, value >> 5
-            more = value != (-1 if group & 16 else 0)
-            characters.append(chr(48 + group + (32 if more else 0)))
-    return "".join(characters)
-
-
 def decode_start_lengths(text: str, height: int, width: int) -> NDArray[np.bool_]:
     """Return the mask bool [H, W] of pairs `start length`, counted from 1 down the columns (Severstal).
 
@@ -173,17 +156,6 @@ def parse_integers(text: str) -> list[int]:
         if not part.lstrip("-").isascii() or not part.lstrip("-").isdigit() or len(part) > 18:
             raise ValueError(f"has {part[:20]!r}, which is no integer")
     return [int(part) for part in parts]
-
-
-def encode_runs(flat: NDArray[np.bool_]) -> list[int]:
-    """Return the alternating run lengths of a flat mask bool [N], False pixels first.
-
-    >>> encode_runs(np.array([True, True, False]))
-    [0, 2, 1]
-    """
-    edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
-    lengths = [after - before for before, after in pairwise(edges)]
-    return [0, *lengths] if flat.size and flat[0] else lengths
 
 
 class _Bits:

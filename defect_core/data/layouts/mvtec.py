@@ -29,11 +29,6 @@ def detect_mvtec(reader: SourceReader) -> str:
     return "btad" if train.name.lower() == "ok" and reader.tree.find("test/ko") is not None else "mvtec"
 
 
-def has_mask_folder(reader: SourceReader) -> bool:
-    """Return whether a source has a folder of masks where MVTec AD or MVTec AD 2 has it."""
-    return any(reader.tree.find(place) is not None for place in _mask_places(""))
-
-
 def read_mvtec(reader: SourceReader) -> list[SourceItem]:
     """Read <split>/<normal> and <split>/<defect> with ground_truth/<defect>/<stem>_mask.png (or <stem>.png).
 

@@ -87,7 +87,6 @@ class ImageResult:
         width: in pixels.
         height: in pixels.
         depth: range of the original values.
-        is_color: whether the channels differ.
         file: temporary file of the image.
         original: temporary file with the original values of an image that is not 8 bit.
         masks: the masks; empty for a normal image.
@@ -102,7 +101,6 @@ class ImageResult:
     width: int = 0
     height: int = 0
     depth: str = EIGHT_BIT
-    is_color: bool = False
     file: Path | None = None
     original: Path | None = None
     masks: tuple[MaskPart, ...] = ()
@@ -151,7 +149,6 @@ def _read(task: ImageTask) -> ImageResult:
     result = ImageResult(sha256=pixel_digest(levels), width=width, height=height)
     result.identity = result.sha256 if values.dtype == np.uint8 else _identity(values)
     result.depth = EIGHT_BIT if values.dtype == np.uint8 else str(depth or Depth.of_bits(16))
-    result.is_color = levels.ndim == 3 and bool((levels[::7, ::7] != levels[::7, ::7, :1]).any())
     result.thumbnail = thumbnail(_small(levels))
     is_deep = values.dtype != np.uint8
     _write_image(task, result, levels, info, is_deep)

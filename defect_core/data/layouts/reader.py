@@ -11,7 +11,7 @@ from defect_core.data.layouts.options import LayoutOptions, SourceItem
 from defect_core.data.layouts.tree import Folder, name_key
 from defect_core.data.mask_sources import MaskFile, MaskSource
 from defect_core.data.problems import ProblemLog
-from defect_core.data.records import GOOD, natural_key
+from defect_core.data.records import GOOD
 from defect_core.errors import InputError
 
 MaskRule = Literal["auto", "any", "half", "inverted"]
@@ -271,8 +271,3 @@ def sort_items(items: Iterable[SourceItem]) -> list[SourceItem]:
     for item in ordered:
         labels.setdefault(item.defect or "", len(labels))
     return sorted(ordered, key=lambda item: (item.defect != GOOD, labels[item.defect or ""]))
-
-
-def natural_order(files: Iterable[Path]) -> list[Path]:
-    """Return files in natural order of their paths."""
-    return sorted(files, key=lambda file: natural_key(file.as_posix()))
