@@ -4,7 +4,6 @@ Each section of params.yaml is a subclass that is defined beside the code it con
 Importing this module loads no torch.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
@@ -26,7 +25,9 @@ from defect_core.errors import suggest
 AUTO = "auto"
 POOLED = "pooled"
 MAX_NUMBER = 1e12
-"""Largest absolute value of any number in the settings."""
+"""Largest absolute value of a floating-point number in the settings."""
+MAX_INTEGER = 2**63 - 1
+"""Largest absolute value of an integer, such as a derived seed."""
 MAX_SEED = 2**31 - 1
 
 
@@ -86,8 +87,9 @@ def _check_numbers(value: Any, allowed: set[Any]) -> None:
         if bool not in allowed:
             raise ValueError("expected no true or false")
     elif isinstance(value, int | float):
-        if not math.isfinite(value) or abs(value) > MAX_NUMBER:
-            raise ValueError(f"expected a finite number of at most {MAX_NUMBER:g}")
+        limit = MAX_INTEGER if isinstance(value, int) else MAX_NUMBER
+        if not abs(value) <= limit:  # also NaN
+            raise ValueError(f"expected a finite number of at most {limit:g}")
     elif isinstance(value, str) and str not in allowed:
         # pydantic also reads numbers from text, such as 1e300, which YAML takes for a string.
         if re.fullmatch(r"\s*[+-]?(\.?inf(inity)?|\.?nan|[0-9._]+(e[+-]?[0-9]+)?)\s*", value, re.IGNORECASE):

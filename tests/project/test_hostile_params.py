@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from defect_core.errors import InputError
 from defect_core.project.params import load_params
 from defect_core.project.params_file import parse_params
+from defect_core.synthesis.requests import SynthesisPlan, regeneration_seed
 
 ALIAS_BOMB = "\n".join(
     ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
@@ -72,6 +73,12 @@ def test_aliases_of_usual_size_are_read(tmp_path):
     path.write_text("finetune:\n  seas: &steps {steps: 3}\n  cadiff: *steps\n")
     params = load_params(path)
     assert params.finetune == {"seas": {"steps": 3}, "cadiff": {"steps": 3}}
+
+
+def test_a_plan_has_a_derived_seed_of_63_bits():
+    for regeneration in range(8):
+        seed = regeneration_seed(0, regeneration)
+        assert SynthesisPlan(product="p", generator="g", base_seed=seed, per_defect=1).base_seed == seed
 
 
 def test_numbers_in_the_notation_of_scientists_are_read(tmp_path):
